@@ -1,0 +1,1 @@
+"""ckpt: incremental checkpoint and restore of Linux processes, from outside the target."""

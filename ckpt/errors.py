@@ -1,0 +1,352 @@
+"""The whole error taxonomy: what can go wrong, which exit code it owns, what its fields are.
+
+A message says what happened, what was expected, and what to do. `OSError` is turned into one of
+these once, in `kernel/` (or by the layer that knows the meaning of the path), keeping errno as
+the cause. A bug of ours is not in here: it shows its traceback.
+"""
+
+from typing import ClassVar
+
+import attrs
+
+from ckpt.units import GenerationNo, Pid, Tid
+
+
+class CkptError(Exception):
+    """The root: everything that is a user's or a machine's trouble rather than a bug of ours."""
+
+    exit_code: ClassVar[int] = 1
+    code: ClassVar[str] = "error"
+    """A stable name for programs that read `--json`."""
+
+    def __str__(self) -> str:
+        """The one clear sentence."""
+        return self.message()
+
+    def message(self) -> str:
+        """Return the one clear sentence; each class builds it from its fields."""
+        raise TypeError(f"{type(self).__name__} has no message")
+
+
+@attrs.frozen(eq=False, str=False)
+class UsageError(CkptError):
+    """The command line or the call makes no sense."""
+
+    exit_code = 2
+    code = "usage"
+    text: str
+
+    def message(self) -> str:
+        """See `CkptError.message`."""
+        return self.text
+
+
+class HostError(CkptError):
+    """This machine cannot do it (exit codes 10-19)."""
+
+    exit_code = 10
+    code = "host"
+
+
+@attrs.frozen(eq=False, str=False)
+class FeatureMissing(HostError):
+    """The kernel, or the processor, lacks something that was asked for."""
+
+    exit_code = 11
+    code = "feature-missing"
+    feature: str
+    remedy: str
+
+    def message(self) -> str:
+        """See `CkptError.message`."""
+        return f"this kernel has no {self.feature}: {self.remedy}"
+
+
+@attrs.frozen(eq=False, str=False)
+class NotPermitted(HostError):
+    """We may not do it."""
+
+    exit_code = 12
+    code = "not-permitted"
+    action: str
+    remedy: str
+
+    def message(self) -> str:
+        """See `CkptError.message`."""
+        return f"not permitted to {self.action}: {self.remedy}"
+
+
+@attrs.frozen(eq=False, str=False)
+class HostFull(HostError):
+    """No space, no memory, no descriptors left; nothing was changed."""
+
+    exit_code = 13
+    code = "host-full"
+    what: str
+    remedy: str
+
+    def message(self) -> str:
+        """See `CkptError.message`."""
+        return f"{self.what}: {self.remedy}"
+
+
+class TargetError(CkptError):
+    """The process that should be dumped is the trouble (exit codes 20-29)."""
+
+    exit_code = 20
+    code = "target"
+
+
+@attrs.frozen(eq=False, str=False)
+class TargetGone(TargetError):
+    """The process, or the thread, does not exist (any more)."""
+
+    exit_code = 20
+    code = "target-gone"
+    pid: Pid | Tid
+
+    def message(self) -> str:
+        """See `CkptError.message`."""
+        return f"process {self.pid} does not exist (or has just ended)"
+
+
+@attrs.frozen(slots=True)
+class Finding:
+    """One thing about the target (or the host) that stands in the way; one line for the user."""
+
+    subject: str
+    """Which object: `fd 7`, `vma 7f00-7f10`, `thread 12`."""
+    problem: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        """One line."""
+        return f"{self.subject}: {self.problem}" + (f" ({self.remedy})" if self.remedy else "")
+
+
+@attrs.frozen(eq=False, str=False)
+class UnsupportedState(TargetError):
+    """The target owns something that we cannot capture; all findings at once, target untouched."""
+
+    exit_code = 21
+    code = "unsupported-state"
+    pid: Pid
+    findings: tuple[Finding, ...]
+
+    def message(self) -> str:
+        """See `CkptError.message`."""
+        lines = "".join(f"\n  {finding}" for finding in self.findings)
+        return f"process {self.pid} cannot be checkpointed, and was not touched:{lines}"
+
+
+@attrs.frozen(eq=False, str=False)
+class FreezeTimeout(TargetError):
+    """A task did not stop in time; all were let go."""
+
+    exit_code = 22
+    code = "freeze-timeout"
+    tid: Tid
+    timeout_s: float
+
+    def message(self) -> str:
+        """See `CkptError.message`."""
+        return (
+            f"thread {self.tid} did not stop within {self.timeout_s:g} s (in an uninterruptible"
+            " wait, state D in ps?); the process was let go, try again"
+        )
+
+
+@attrs.frozen(eq=False, str=False)
+class TargetRefused(TargetError):
+    """This pid is one that we never touch: ourselves, an ancestor, a kernel thread, one traced."""
+
+    exit_code = 23
+    code = "target-refused"
+    pid: Pid | Tid
+    reason: str
+
+    def message(self) -> str:
+        """See `CkptError.message`."""
+        return f"process {self.pid} {self.reason}"
+
+
+@attrs.frozen(eq=False, str=False)
+class TargetDamaged(TargetError):
+    """Something of ours could not be undone in the target; says exactly what is left."""
+
+    exit_code = 24
+    code = "target-damaged"
+    pid: Pid | Tid
+    what: str
+
+    def message(self) -> str:
+        """See `CkptError.message`."""
+        return f"process {self.pid} goes on, but {self.what}"
+
+
+class ImageError(CkptError):
+    """The image directory is the trouble (exit codes 30-39)."""
+
+    exit_code = 30
+    code = "image"
+
+
+@attrs.frozen(eq=False, str=False)
+class ImageUnusable(ImageError):
+    """The path is no image directory, or cannot be made or read as one."""
+
+    exit_code = 30
+    code = "image-unusable"
+    path: str
+    reason: str
+
+    def message(self) -> str:
+        """See `CkptError.message`."""
+        return f"{self.path}: {self.reason}"
+
+
+@attrs.frozen(eq=False, str=False)
+class ImageCorrupt(ImageError):
+    """A checksum, a digest or the structure is wrong."""
+
+    exit_code = 31
+    code = "image-corrupt"
+    path: str
+    reason: str
+
+    def message(self) -> str:
+        """See `CkptError.message`."""
+        return f"{self.path} is damaged: {self.reason}"
+
+
+@attrs.frozen(eq=False, str=False)
+class ImageVersion(ImageError):
+    """The image was written by a newer format than this ckpt reads."""
+
+    exit_code = 32
+    code = "image-version"
+    path: str
+    found: str
+    supported: str
+
+    def message(self) -> str:
+        """See `CkptError.message`."""
+        return (
+            f"{self.path} has format {self.found}, this ckpt reads {self.supported}:"
+            " use the ckpt that wrote it, or a newer one"
+        )
+
+
+@attrs.frozen(eq=False, str=False)
+class ChainBroken(ImageError):
+    """A generation's ancestor is missing, or is not the one that it was made against."""
+
+    exit_code = 33
+    code = "chain-broken"
+    path: str
+    reason: str
+
+    def message(self) -> str:
+        """See `CkptError.message`."""
+        return f"{self.path}: {self.reason}"
+
+
+@attrs.frozen(eq=False, str=False)
+class NoGeneration(ImageError):
+    """The generation that was asked for is not in this chain."""
+
+    exit_code = 34
+    code = "no-generation"
+    path: str
+    generation: GenerationNo
+    available: str
+
+    def message(self) -> str:
+        """See `CkptError.message`."""
+        return f"{self.path} has no generation {self.generation}; it has {self.available}"
+
+
+@attrs.frozen(eq=False, str=False)
+class ImageBusy(ImageError):
+    """Another ckpt works in this image directory."""
+
+    exit_code = 35
+    code = "image-busy"
+    path: str
+
+    def message(self) -> str:
+        """See `CkptError.message`."""
+        return f"{self.path} is in use by another ckpt: wait until it has ended"
+
+
+class RestoreError(CkptError):
+    """The process could not be brought back; nothing was left behind (exit codes 40-49)."""
+
+    exit_code = 40
+    code = "restore"
+
+
+@attrs.frozen(eq=False, str=False)
+class RestoreFailed(RestoreError):
+    """The kernel refused one step of the restore."""
+
+    exit_code = 40
+    code = "restore-failed"
+    step: str
+    reason: str
+
+    def message(self) -> str:
+        """See `CkptError.message`."""
+        return f"restore failed at {self.step}: {self.reason}; everything it made was removed"
+
+
+@attrs.frozen(eq=False, str=False)
+class PidTaken(RestoreError):
+    """A pid or tid of the image is in use here."""
+
+    exit_code = 41
+    code = "pid-taken"
+    pid: Pid | Tid
+    holder: str
+
+    def message(self) -> str:
+        """See `CkptError.message`."""
+        return f"pid {self.pid} is taken by {self.holder}: end it, or wait until it is reaped"
+
+
+@attrs.frozen(eq=False, str=False)
+class FileChanged(RestoreError):
+    """Files that the process holds open or mapped are missing or not what they were."""
+
+    exit_code = 42
+    code = "file-changed"
+    findings: tuple[Finding, ...]
+
+    def message(self) -> str:
+        """See `CkptError.message`."""
+        lines = "".join(f"\n  {finding}" for finding in self.findings)
+        return f"files of the process are not as they were:{lines}"
+
+
+@attrs.frozen(eq=False, str=False)
+class HostMismatch(RestoreError):
+    """This host lacks what the process needs (processor, kernel, limits)."""
+
+    exit_code = 43
+    code = "host-mismatch"
+    findings: tuple[Finding, ...]
+
+    def message(self) -> str:
+        """See `CkptError.message`."""
+        lines = "".join(f"\n  {finding}" for finding in self.findings)
+        return f"this host cannot run the process of the image:{lines}"
+
+
+class TrackerLost(CkptError):
+    """The tracker no longer covers the range; treat all of it as written. Never reaches a user."""
+
+    code = "tracker-lost"
+
+    def message(self) -> str:
+        """See `CkptError.message`."""
+        return "the dirty-page tracker was lost"

@@ -1,0 +1,1 @@
+"""The image format: reading, writing and checking chains; touches no live process."""

@@ -1,0 +1,1 @@
+"""The Linux ABI and nothing else: typed system calls, uapi structs, pure /proc parsers."""

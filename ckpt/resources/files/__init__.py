@@ -1,0 +1,1 @@
+"""What lies behind a file descriptor: one file per kind of open file description."""
