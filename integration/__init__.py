@@ -1,0 +1,1 @@
+"""Real processes, real kernels, the real package."""

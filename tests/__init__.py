@@ -1,0 +1,1 @@
+"""No privilege, no waiting: pure logic, mirrors ckpt/."""
