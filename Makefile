@@ -1,0 +1,83 @@
+# Needs make and python3 (3.11 or newer) only; everything else is set up by the targets themselves.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+# What the tests use beyond Python packages: a C compiler and the kernel's headers (structs are
+# compared with them), and the servers that are checkpointed.
+TEST_PACKAGES := gcc libc6-dev redis-server
+KERNELS_PACKAGES := gcc libc6-dev qemu-system-x86 kmod
+
+# Set CKPT_NO_APT=1 to leave the system's packages alone.
+PACKAGES := $(if $(CKPT_NO_APT),:,.ci/packages)
+
+unexport PYTHONPATH PYTHONHOME
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS += --no-builtin-rules
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+# The stamp holds the directory it was made for: scripts in a virtual environment name their
+# interpreter by its full path, so one that was moved, or whose Python is gone, is made anew.
+STAMP := $(VENV)/ready
+ifneq ($(shell $(BIN)/python -c '' 2>/dev/null && cat $(STAMP) 2>/dev/null),$(CURDIR))
+$(shell rm -f $(STAMP))
+endif
+
+.PHONY: help
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: $(STAMP) ## Checkpoint a running program four times, kill it, bring it back (under a minute)
+	@$(BIN)/python integration/demo/demo.py
+
+.PHONY: test
+test: $(STAMP) ## Run all tests of this kernel
+	@$(PACKAGES) $(TEST_PACKAGES)
+	@$(BIN)/python -m pytest tests integration --ignore=integration/kernels
+
+.PHONY: kernels
+kernels: $(STAMP) ## Run the tracker tests under other kernels, in qemu
+	@$(PACKAGES) $(KERNELS_PACKAGES)
+	@$(BIN)/python -m pytest integration/kernels
+
+.PHONY: check
+check: lint types layers rules ## lint + types + layers + rules
+
+.PHONY: lint
+lint: $(STAMP) ## Style of code and docstrings, format
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --check --quiet . || { echo "run: make format"; exit 1; }
+
+.PHONY: types
+types: $(STAMP) ## Strict static types
+	@$(BIN)/mypy
+
+.PHONY: layers
+layers: $(STAMP) ## Imports point down, never up
+	@log=$$($(BIN)/lint-imports --no-cache 2>&1) && tail -n 1 <<<"$$log" || { echo "$$log"; exit 1; }
+
+.PHONY: rules
+rules: $(STAMP) ## What the repository promises about itself
+	@$(BIN)/python -m pytest --quiet tests/test_repo_rules.py
+
+.PHONY: format
+format: $(STAMP) ## Format the code in place
+	@$(BIN)/ruff format --quiet .
+
+.PHONY: wheel
+wheel: $(STAMP) ## Build the wheel into dist/
+	@$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+	@ls dist/*.whl
+
+.PHONY: clean
+clean: ## Remove everything that the other targets made here
+	@rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMP): pyproject.toml .ci/venv
+	@PYTHON='$(PYTHON)' .ci/venv $(VENV)

@@ -1,0 +1,1 @@
+"""What the two test tiers share with pytest itself."""
