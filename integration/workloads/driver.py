@@ -1,0 +1,95 @@
+"""Speak the workloads' line protocol over a pair of pipes, whoever the process at the other end is.
+
+`Program` starts a workload itself; `Dialogue` alone serves a restored process, which was given new
+pipes.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+from integration.workloads.build import build
+
+ANSWER_S = 60.0  # far beyond what any command needs: only a hang reaches it
+
+
+class Dialogue:
+    """One command, one answer, over file descriptors that the caller owns."""
+
+    def __init__(self, commands_fd: int, answers_fd: int) -> None:
+        self._commands_fd = commands_fd
+        self._answers_fd = answers_fd
+        self._held = b""
+
+    def line(self, timeout_s: float = ANSWER_S) -> str:
+        """Return the next line without its newline.
+
+        Raises:
+            TimeoutError: nothing came for so long.
+            EOFError: the program closed its output.
+        """
+        deadline = time.monotonic() + timeout_s
+        while b"\n" not in self._held:
+            left = deadline - time.monotonic()
+            ready = select.select([self._answers_fd], [], [], max(left, 0))[0]
+            if not ready:
+                raise TimeoutError(f"no answer in {timeout_s} s, got {self._held!r}")
+            chunk = os.read(self._answers_fd, 4096)
+            if not chunk:
+                raise EOFError(f"output closed after {self._held!r}")
+            self._held += chunk
+        answer, _, self._held = self._held.partition(b"\n")
+        return answer.decode()
+
+    def tell(self, command: str) -> None:
+        """Send a command, do not wait for its answer."""
+        os.write(self._commands_fd, command.encode() + b"\n")
+
+    def ask(self, command: str, timeout_s: float = ANSWER_S) -> str:
+        """Send a command and return its answer."""
+        self.tell(command)
+        return self.line(timeout_s)
+
+
+class Program(Dialogue):
+    """A workload that was started here and has said `ready`; killed at the end of a `with`."""
+
+    def __init__(self, name: str, *arguments: str, cwd: Path) -> None:
+        self.process = subprocess.Popen(
+            [build(name), *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=cwd,
+            start_new_session=True,
+        )
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        super().__init__(self.process.stdin.fileno(), self.process.stdout.fileno())
+        first = self.line()
+        if first != "ready":
+            raise RuntimeError(f"{name} said {first!r} instead of ready")
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def quit(self) -> int:
+        """Tell it to end and return its exit status."""
+        self.tell("quit")
+        return self.process.wait(ANSWER_S)
+
+    def __enter__(self) -> Program:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGKILL)
+        self.process.wait(ANSWER_S)
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                pipe.close()
