@@ -11,6 +11,7 @@
 
 #define CELL 512ul			/* the unit that has a version; a page is eight of them */
 #define CELLS (PAGE / CELL)
+#define HUGE_PAGES 512ul		/* of a transparent huge page */
 
 /* ---- contents that can be predicted ------------------------------------------------------------ */
 
@@ -28,6 +29,16 @@ static inline uint64_t next_random(uint64_t *state)
 {
 	*state += 0x9e3779b97f4a7c15u;
 	return mix64(*state);
+}
+
+static inline bool content_is_byte(const void *cell, unsigned char byte)
+{
+	const unsigned char *bytes = cell;
+
+	for (size_t i = 0; i < CELL; i++)
+		if (bytes[i] != byte)
+			return false;
+	return true;
 }
 
 /* A version of 0 is all zeroes: the contents of a page that nobody has written. */
@@ -58,6 +69,7 @@ static inline bool content_is(const void *cell, uint64_t id, uint32_t version)
 
 enum { FREED = 1 };			/* page flag: MADV_FREE, not written since: old or zero */
 #define FROM_FILE 0x80000000u		/* version bit: holds cell (version & ~bit) of the data file */
+#define FILLED 0x40000000u		/* version bit: every byte is (version & 0xff) */
 #define FILE_ID (1ull << 40)		/* content identity of the data file's first cell */
 
 struct book {
@@ -114,6 +126,8 @@ static inline bool cell_is(const struct book *book, size_t cell, uint32_t versio
 
 	if (version & FROM_FILE)
 		return content_is(at, FILE_ID + (version & ~FROM_FILE), 1);
+	if (version & FILLED)
+		return content_is_byte(at, (unsigned char)version);
 	return content_is(at, book->id + cell, version);
 }
 
@@ -186,10 +200,62 @@ static inline void book_write(struct book *book, size_t cell, uint32_t version)
 	book_written(book, cell, version);
 }
 
+/* Flip a byte behind the ledger's back, whatever the page's protection is. */
+static inline void book_damage(const struct book *book, size_t page)
+{
+	unsigned char *at = book_page(book, page) + 1234, byte;
+	int fd = open("/proc/self/mem", O_RDWR | O_CLOEXEC);
+
+	if (pread(fd, &byte, 1, (off_t)(uintptr_t)at) != 1)
+		die("read /proc/self/mem");
+	byte ^= 0x10;
+	if (pwrite(fd, &byte, 1, (off_t)(uintptr_t)at) != 1)
+		die("write /proc/self/mem");
+	close(fd);
+}
+
 static inline void book_write_page(struct book *book, size_t page, uint32_t version)
 {
 	for (size_t cell = page * CELLS; cell < (page + 1) * CELLS; cell++)
 		book_write(book, cell, version);
+}
+
+/* Pages at an address where they can be transparent huge ones, and the advice that they should. */
+static inline void *map_huge(size_t n_pages)
+{
+	size_t slop = HUGE_PAGES * PAGE;
+	unsigned char *got = map_anonymous(n_pages + HUGE_PAGES);
+	unsigned char *at = (unsigned char *)(((uintptr_t)got + slop - 1) & ~(slop - 1));
+
+	if (at > got)
+		munmap(got, (size_t)(at - got));
+	munmap(at + n_pages * PAGE, slop - (size_t)(at - got));
+	madvise(at, n_pages * PAGE, MADV_HUGEPAGE);
+	return at;
+}
+
+/* Write PROGRAM-PID.data into the working directory and return it open for reading. It stays there: a
+ * later restore needs it again. Its cell number k has the identity FILE_ID + k and version 1. */
+static inline int make_data_file(const char *program, size_t n_pages)
+{
+	unsigned char page[PAGE];
+	char path[64];
+	int fd;
+
+	snprintf(path, sizeof path, "%s-%d.data", program, (int)getpid());
+	fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+	if (fd < 0)
+		die("%s", path);
+	for (size_t cell = 0; cell < n_pages * CELLS; cell++) {
+		content_fill(page + cell % CELLS * CELL, FILE_ID + cell, 1);
+		if (cell % CELLS == CELLS - 1)
+			write_all(fd, page, PAGE);
+	}
+	close(fd);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		die("%s", path);
+	return fd;
 }
 
 #endif

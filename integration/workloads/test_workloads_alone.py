@@ -67,3 +67,79 @@ def test_the_end_of_input_is_quit(tmp_path):
     with Program("writer", "--mib", "16", cwd=tmp_path) as writer:
         writer.process.stdin.close()
         assert writer.process.wait(30) == 0
+
+
+TRACKER_CASES = {
+    "t_write": "one many page across",
+    "t_kernel_write": "read recv pread",
+    "t_foreign_write": "one",
+    "t_remap_same": "part write one most",
+    "t_dontneed": "part write one most",
+    "t_free": "part reclaim write page",
+    "t_mremap": "move grow shrink move_grow move_shrink move_keep one",
+    "t_mprotect": "readonly writable cycle none",
+    "t_brk_stack": "brk_grow stack_grow brk_shrink",
+    "t_file_private": "write look relocate drop",
+    "t_fork": "write only",
+    "t_thp": "one drop protect collapse",
+    "t_first_touch": "write read kernel",
+    "t_full_speed": "run",
+    "t_exec": "exec",
+}
+
+
+def changed(program: Program) -> dict[str, list[int]]:
+    kinds: dict[str, list[int]] = {}
+    for word in program.ask("written").split():
+        if word in {"written", "gone", "freed", "moved"}:
+            pages = kinds[word] = []
+        else:
+            pages.append(int(word, 16))
+    return kinds
+
+
+@pytest.mark.parametrize(("case", "steps"), TRACKER_CASES.items(), ids=TRACKER_CASES)
+def test_a_tracker_case_stays_right_and_notices_damage(tmp_path, case, steps):
+    with Program("tracker_cases", case, cwd=tmp_path) as program:
+        assert program.ask("steps") == f"steps {steps}"
+        names = [f"step {name}" for name in steps.split()]
+        assert_steps_and_damage(program, [*names, *["step"] * 30, *names[::-1]])
+
+
+def test_a_tracker_case_names_the_pages_it_changed(tmp_path):
+    with Program("tracker_cases", "t_dontneed", cwd=tmp_path) as program:
+        assert changed(program) == {"written": [], "gone": [], "freed": [], "moved": []}
+        program.ask("step one")
+        pages = changed(program)
+        assert len(pages["written"]) == 1
+        assert pages["gone"] == []
+        program.ask("step write")
+        pages = changed(program)
+        assert len(pages["gone"]) == 4
+        assert set(pages["written"]) < set(pages["gone"])
+
+
+def test_foreign_bytes_are_expected_page_by_page(tmp_path):
+    with Program("tracker_cases", "t_foreign_write", cwd=tmp_path) as program:
+        address, length, pattern = program.ask("where").split()
+        assert int(length) == 64 * 4096
+        with open(f"/proc/{program.pid}/mem", "r+b", buffering=0) as memory:
+            memory.seek(int(address, 16) + 5 * 4096)
+            memory.write(bytes([int(pattern, 16)]) * 4096)
+        assert program.ask("check").startswith("FAIL pages page 5 ")
+        assert program.ask(f"expect {pattern} 5") == "expected"
+        assert program.ask("check") == "ok"
+
+
+def test_freed_pages_really_go_when_the_kernel_reclaims(tmp_path):
+    with Program("tracker_cases", "t_free", cwd=tmp_path) as program:
+        program.ask("step reclaim")
+        pages = changed(program)["freed"]
+        with open(f"/proc/{program.pid}/mem", "rb", buffering=0) as memory:
+            memory.seek(pages[0])
+            assert memory.read(4 * 4096) == bytes(4 * 4096)
+
+
+def test_the_huge_case_has_huge_pages(tmp_path):
+    with Program("tracker_cases", "t_thp", cwd=tmp_path) as program:
+        assert program.ask("huge") == "huge 4096"

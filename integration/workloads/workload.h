@@ -102,7 +102,7 @@ static inline void write_all(int fd, const void *data, size_t len)
 /* Answer one line. */
 static inline __attribute__((format(printf, 1, 2))) void say(const char *format, ...)
 {
-	char text[512];
+	char text[16384];
 	va_list args;
 	int len;
 
@@ -203,12 +203,12 @@ static inline void obey(const struct program *program, char *name, char *argumen
 	}
 }
 
-/* Say ready, obey commands until quit or the end of input; the value is main's exit status. */
-static inline int serve(const struct program *program)
+/* Obey commands until quit or the end of input; the value is main's exit status. A step may answer by
+ * itself and go on in a loop of its own, deeper in the stack. */
+static inline int serve_loop(const struct program *program)
 {
 	char line[256];
 
-	say("ready");
 	while (next_line(line, sizeof line) && strcmp(line, "quit")) {
 		char *argument = strchr(line, ' ');
 
@@ -217,6 +217,12 @@ static inline int serve(const struct program *program)
 		obey(program, line, argument ? argument : line + strlen(line));
 	}
 	return verdict.ever ? 1 : 0;
+}
+
+static inline int serve(const struct program *program)
+{
+	say("ready");
+	return serve_loop(program);
 }
 
 /* ---- time and small syscalls ------------------------------------------------------------------ */

@@ -130,8 +130,7 @@ static void corrupt(void)
 
 	if (!paused)
 		paused = gate_close(&gate);
-	unshield(w, &w->anon, w->anon.n_pages / 2, 1);
-	book_page(&w->anon, w->anon.n_pages / 2)[1234] ^= 0x10;
+	book_damage(&w->anon, w->anon.n_pages / 2);
 }
 
 static void step(const char *name)
@@ -148,41 +147,6 @@ static void step(const char *name)
 }
 
 /* ---- start ------------------------------------------------------------------------------------ */
-
-static void make_data_file(void)
-{
-	unsigned char page[PAGE];
-	char data_path[64];
-	int fd;
-
-	snprintf(data_path, sizeof data_path, "writer-%d.data", (int)getpid());
-	fd = open(data_path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-	if (fd < 0)
-		die("%s", data_path);
-	for (size_t cell = 0; cell < n_file_pages * (size_t)n_threads * CELLS; cell++) {
-		content_fill(page + cell % CELLS * CELL, FILE_ID + cell, 1);
-		if (cell % CELLS == CELLS - 1)
-			write_all(fd, page, PAGE);
-	}
-	close(fd);
-	data_fd = open(data_path, O_RDONLY | O_CLOEXEC);
-	zero_fd = open("/dev/zero", O_RDONLY | O_CLOEXEC);
-	if (data_fd < 0 || zero_fd < 0)
-		die("open");
-}
-
-static void *map_huge(size_t n_pages)
-{
-	size_t slop = HUGE_PAGES * PAGE;
-	unsigned char *got = map_anonymous(n_pages + HUGE_PAGES);
-	unsigned char *at = (unsigned char *)(((uintptr_t)got + slop - 1) & ~(slop - 1));
-
-	if (at > got)
-		munmap(got, (size_t)(at - got));
-	munmap(at + n_pages * PAGE, slop - (size_t)(at - got));
-	madvise(at, n_pages * PAGE, MADV_HUGEPAGE);
-	return at;
-}
 
 /* A mapping that grows down needs room: a fence, a hole for it to grow into, its first page on top. */
 static void *map_stack(void)
@@ -281,7 +245,8 @@ int main(int argc, char **argv)
 	choose_ops(ops);
 	n_pages = (size_t)mib * 256 / (size_t)n_threads;
 	n_file_pages = n_pages / 8;
-	make_data_file();
+	data_fd = make_data_file("writer", n_file_pages * (size_t)n_threads);
+	zero_fd = open("/dev/zero", O_RDONLY | O_CLOEXEC);
 	gate.n_workers = n_threads;
 	atomic_store(&gate.closed, 1);
 	for (int i = 0; i < n_threads; i++) {

@@ -10,7 +10,6 @@
 #define SEGMENTS 4		/* mremap'ed ranges of a thread */
 #define SLOTS (2 * SEGMENTS)	/* places where they can be */
 #define SLOT_PAGES 32ul
-#define HUGE_PAGES 512ul	/* of a transparent huge page */
 #define STACK_PAGES 64ul
 #define BRK_PAGES 256ul
 #define SHIELDS 8		/* read-only ranges of a thread at one time */
