@@ -1,0 +1,262 @@
+"""What of the Linux ABI depends on an x86-64 processor.
+
+Registers, the machine code that runs in an arena, the signal frame that lets a task heal itself,
+and the rules by which the kernel restarts an interrupted system call. Neighbours:
+`kernel/ptrace.py` moves the registers, `process/` decides what to run.
+
+Sources: arch/x86/include/uapi/asm/{sigcontext,ucontext,ptrace-abi}.h,
+arch/x86/kernel/signal.c (Linux 6.18), System V AMD64 ABI for the red zone.
+"""
+
+import struct
+
+from ptrace.binding.linux_struct import user_regs_struct
+
+from ckpt.kernel.arch import NR
+from ckpt.units import RemoteAddr
+
+Registers = user_regs_struct
+"""`struct user_regs_struct`, the PRSTATUS register set: 27 words of 8 bytes."""
+
+PAGE_SIZE = 4096
+SYSCALL_INSN = b"\x0f\x05"
+MACHINE = "x86_64"
+RED_ZONE = 128
+"""Bytes below the stack pointer that belong to the running function."""
+USER_END = RemoteAddr(0x7FFF_FFFF_F000)
+"""The end of the addresses that mmap gives out with four-level page tables (TASK_SIZE)."""
+
+ARGUMENT_REGISTERS = ("rdi", "rsi", "rdx", "r10", "r8", "r9")
+
+# Errors that only the kernel itself and a tracer see (include/linux/errno.h).
+ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND, ERESTART_RESTARTBLOCK = 512, 513, 514, 516
+EINTR = 4
+
+UNINTERRUPTED_ONLY = frozenset(
+    {
+        NR.epoll_wait,
+        NR.epoll_pwait,
+        NR.epoll_pwait2,
+        NR.rt_sigtimedwait,
+        NR.semop,
+        NR.semtimedop,
+        NR.io_getevents,
+        NR.io_pgetevents,
+    }
+)
+"""Calls that return EINTR when any stop interrupts them, SA_RESTART or not (signal(7))."""
+
+_CALL = struct.Struct("<8Q")
+CALL_SIZE = _CALL.size
+"""Bytes of one entry of a batch: number, six arguments, result."""
+
+# rbx walks the table to rbp; r12, r13, r14 are tgid, tid and the end mark's signal;
+# r15 points behind the return address of the signal frame in the arena.
+BATCH_ASM = """
+next:   cmp rbx, rbp
+        je done
+        mov rax, [rbx]
+        mov rdi, [rbx+8]
+        mov rsi, [rbx+16]
+        mov rdx, [rbx+24]
+        mov r10, [rbx+32]
+        mov r8, [rbx+40]
+        mov r9, [rbx+48]
+        syscall
+        mov [rbx+56], rax
+        add rbx, 64
+        jmp next
+done:   mov eax, 234
+        mov edi, r12d
+        mov esi, r13d
+        mov edx, r14d
+        syscall
+        mov rsp, r15
+        mov eax, 15
+        syscall
+        ud2
+"""
+BATCH_CODE = bytes.fromhex(
+    "4839eb 7427 488b03 488b7b08 488b7310 488b5318 4c8b5320 4c8b4328 4c8b4b30 0f05"
+    "48894338 4883c340 ebd4"
+    "b8ea000000 4489e7 4489ee 4489f2 0f05 4c89fc b80f000000 0f05 0f0b"
+)
+"""`BATCH_ASM`, assembled: runs the table, marks the end by a signal to itself, then heals."""
+
+PAUSE_ASM = """
+again:  mov eax, 34
+        syscall
+        jmp again
+"""
+PAUSE_CODE = bytes.fromhex("b822000000 0f05 ebf7")
+"""`PAUSE_ASM`, assembled: waits for ever; what the seed does until it is taken over."""
+
+POLL_ASM = """
+again:  lea rdi, [rip+pollfd]
+        mov esi, 1
+        mov edx, -1
+        mov eax, 7
+        syscall
+        cmp eax, 1
+        jne again
+        xor edi, edi
+        mov eax, 231
+        syscall
+        .balign 8
+pollfd: .int 0, 1
+"""
+POLL_CODE = bytes.fromhex(
+    "488d3d21000000 be01000000 baffffffff b807000000 0f05 83f801 75e3 31ff b8e7000000 0f05"
+    "6690 00000000 01000000"
+)
+"""`POLL_ASM`, assembled: waits until descriptor 0 is readable, then exits; the keeper's body."""
+
+
+def copy_registers(registers: Registers) -> Registers:
+    """Return an independent copy."""
+    return Registers.from_buffer_copy(registers)
+
+
+def pack_call(nr: int, args: tuple[int, ...]) -> bytes:
+    """Pack one entry of a batch; missing arguments are 0, negative ones become unsigned."""
+    words = [nr, *args, *(0,) * (6 - len(args)), 0]
+    return _CALL.pack(*(word & 0xFFFF_FFFF_FFFF_FFFF for word in words))
+
+
+def unpack_args(batch: bytes, index: int) -> tuple[int, ...]:
+    """Return the six argument words of entry `index` of a packed batch."""
+    return _CALL.unpack_from(batch, index * CALL_SIZE)[1:7]
+
+
+def unpack_result(entry: bytes) -> int:
+    """Return the signed result word of an entry that has run."""
+    return int(struct.unpack_from("<q", entry, 56)[0])
+
+
+def result_of(registers: Registers) -> int:
+    """Return the signed result of the system call that has just returned."""
+    value = int(registers.rax)
+    return value - (1 << 64) if value >> 63 else value
+
+
+def single_call_registers(
+    base: Registers, at: RemoteAddr, nr: int, args: tuple[int, ...]
+) -> Registers:
+    """Return registers that make the `syscall` instruction at `at` run one call."""
+    registers = copy_registers(base)
+    registers.rip = at
+    registers.rax = nr
+    # No system call is in progress any more: the kernel must not apply its restart rules.
+    registers.orig_rax = 0xFFFF_FFFF_FFFF_FFFF
+    for name, value in zip(ARGUMENT_REGISTERS, args + (0,) * (6 - len(args)), strict=True):
+        setattr(registers, name, value & 0xFFFF_FFFF_FFFF_FFFF)
+    return registers
+
+
+def batch_registers(
+    base: Registers, code: int, table: int, n_calls: int, tgid: int, tid: int, sig: int, frame: int
+) -> Registers:
+    """Return registers that run a batch of `n_calls` at `table` with the loop at `code`.
+
+    `frame` is the address of what `signal_frame` made, `sig` the signal that marks the end.
+    """
+    registers = copy_registers(base)
+    registers.rip, registers.orig_rax, registers.rax = code, 0xFFFF_FFFF_FFFF_FFFF, 0
+    registers.rbx, registers.rbp = table, table + n_calls * CALL_SIZE
+    registers.r12, registers.r13, registers.r14 = tgid, tid, sig
+    registers.r15 = frame + 8
+    # Direction flag clear, trap flag clear: as at a function's entry.
+    registers.eflags &= ~0x500
+    return registers
+
+
+_SIGCONTEXT = struct.Struct("<18Q4H4QQ8Q")
+_UC_FLAGS = 0x1 | 0x2 | 0x4  # UC_FP_XSTATE, UC_SIGCONTEXT_SS, UC_STRICT_RESTORE_SS
+_FP_XSTATE_MAGIC1, _FP_XSTATE_MAGIC2 = 0x46505853, 0x46505845
+_SW_RESERVED = 464
+"""Offset of `struct _fpx_sw_bytes` in the XSAVE area (sigcontext.h)."""
+_XFEATURES = 512
+"""Offset of the XSAVE header: the bitmap of components in use."""
+_NO_ALTSTACK_CHANGE = 3
+"""An invalid ss_flags: the kernel leaves the alternative stack as it is (do_sigaltstack)."""
+
+
+def _xsave_area(xstate: bytes, xfeatures_mask: int) -> bytes:
+    """Return `xstate` with the magic words by which the kernel knows an extended frame."""
+    area = bytearray(xstate)
+    sw = struct.pack("<IIQI28x", _FP_XSTATE_MAGIC1, len(area) + 4, xfeatures_mask, len(area))
+    area[_SW_RESERVED : _SW_RESERVED + len(sw)] = sw
+    return bytes(area) + struct.pack("<I", _FP_XSTATE_MAGIC2)
+
+
+def xfeatures_mask(xstate: bytes) -> int:
+    """Return the components that this kernel saves: XCR0, kept where ptrace puts it (464)."""
+    return int(struct.unpack_from("<Q", xstate, _SW_RESERVED)[0])
+
+
+def signal_frame(registers: Registers, xstate: bytes, sigmask: int, at: RemoteAddr) -> bytes:
+    """Return a `struct rt_sigframe` for address `at` (16-byte aligned) that restores a task.
+
+    rt_sigreturn with the stack pointer at `at + 8` gives back every register, the whole XSTATE
+    and the mask. Interrupted system calls follow the kernel's restart rule, since rt_sigreturn
+    itself applies none.
+    """
+    regs = restarted(registers)
+    fpstate = (at + 8 + 304 + 128 + 63) // 64 * 64
+    context = _SIGCONTEXT.pack(
+        *(getattr(regs, name) for name in ("r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15")),
+        *(getattr(regs, name) for name in ("rdi", "rsi", "rbp", "rbx", "rdx", "rax", "rcx", "rsp")),
+        regs.rip,
+        regs.eflags,
+        regs.cs & 0xFFFF,
+        regs.gs & 0xFFFF,
+        regs.fs & 0xFFFF,
+        regs.ss & 0xFFFF,
+        *(0, 0, 0, 0),
+        fpstate,
+        *(0,) * 8,
+    )
+    ucontext = (
+        struct.pack("<QQ", _UC_FLAGS, 0)
+        + struct.pack("<QiiQ", 0, _NO_ALTSTACK_CHANGE, 0, 0)
+        + context
+        + struct.pack("<Q", sigmask)
+    )
+    head = struct.pack("<Q", 0) + ucontext
+    return head.ljust(fpstate - at, b"\0") + _xsave_area(xstate, xfeatures_mask(xstate))
+
+
+def interrupted_call(registers: Registers) -> int | None:
+    """Return the number of the system call that the stop interrupted and that must go on.
+
+    None if the task was in user space, or its call had ended with a result of its own.
+    """
+    nr = int(registers.orig_rax)
+    if nr >> 63:
+        return None
+    result = result_of(registers)
+    if -result in (ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND, ERESTART_RESTARTBLOCK):
+        return nr
+    if result == -EINTR and nr in UNINTERRUPTED_ONLY:
+        return nr
+    return None
+
+
+def needs_our_restart(registers: Registers) -> bool:
+    """Tell whether the kernel would hand EINTR to the task although only our stop came by."""
+    return result_of(registers) == -EINTR and interrupted_call(registers) is not None
+
+
+def restarted(registers: Registers) -> Registers:
+    """Return registers that issue the interrupted call again with its own arguments.
+
+    The same as arch_do_signal_or_restart does for -ERESTARTSYS and its kin; with
+    -ERESTART_RESTARTBLOCK the time that has passed is lost unless the caller adapts the argument.
+    """
+    nr = interrupted_call(registers)
+    again = copy_registers(registers)
+    if nr is not None:
+        again.rax = nr
+        again.rip -= len(SYSCALL_INSN)
+        again.orig_rax = 0xFFFF_FFFF_FFFF_FFFF
+    return again

@@ -1,0 +1,188 @@
+"""The arena: a small mapping in the target for code and data of remote system calls.
+
+    +0       code (read, execute)     the loop of `arch.BATCH_CODE`
+    +1 page  signal frame             the way back for a task whose tracer has died
+    +5 pages table and memory         the calls of one batch, their arguments, their results
+
+A batch costs two stops, however many calls it has. While it runs, every signal is blocked but one
+that does nothing by default and has no handler in the target: the loop ends by sending that to
+itself. Traced, it is our stop. If we were killed meanwhile, it is nothing, and the next
+instruction, rt_sigreturn on the prepared frame, gives the task its own registers back.
+
+The mapping is made and removed by single calls through a `syscall` instruction of the target
+(`task.run_single`): windows of about 0.1 ms in which a killed ckpt would leave the task astray.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import attrs
+
+from ckpt.errors import HostFull, TargetGone
+from ckpt.kernel import procfs, ptrace
+from ckpt.kernel.arch import x86_64 as arch
+from ckpt.kernel.arch import NR
+from ckpt.process import memory
+from ckpt.process.remote import Call, Reply, pack_batch, size_of, unpack_replies
+from ckpt.process.task import ALL_SIGNALS, Task
+from ckpt.units import AddrRange, Pid, RemoteAddr, Tid, addr_range
+
+_PROT_READ, _PROT_WRITE, _PROT_EXEC = 1, 2, 4
+_MAP_PRIVATE, _MAP_ANONYMOUS, MAP_FIXED_NOREPLACE = 0x02, 0x20, 0x100000
+
+_SIGURG, _SIGCHLD, _SIGWINCH = 23, 17, 28
+_FRAME_PAGES = 4
+_DATA_OFFSET = arch.PAGE_SIZE * (1 + _FRAME_PAGES)
+ARENA_SIZE = arch.PAGE_SIZE * 80
+"""Bytes of the whole mapping; only the pages that a batch needs are ever touched."""
+
+
+def find_syscall_insn(pid: Pid) -> RemoteAddr:
+    """Return the address of a `syscall` instruction in the target's executable memory.
+
+    The vdso has one (the fallback of clock_gettime); else any executable mapping is searched.
+
+    Raises:
+        TargetGone: the process ended.
+        HostFull: there is none (a target without vdso and without libc).
+    """
+    executable = [vma for vma in procfs.read_maps(pid) if vma.executable and vma.readable]
+    executable.sort(key=lambda vma: vma.path != "[vdso]")
+    for vma in executable:
+        code = memory.read(pid, vma.span.start, vma.span.len_bytes)
+        at = code.find(arch.SYSCALL_INSN)
+        if at >= 0:
+            return RemoteAddr(vma.span.start + at)
+    raise HostFull(f"process {pid} has no syscall instruction", "nothing can be asked inside it")
+
+
+def choose_end_mark(task: Task) -> int | None:
+    """Return a signal that this task would not notice: ignored by default, no handler, not queued.
+
+    A blocked one is not taken either, since a target may wait for it with sigwait or signalfd.
+    None if the target uses all of them.
+    """
+    status = procfs.read_status(Pid(task.tid))
+    used = status.sig_caught | status.sig_pending | status.shared_pending | task.sigmask
+    for sig in (_SIGWINCH, _SIGURG, _SIGCHLD):
+        if not used >> (sig - 1) & 1:
+            return sig
+    return None
+
+
+@attrs.define(slots=True, eq=False)
+class Arena:
+    """A mapping of ours in a stopped process; runs batches on its tasks."""
+
+    pid: Pid
+    tgid: int
+    """The process's pid as it sees it itself (its own pid namespace)."""
+    base: RemoteAddr
+    insn: RemoteAddr
+    """A `syscall` instruction of the target, for calls that must be stepped."""
+    size: int = ARENA_SIZE
+
+    @property
+    def span(self) -> AddrRange:
+        """Its addresses."""
+        return addr_range(self.base, self.size)
+
+    def run(self, task: Task, calls: Sequence[Call]) -> list[Reply]:
+        """Run `calls` in the name of `task`, in their order; replies in the same order.
+
+        A call that fails does not end the batch. See `run_collecting` for calls that make tasks.
+        """
+        return self.run_collecting(task, calls)[0]
+
+    def run_collecting(self, task: Task, calls: Sequence[Call]) -> tuple[list[Reply], list[Tid]]:
+        """Run `calls`; return the replies and the tasks that were made by them."""
+        replies: list[Reply] = []
+        made: list[Tid] = []
+        sig = choose_end_mark(task)
+        room = self.size - _DATA_OFFSET
+        part: list[Call] = []
+        used = 0
+        for asked in calls:
+            need = size_of(asked)
+            if need > room:
+                raise ValueError(f"{asked} needs {need} bytes, the arena has {room}")
+            if used + need > room:
+                self._run_part(task, part, sig, replies, made)
+                part, used = [], 0
+            part.append(asked)
+            used += need
+        if part:
+            self._run_part(task, part, sig, replies, made)
+        return replies, made
+
+    def _run_part(
+        self,
+        task: Task,
+        calls: list[Call],
+        sig: int | None,
+        replies: list[Reply],
+        made: list[Tid],
+    ) -> None:
+        at = RemoteAddr(self.base + _DATA_OFFSET)
+        batch = pack_batch(calls, at)
+        frame_at = RemoteAddr(self.base + arch.PAGE_SIZE)
+        frame = arch.signal_frame(task.registers, task.xstate, task.sigmask, frame_at)
+        memory.write(self.pid, frame_at, frame)
+        memory.write(self.pid, at, batch)
+        if sig is None:
+            replies += self._step(task, calls, batch)
+            return
+        registers = arch.batch_registers(
+            task.registers, self.base, at, len(calls), self.tgid, task.tid, sig, frame_at
+        )
+        task.prepare_to_run(registers, ALL_SIGNALS & ~(1 << (sig - 1)))
+        ptrace.cont(task.tid)
+        made += task.wait_for(sig)
+        replies += unpack_replies(calls, memory.read(self.pid, at, len(batch)))
+
+    def _step(self, task: Task, calls: list[Call], batch: bytes) -> list[Reply]:
+        """Run a batch call by call, for a target that uses every signal that could end the loop."""
+        values = [
+            task.run_single(self.insn, asked.nr, *arch.unpack_args(batch, index)).value
+            for index, asked in enumerate(calls)
+        ]
+        at = RemoteAddr(self.base + _DATA_OFFSET)
+        after = memory.read(self.pid, at, len(batch))
+        replies = unpack_replies(calls, after)
+        return [
+            attrs.evolve(reply, value=value) for reply, value in zip(replies, values, strict=True)
+        ]
+
+
+def map_arena(task: Task, insn: RemoteAddr, at: RemoteAddr | None = None) -> RemoteAddr:
+    """Map an arena (at `at`, where nothing may be, or anywhere) and write its code.
+
+    Raises:
+        HostFull: the kernel has no room for it (address space limit, memory).
+    """
+    flags = _MAP_PRIVATE | _MAP_ANONYMOUS | (MAP_FIXED_NOREPLACE if at else 0)
+    reply = task.run_single(
+        insn, NR.mmap, at or 0, ARENA_SIZE, _PROT_READ | _PROT_WRITE, flags, -1, 0
+    )
+    if not reply.ok:
+        raise HostFull(
+            f"no room for {ARENA_SIZE // 1024} KiB in process {task.tid} ({reply})",
+            "raise its limit of address space (RLIMIT_AS), or free memory",
+        )
+    base = RemoteAddr(reply.value)
+    memory.write(Pid(task.tid), base, arch.BATCH_CODE)
+    task.run_single(insn, NR.mprotect, base, arch.PAGE_SIZE, _PROT_READ | _PROT_EXEC)
+    return base
+
+
+@contextlib.contextmanager
+def arena(pid: Pid, tgid: int, task: Task) -> Iterator[Arena]:
+    """Lend an arena in the stopped process `pid`; gone again on the way out, whatever happened."""
+    insn = find_syscall_insn(pid)
+    base = map_arena(task, insn)
+    try:
+        yield Arena(pid, tgid, base, insn)
+    finally:
+        with contextlib.suppress(TargetGone):
+            task.run_single(insn, NR.munmap, base, ARENA_SIZE)
+            task.put_back()

@@ -1,0 +1,165 @@
+"""The seed: the tiny program that a restore starts and turns into the restored process.
+
+    seed                    a few instructions, our child, with all open files of the image
+     └ clone3(set_tid) ──>  embryo: the same, with the pid of the image; also our child
+
+The embryo is under our ptrace from its first instant and dies with us (PTRACE_O_EXITKILL) until it
+is let go, so a failed restore leaves nothing behind.
+"""
+
+import contextlib
+import os
+import signal
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import attrs
+
+from ckpt.errors import PidTaken, RestoreFailed, TargetGone
+from ckpt.kernel import ptrace
+from ckpt.kernel.arch import NR
+from ckpt.kernel.arch import x86_64 as arch
+from ckpt.process import memory
+from ckpt.process.arena import Arena, map_arena
+from ckpt.process.programs import CODE_AT, spawn
+from ckpt.process.remote import Call, Reply
+from ckpt.process.task import Task
+from ckpt.units import AddrRange, Fd, Pid, RemoteAddr, Tid
+
+NAME = "ckpt-seed"
+_OPTIONS = ptrace.Option.EXITKILL | ptrace.Option.TRACECLONE | ptrace.Option.TRACEFORK
+_CLONE_PARENT, _CLONE_NEWTIME = 0x8000, 0x80
+_CLONE_ARGS = struct.Struct("<11Q")
+_SYSCALL_AT = RemoteAddr(CODE_AT + arch.PAUSE_CODE.index(arch.SYSCALL_INSN))
+_EEXIST = 17
+
+
+@attrs.frozen(slots=True)
+class ClockOffsets:
+    """What a time namespace adds to the host's clocks, in nanoseconds (time_namespaces(7))."""
+
+    monotonic_ns: int
+    boottime_ns: int
+
+
+@attrs.define(slots=True, eq=False)
+class Embryo:
+    """A process under construction: the right pid, our arena, and soon the image's memory."""
+
+    pid: Pid
+    leader: Task
+    tasks: dict[Tid, Task]
+    arena: Arena
+
+    def run(self, calls: list[Call], task: Task | None = None) -> list[Reply]:
+        """Run a batch in the name of `task` (the leader by default)."""
+        return self.arena.run(task or self.leader, calls)
+
+    def run_checked(self, step: str, calls: list[Call], task: Task | None = None) -> list[Reply]:
+        """Run a batch of which every call must succeed.
+
+        Raises:
+            RestoreFailed: the kernel refused one; `step` says in which part of the restore.
+        """
+        replies = self.run(calls, task)
+        for reply in replies:
+            if not reply.ok:
+                raise RestoreFailed(step, str(reply))
+        return replies
+
+
+@contextlib.contextmanager
+def plant(
+    pid: Pid, fds: dict[Fd, Fd], offsets: ClockOffsets | None, arena_at: AddrRange
+) -> Iterator[Embryo]:
+    """Start a seed and make the embryo with process id `pid`; kill it if the block fails.
+
+    Args:
+        pid: which id the restored process has.
+        fds: descriptors that it inherits: number there -> descriptor here.
+        offsets: of a new time namespace for it; None: it stays in ours.
+        arena_at: addresses that neither the seed nor the image uses, for the arena.
+
+    Raises:
+        PidTaken: `pid` is in use, or its zombie still waits for a parent.
+        RestoreFailed: the kernel refused something else.
+    """
+    seed_pid = spawn(NAME, arch.PAUSE_CODE, fds, new_session=False)
+    made: Pid | None = None
+    try:
+        seed = _take_over(seed_pid)
+        if offsets is not None:
+            _enter_time_namespace(seed, offsets)
+        made = _clone(seed, pid)
+        leader = adopt(Tid(made))
+        _end(seed_pid)
+        seed_pid = Pid(0)
+        base = map_arena(leader, _SYSCALL_AT, arena_at.start)
+        insn = RemoteAddr(base + arch.BATCH_CODE.index(arch.SYSCALL_INSN))
+        embryo = Embryo(made, leader, {leader.tid: leader}, Arena(made, made, base, insn))
+        yield embryo
+    except BaseException:
+        if made is not None:
+            _end(made)
+        raise
+    finally:
+        if seed_pid:
+            _end(seed_pid)
+
+
+def _take_over(pid: Pid) -> Task:
+    ptrace.seize(Tid(pid), _OPTIONS)
+    ptrace.interrupt(Tid(pid))
+    return adopt(Tid(pid))
+
+
+def adopt(tid: Tid) -> Task:
+    """Wait for the first stop of a task that we made: it is traced from birth, and ran nothing."""
+    status = ptrace.wait(tid)
+    if status is None or status.kind is not ptrace.Kind.INTERRUPTED:
+        raise TargetGone(tid)
+    task = Task(tid)
+    task.read_state()
+    return task
+
+
+def _enter_time_namespace(seed: Task, offsets: ClockOffsets) -> None:
+    reply = seed.run_single(_SYSCALL_AT, NR.unshare, _CLONE_NEWTIME)
+    if not reply.ok:
+        raise RestoreFailed("making a time namespace", str(reply))
+    lines = ""
+    for clock, ns in (("monotonic", offsets.monotonic_ns), ("boottime", offsets.boottime_ns)):
+        lines += f"{clock} {ns // 1_000_000_000} {ns % 1_000_000_000}\n"
+    try:
+        Path(f"/proc/{seed.tid}/timens_offsets").write_text(lines, encoding="ascii")
+    except OSError as error:
+        raise RestoreFailed("setting the clocks of the time namespace", str(error)) from error
+
+
+def _clone(seed: Task, pid: Pid) -> Pid:
+    """Fork the seed with a chosen pid, as a child of ours (CLONE_PARENT)."""
+    at = RemoteAddr(seed.registers.rsp - 1024)
+    args = _CLONE_ARGS.pack(_CLONE_PARENT, 0, 0, 0, 0, 0, 0, 0, at + _CLONE_ARGS.size, 1, 0)
+    memory.write(seed.tid, at, args + struct.pack("<i", pid))
+    reply = seed.run_single(_SYSCALL_AT, NR.clone3, at, _CLONE_ARGS.size)
+    if reply.error == _EEXIST:
+        raise PidTaken(pid, _holder(pid))
+    if not reply.ok:
+        raise RestoreFailed(f"making process {pid}", str(reply))
+    return Pid(reply.value)
+
+
+def _holder(pid: Pid) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return "a process group or a session"
+
+
+def _end(pid: Pid) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    with contextlib.suppress(TargetGone):
+        while (status := ptrace.wait(Tid(pid))) is not None and not status.gone:
+            pass

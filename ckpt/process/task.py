@@ -1,0 +1,120 @@
+"""One stopped thread: what it was doing when we stopped it, and single calls made in its name.
+
+The state at the stop (`registers`, `sigmask`) is read once, when the freezer has stopped the
+thread, and is what the thread gets back, whatever ran in between. `freezer.py` makes these,
+`arena.py` runs batches on them.
+"""
+
+import struct
+
+import attrs
+
+from ckpt.errors import TargetGone
+from ckpt.kernel import ptrace
+from ckpt.kernel.arch import x86_64 as arch
+from ckpt.kernel.arch import NR
+from ckpt.process import memory
+from ckpt.process.remote import Call, Reply
+from ckpt.units import RemoteAddr, Tid
+
+ALL_SIGNALS = 0xFFFF_FFFF_FFFF_FFFF
+_SIGTRAP, _SIGSTOP = 5, 19
+_RSEQ_CS_OFFSET = 8
+_RSEQ_CS = struct.Struct("<IIQQQ")
+
+
+@attrs.define(slots=True, eq=False)
+class Task:
+    """A thread that is stopped under our ptrace."""
+
+    tid: Tid
+    group_stopped: int = 0
+    """The stop signal if it was in group-stop (SIGSTOP, SIGTSTP, ...), else 0."""
+    registers: arch.Registers = attrs.field(factory=arch.Registers)
+    """As the thread gets them back; of a restartable sequence: its abort handler."""
+    sigmask: int = 0
+    rseq: ptrace.RseqConfiguration | None = None
+    disturbed: bool = False
+    """Registers or mask in the kernel are not its own at this moment."""
+    deferred_stop: bool = False
+    """A SIGSTOP came while a remote call ran; it is sent again at the thaw."""
+    _xstate: bytes | None = None
+
+    def read_state(self) -> None:
+        """Read registers, mask and rseq; before the first remote call, which would change them."""
+        self.registers = ptrace.get_registers(self.tid)
+        self.sigmask = ptrace.get_sigmask(self.tid)
+        self.rseq = ptrace.get_rseq_configuration(self.tid)
+        if self.rseq is not None:
+            self._leave_critical_section(self.rseq)
+
+    @property
+    def xstate(self) -> bytes:
+        """The whole XSAVE area; remote calls do not change it."""
+        if self._xstate is None:
+            self._xstate = ptrace.get_xstate(self.tid)
+        return self._xstate
+
+    def _leave_critical_section(self, rseq: ptrace.RseqConfiguration) -> None:
+        # The kernel aborts a critical section that was stopped, on the way back to user space
+        # (kernel/rseq.c). A remote call would take that way with other registers: the kernel would
+        # clear the pointer and the section would go on as if it had never been left.
+        pid = self.tid
+        (section,) = struct.unpack(
+            "<Q", memory.read(pid, RemoteAddr(rseq.pointer + _RSEQ_CS_OFFSET), 8)
+        )
+        if not section:
+            return
+        raw = memory.read(pid, RemoteAddr(section), _RSEQ_CS.size)
+        _version, _flags, start, length, abort = _RSEQ_CS.unpack(raw)
+        if start <= self.registers.rip < start + length:
+            self.registers.rip = abort
+
+    def put_back(self) -> None:
+        """Give the thread its own registers and mask again."""
+        if self.disturbed:
+            ptrace.set_registers(self.tid, self.registers)
+            ptrace.set_sigmask(self.tid, self.sigmask)
+            self.disturbed = False
+
+    def prepare_to_run(self, registers: arch.Registers, sigmask: int) -> None:
+        """Set what the thread runs next; `put_back` undoes it."""
+        self.disturbed = True
+        ptrace.set_sigmask(self.tid, sigmask)
+        ptrace.set_registers(self.tid, registers)
+
+    def wait_for(self, sig: int, *, step: bool = False) -> list[Tid]:
+        """Wait until the thread, which runs our code, stops with `sig`.
+
+        Returns the threads or processes that it made meanwhile (clone events), in their order.
+
+        Raises:
+            TargetGone: it ended (SIGKILL, a group exit).
+        """
+        made: list[Tid] = []
+        while True:
+            status = ptrace.wait(self.tid)
+            assert status is not None
+            if status.gone:
+                raise TargetGone(self.tid)
+            if status.kind is ptrace.Kind.SIGNAL:
+                if status.sig == sig:
+                    return made
+                # Everything that can be blocked is; what is left is SIGSTOP.
+                self.deferred_stop |= status.sig == _SIGSTOP
+            elif status.kind is ptrace.Kind.EVENT:
+                made.append(Tid(ptrace.get_event_message(self.tid)))
+            if step:
+                ptrace.singlestep(self.tid)
+            else:
+                ptrace.cont(self.tid)
+
+    def run_single(self, insn: RemoteAddr, nr: NR, *args: int) -> Reply:
+        """Run one system call by stepping over the `syscall` instruction at `insn`.
+
+        For the few calls that make and remove an arena, and where no arena may be. About 0.05 ms.
+        """
+        self.prepare_to_run(arch.single_call_registers(self.registers, insn, nr, args), ALL_SIGNALS)
+        ptrace.singlestep(self.tid)
+        self.wait_for(_SIGTRAP, step=True)
+        return Reply(Call(nr, args), arch.result_of(ptrace.get_registers(self.tid)))

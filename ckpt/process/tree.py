@@ -1,0 +1,93 @@
+"""Which threads a target has, who it is, and whether we may touch it at all.
+
+Reads /proc only; stops nothing. `freezer.py` stops what is listed here.
+"""
+
+import os
+from pathlib import Path
+
+import attrs
+
+from ckpt.errors import TargetGone, TargetRefused
+from ckpt.kernel import procfs
+from ckpt.units import Pid, Tid
+
+_PF_KTHREAD = 0x00200000
+
+
+@attrs.frozen(slots=True)
+class Identity:
+    """Who a process is, for as long as this kernel runs: pids are used again, this is not."""
+
+    boot_id: str
+    pid: Pid
+    start_ticks: int
+    """Start time in clock ticks since boot (stat field 22), in the host's time namespace."""
+
+
+def read_boot_id() -> str:
+    """Return the id that the kernel gave itself at this boot."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
+def read_identity(pid: Pid) -> Identity:
+    """Return the identity of a process.
+
+    Raises:
+        TargetGone: there is none with this pid.
+    """
+    return Identity(read_boot_id(), pid, procfs.read_stat(pid).start_ticks)
+
+
+def list_tids(pid: Pid) -> list[Tid]:
+    """Return the threads of a process, the leader first.
+
+    Raises:
+        TargetGone: the process does not exist.
+    """
+    try:
+        names = os.listdir(f"/proc/{pid}/task")
+    except (FileNotFoundError, ProcessLookupError):
+        raise TargetGone(pid) from None
+    return sorted((Tid(int(name)) for name in names), key=lambda tid: (tid != pid, tid))
+
+
+def list_children(pid: Pid) -> list[Pid]:
+    """Return the children of a process (of all its threads), in /proc's order."""
+    children: list[Pid] = []
+    for tid in list_tids(pid):
+        try:
+            text = Path(f"/proc/{pid}/task/{tid}/children").read_text(encoding="ascii")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        children += [Pid(int(word)) for word in text.split()]
+    return children
+
+
+def refuse_untouchable(pid: Pid) -> None:
+    """Refuse a pid that must never be stopped by us.
+
+    Raises:
+        TargetGone: there is no such process.
+        TargetRefused: it is ckpt itself, an ancestor of it, init, a kernel thread, a thread that
+            is no process, a zombie, or traced by somebody else.
+    """
+    status = procfs.read_status(pid)
+    if status.tgid != pid:
+        raise TargetRefused(pid, f"is a thread of process {status.tgid}: name that one")
+    if pid == os.getpid():
+        raise TargetRefused(pid, "is ckpt itself")
+    stat = procfs.read_stat(pid)
+    if stat.flags & _PF_KTHREAD:
+        raise TargetRefused(pid, f"is a kernel thread ({stat.comm})")
+    if stat.state in "ZX":
+        raise TargetRefused(pid, "has ended already and waits for its parent (a zombie)")
+    if status.tracer_pid:
+        raise TargetRefused(
+            pid, f"is traced by process {status.tracer_pid}: detach that debugger first"
+        )
+    ancestor = Pid(os.getppid())
+    while ancestor > 0:
+        if ancestor == pid:
+            raise TargetRefused(pid, "is an ancestor of this ckpt: it would stop itself")
+        ancestor = Pid(procfs.read_stat(ancestor).ppid)

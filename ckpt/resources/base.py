@@ -1,0 +1,149 @@
+"""What every resource file has in common: how it is asked, and what it is given.
+
+A resource is one kind of kernel object: a frozen record (what the image holds), `capture` (frozen
+task -> record) and `restore` (record -> remote calls), side by side in one file. Both are
+generators: they *yield* the remote calls that they need and are sent the replies. So the engine
+can run the calls of all resources of a process, or of a thread, as one batch:
+
+    def capture(process):
+        replies = yield [call(NR.getitimer, ITIMER_REAL, Out(32))]
+        return TimersRecord(...)
+
+What can be read from outside (/proc, pidfd_getfd) is read in the generator directly.
+
+A resource is of a process or of a thread. Restores run in the order of `Stage`, and within a stage
+in the order of the registry.
+"""
+
+import enum
+from collections.abc import Callable, Generator, Iterable
+from typing import Generic, TypeVar
+
+import attrs
+
+from ckpt.errors import Finding, RestoreFailed
+from ckpt.kernel import procfs
+from ckpt.kernel.features import Features
+from ckpt.process.freezer import Frozen
+from ckpt.process.remote import Call, Reply
+from ckpt.process.seed import Embryo
+from ckpt.process.task import Task
+from ckpt.units import Fd, Pid, RemoteFd, Tid
+
+R = TypeVar("R")
+
+Capture = Generator[list[Call], list[Reply], R]
+"""Yields remote calls, is sent their replies, returns the record."""
+
+Restore = Generator[list[Call], list[Reply], None]
+"""Yields remote calls, is sent their replies."""
+
+
+class Stage(enum.IntEnum):
+    """When a resource is restored; each stage relies on those before it."""
+
+    MEMORY = 0
+    """The address space; all later calls run in the arena inside it."""
+    FILES = 1
+    PROCESS = 2
+    """What all threads share; before there are other threads."""
+    THREAD = 3
+    """What each thread has for itself; all threads exist."""
+    LATE = 4
+    """What must not act or expire before all else stands: timers, queued signals."""
+    CREDENTIALS = 5
+    """Last: the earlier stages need the privileges."""
+
+
+@attrs.frozen(slots=True)
+class Target:
+    """A running process, looked at before it is touched."""
+
+    pid: Pid
+    features: Features
+
+
+@attrs.frozen(slots=True)
+class Stopped:
+    """A frozen process, and the thread whose state is asked for (the leader, for the process)."""
+
+    frozen: Frozen
+    task: Task
+    features: Features
+
+    @property
+    def pid(self) -> Pid:
+        """The process."""
+        return self.frozen.pid
+
+    @property
+    def tid(self) -> Tid:
+        """The thread."""
+        return self.task.tid
+
+    def read_status(self) -> procfs.Status:
+        """Return the thread's /proc/PID/status."""
+        return procfs.read_status(Pid(self.tid))
+
+
+@attrs.frozen(slots=True)
+class Opened:
+    """A descriptor that the restorer opened for the restored process to inherit."""
+
+    fd: Fd
+
+
+@attrs.frozen(slots=True)
+class Rebuilt:
+    """A process under construction, and the thread whose state is put back."""
+
+    embryo: Embryo
+    task: Task
+    features: Features
+    inherited: dict[str, RemoteFd]
+    """What `Resource.prepare` opened, under its keys; the numbers in the embryo."""
+    fill: Callable[[], None]
+    """Writes the pages of the image into the mapped, still writable memory."""
+    warn: Callable[[str], None]
+    """Tells the user of something that is not exactly as it was."""
+
+    @property
+    def pid(self) -> Pid:
+        """The process."""
+        return self.embryo.pid
+
+
+def no_findings(_target: Target) -> Iterable[Finding]:
+    """Stand for a resource that is always supported."""
+    return ()
+
+
+def nothing_to_open(_record: object) -> dict[str, Opened]:
+    """Stand for a resource that needs no descriptor of the restorer."""
+    return {}
+
+
+@attrs.frozen(slots=True)
+class Resource(Generic[R]):
+    """One kind of kernel object; the registry lists all of them."""
+
+    name: str
+    """Its key in the manifest."""
+    record: type[R]
+    stage: Stage
+    capture: Callable[[Stopped], Capture[R]]
+    restore: Callable[[R, Rebuilt], Restore]
+    look: Callable[[Target], Iterable[Finding]] = no_findings
+    prepare: Callable[[R], dict[str, Opened]] = nothing_to_open
+    """Opens, in the restorer, what the embryo must inherit."""
+
+
+def expect(step: str, replies: Iterable[Reply]) -> None:
+    """Take only success from a restore's calls.
+
+    Raises:
+        RestoreFailed: with the first call that the kernel refused.
+    """
+    for reply in replies:
+        if not reply.ok:
+            raise RestoreFailed(step, str(reply))

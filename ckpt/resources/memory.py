@@ -1,0 +1,348 @@
+"""The address space: VMAs, mm fields, executable, auxiliary vector. Not the pages themselves.
+
+Pages are the engine's work (`engine/pages.py`), which calls back between mapping and protecting.
+
+Kernel: /proc/PID/{maps,smaps,stat,auxv,map_files}, mmap(2), mremap(2), madvise(2), mlock(2),
+prctl(2) PR_SET_MM_MAP (Linux 3.18) and PR_SET_VMA_ANON_NAME (5.17).
+
+Not captured, and refused before the target is touched: shared anonymous memory, memfd, SysV shared
+memory, hugetlb pages, device memory, mapped files that are deleted. Two neighbouring mappings that
+differ in nothing may come back as one.
+"""
+
+import ctypes
+import os
+from collections.abc import Iterable, Iterator
+
+import attrs
+
+from ckpt.errors import Finding, TargetGone
+from ckpt.kernel import prctl, procfs
+from ckpt.kernel.arch import NR
+from ckpt.process.remote import Call, In, call
+from ckpt.resources.base import (
+    Capture,
+    Opened,
+    Rebuilt,
+    Resource,
+    Restore,
+    Stage,
+    Stopped,
+    Target,
+    expect,
+)
+from ckpt.resources.file_identity import FileIdentity, identify
+from ckpt.units import AddrRange, Fd, Pid, RemoteAddr
+
+PROT_READ, PROT_WRITE, PROT_EXEC = 1, 2, 4
+_MAP_SHARED, _MAP_PRIVATE, _MAP_ANONYMOUS = 0x01, 0x02, 0x20
+_MAP_GROWSDOWN, _MAP_NORESERVE, _MAP_FIXED_NOREPLACE = 0x0100, 0x4000, 0x100000
+_MREMAP_MAYMOVE, _MREMAP_FIXED = 1, 2
+_MLOCK_ONFAULT = 1
+
+KERNEL_VMAS = ("[vvar]", "[vvar_vclock]", "[vdso]")
+"""Mapped by the kernel into each process; moved to their old place, never copied."""
+_VSYSCALL = "[vsyscall]"
+
+_MADVISE_BEFORE_FILL = {"hg": 14, "nh": 15}
+"""VmFlags code -> advice that changes how pages are allocated."""
+_MADVISE_AFTER_FILL = {"sr": 2, "rr": 1, "dc": 10, "mg": 12, "dd": 16, "wf": 18}
+
+
+@attrs.frozen(slots=True)
+class VmaRecord:
+    """One mapping."""
+
+    start: int
+    end: int
+    prot: int
+    """PROT_* bits."""
+    shared: bool
+    special: str
+    """One of `KERNEL_VMAS`, or empty."""
+    file: int
+    """Index into `MemoryRecord.files`, -1 if anonymous."""
+    offset_bytes: int
+    flags: tuple[str, ...]
+    """VmFlags codes of /proc/PID/smaps (proc_pid_smaps(5))."""
+    name: str
+    """The name of an anonymous mapping, empty if it has none."""
+
+    @property
+    def span(self) -> AddrRange:
+        """Its addresses."""
+        return AddrRange(RemoteAddr(self.start), RemoteAddr(self.end))
+
+    @property
+    def has_own_pages(self) -> bool:
+        """Tell whether its pages can be the process's own (not a file's, not the kernel's)."""
+        return not self.shared and not self.special
+
+
+@attrs.frozen(slots=True)
+class MmFields:
+    """Where the kernel believes the parts of the program to be (`struct prctl_mm_map`)."""
+
+    start_code: int
+    end_code: int
+    start_data: int
+    end_data: int
+    start_brk: int
+    brk: int
+    start_stack: int
+    arg_start: int
+    arg_end: int
+    env_start: int
+    env_end: int
+
+
+@attrs.frozen(slots=True)
+class MemoryRecord:
+    """The address space of a process."""
+
+    vmas: tuple[VmaRecord, ...]
+    files: tuple[FileIdentity, ...]
+    mm: MmFields
+    exe: FileIdentity
+    auxv: bytes
+
+
+def iter_own_vmas(vmas: Iterable[procfs.Vma]) -> Iterator[procfs.Vma]:
+    """Leave out what the kernel maps at the same place for everybody."""
+    return (vma for vma in vmas if vma.path != _VSYSCALL)
+
+
+def _is_file(vma: procfs.Vma) -> bool:
+    return vma.inode != 0
+
+
+def look(target: Target) -> Iterator[Finding]:
+    """Name every mapping that cannot be captured."""
+    for vma in iter_own_vmas(procfs.read_smaps(target.pid)):
+        problem = _problem_of(target.pid, vma)
+        if problem:
+            yield Finding(f"memory {vma.span} {vma.path or ''}".rstrip(), problem)
+
+
+def _problem_of(pid: Pid, vma: procfs.Vma) -> str:
+    path = vma.path or ""
+    if "ht" in vma.flags:
+        return "huge pages of hugetlbfs are not supported yet"
+    if path.startswith("/memfd:"):
+        return "memory of a memfd is not supported yet"
+    if path.startswith("/SYSV"):
+        return "System V shared memory is not supported yet"
+    if path == "/dev/zero" and vma.deleted:
+        return "shared anonymous memory is not supported yet"
+    if path.startswith("/[aio]"):
+        return "an AIO ring is not supported yet"
+    if path.startswith("anon_inode:"):
+        return "memory of an anonymous inode (io_uring, perf, ...) is not supported"
+    if {"io", "pf"} & vma.flags and path not in KERNEL_VMAS:
+        return "device memory cannot be captured"
+    if not _is_file(vma):
+        return ""
+    return _file_problem(pid, vma)
+
+
+def _file_problem(pid: Pid, vma: procfs.Vma) -> str:
+    if vma.deleted:
+        return "the mapped file is deleted, which is not supported yet"
+    try:
+        mapped = _stat_mapped(pid, vma)
+        named = os.stat(vma.path or "")
+    except OSError as error:
+        return f"the mapped file cannot be examined ({error.strerror})"
+    if (mapped.st_dev, mapped.st_ino) != (named.st_dev, named.st_ino):
+        return "the mapped file was replaced by another of the same name"
+    return ""
+
+
+def _stat_mapped(pid: Pid, vma: procfs.Vma) -> os.stat_result:
+    return os.stat(f"/proc/{pid}/map_files/{vma.span.start:x}-{vma.span.end:x}")
+
+
+def capture(stopped: Stopped) -> Capture[MemoryRecord]:
+    """Read the layout of the frozen process; its break is known only inside."""
+    pid = stopped.pid
+    vmas = tuple(iter_own_vmas(procfs.read_smaps(pid)))
+    stat = procfs.read_stat(pid)
+    exe_path = os.readlink(f"/proc/{pid}/exe")
+    exe = identify(exe_path, os.stat(f"/proc/{pid}/exe"), executable=True)
+    files = _FileTable(pid)
+    records = tuple(files.record(vma) for vma in vmas)
+    (brk,) = yield [call(NR.brk, 0)]
+    mm = MmFields(
+        start_code=stat.start_code,
+        end_code=stat.end_code,
+        start_data=stat.start_data,
+        end_data=stat.end_data,
+        start_brk=stat.start_brk,
+        brk=brk.value,
+        start_stack=stat.start_stack,
+        arg_start=stat.arg_start,
+        arg_end=stat.arg_end,
+        env_start=stat.env_start,
+        env_end=stat.env_end,
+    )
+    return MemoryRecord(records, tuple(files.identities), mm, exe, procfs.read_auxv_bytes(pid))
+
+
+class _FileTable:
+    """Collects the mapped files of one process, each once."""
+
+    def __init__(self, pid: Pid) -> None:
+        self._pid = pid
+        self._index: dict[str, int] = {}
+        self.identities: list[FileIdentity] = []
+
+    def record(self, vma: procfs.Vma) -> VmaRecord:
+        """Return the record of a VMA, noting its file."""
+        path = vma.path or ""
+        prot = PROT_READ * vma.readable | PROT_WRITE * vma.writable | PROT_EXEC * vma.executable
+        return VmaRecord(
+            start=vma.span.start,
+            end=vma.span.end,
+            prot=prot,
+            shared=vma.shared,
+            special=path if path in KERNEL_VMAS else "",
+            file=self._file(vma) if _is_file(vma) else -1,
+            offset_bytes=vma.offset_bytes if _is_file(vma) else 0,
+            flags=tuple(sorted(vma.flags)),
+            name=path[6:-1] if path.startswith("[anon:") else "",
+        )
+
+    def _file(self, vma: procfs.Vma) -> int:
+        path = vma.path or ""
+        if path not in self._index:
+            try:
+                status = _stat_mapped(self._pid, vma)
+            except FileNotFoundError:
+                raise TargetGone(self._pid) from None
+            self._index[path] = len(self.identities)
+            self.identities.append(identify(path, status, executable=vma.executable))
+        return self._index[path]
+
+
+def prepare(record: MemoryRecord) -> dict[str, Opened]:
+    """Open the mapped files and the executable, for the embryo to inherit."""
+    writable = {vma.file for vma in record.vmas if vma.shared and "mw" in vma.flags}
+    opened: dict[str, Opened] = {}
+    for index, identity in enumerate(record.files):
+        flags = os.O_RDWR if index in writable else os.O_RDONLY
+        opened[_key(index)] = Opened(Fd(os.open(identity.path, flags | os.O_CLOEXEC)))
+    opened["exe"] = Opened(Fd(os.open(record.exe.path, os.O_RDONLY | os.O_CLOEXEC)))
+    return opened
+
+
+def _key(index: int) -> str:
+    return f"map {index}"
+
+
+def restore(record: MemoryRecord, rebuilt: Rebuilt) -> Restore:
+    """Replace the embryo's address space by that of the image."""
+    expect("clearing the address space", (yield _plan_clear(record, rebuilt)))
+    expect("mapping memory", (yield [_mmap(vma, rebuilt) for vma in _mapped(record)]))
+    expect("advising memory", (yield list(_iter_advice(record, _MADVISE_BEFORE_FILL))))
+    rebuilt.fill()
+    expect("advising memory", (yield list(_iter_advice(record, _MADVISE_AFTER_FILL))))
+    expect("protecting memory", (yield list(_iter_protection(record))))
+    expect("naming memory", (yield list(_iter_names(record))))
+    expect("setting the mm fields", (yield [_mm_map(record, rebuilt)]))
+
+
+def _mapped(record: MemoryRecord) -> Iterator[VmaRecord]:
+    return (vma for vma in record.vmas if not vma.special)
+
+
+def _plan_clear(record: MemoryRecord, rebuilt: Rebuilt) -> list[Call]:
+    """Unmap what the seed had, and move the kernel's own mappings to their old place.
+
+    They move through a spare place beside the arena, since old and new place may overlap.
+    """
+    arena = rebuilt.embryo.arena.span
+    here = {}
+    calls = []
+    for vma in iter_own_vmas(procfs.read_maps(rebuilt.pid)):
+        if vma.path in KERNEL_VMAS:
+            here[vma.path] = vma.span
+        elif not vma.span.overlaps(arena):
+            calls.append(call(NR.munmap, vma.span.start, vma.span.len_bytes))
+    spare = arena.end
+    moves = []
+    for wanted in record.vmas:
+        if wanted.special:
+            now = here.pop(wanted.special)
+            calls.append(_move(now.start, now.len_bytes, spare))
+            moves.append(_move(spare, now.len_bytes, wanted.start))
+            spare = RemoteAddr(spare + now.len_bytes)
+    calls += [call(NR.munmap, span.start, span.len_bytes) for span in here.values()]
+    return calls + moves
+
+
+def _move(start: int, size: int, to: int) -> Call:
+    return call(NR.mremap, start, size, size, _MREMAP_MAYMOVE | _MREMAP_FIXED, to)
+
+
+def _mmap(vma: VmaRecord, rebuilt: Rebuilt) -> Call:
+    flags = _MAP_FIXED_NOREPLACE | (_MAP_SHARED if vma.shared else _MAP_PRIVATE)
+    flags |= _MAP_GROWSDOWN if "gd" in vma.flags else 0
+    flags |= _MAP_NORESERVE if "nr" in vma.flags else 0
+    # Pages are filled by writing, so everything private is writable until then.
+    prot = vma.prot if vma.shared else PROT_READ | PROT_WRITE
+    fd = -1
+    if vma.file < 0:
+        flags |= _MAP_ANONYMOUS
+    else:
+        fd = rebuilt.inherited[_key(vma.file)]
+    return call(NR.mmap, vma.start, vma.end - vma.start, prot, flags, fd, vma.offset_bytes)
+
+
+def _iter_advice(record: MemoryRecord, advice: dict[str, int]) -> Iterator[Call]:
+    for vma in _mapped(record):
+        for code, number in advice.items():
+            if code in vma.flags:
+                yield call(NR.madvise, vma.start, vma.end - vma.start, number)
+
+
+def _iter_protection(record: MemoryRecord) -> Iterator[Call]:
+    for vma in _mapped(record):
+        if not vma.shared and vma.prot != PROT_READ | PROT_WRITE:
+            yield call(NR.mprotect, vma.start, vma.end - vma.start, vma.prot)
+        if "lo" in vma.flags:
+            on_fault = _MLOCK_ONFAULT if "lf" in vma.flags else 0
+            yield call(NR.mlock2, vma.start, vma.end - vma.start, on_fault)
+
+
+def _iter_names(record: MemoryRecord) -> Iterator[Call]:
+    for vma in record.vmas:
+        if vma.name:
+            yield call(
+                NR.prctl,
+                prctl.Prctl.SET_VMA,
+                prctl.PR_SET_VMA_ANON_NAME,
+                vma.start,
+                vma.end - vma.start,
+                In(vma.name.encode() + b"\0"),
+            )
+
+
+def _mm_map(record: MemoryRecord, rebuilt: Rebuilt) -> Call:
+    raw = prctl.prctl_mm_map(
+        **attrs.asdict(record.mm),
+        auxv_size=len(record.auxv),
+        exe_fd=rebuilt.inherited["exe"],
+    )
+    argument = In(bytes(raw), ((prctl.prctl_mm_map.auxv.offset, record.auxv),))
+    return call(NR.prctl, prctl.Prctl.SET_MM, prctl.MmField.MAP, argument, ctypes.sizeof(raw), 0)
+
+
+MEMORY = Resource(
+    "memory",
+    MemoryRecord,
+    Stage.MEMORY,
+    capture=capture,
+    restore=restore,
+    look=look,
+    prepare=prepare,
+)

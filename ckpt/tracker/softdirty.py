@@ -1,0 +1,45 @@
+"""Soft-dirty bits: the kernel's first way to track writes (CONFIG_MEM_SOFT_DIRTY, Linux 3.11).
+
+Reading the bits and clearing them are two steps, so the target must be frozen in between, and
+another process that writes into it then (process_vm_writev) would be missed. New and remapped
+mappings read as dirty by themselves.
+
+Kernel: Documentation/admin-guide/mm/soft-dirty.rst; /proc/PID/clear_refs; bit 55 of
+/proc/PID/pagemap, or PAGEMAP_SCAN with PAGE_IS_SOFT_DIRTY.
+"""
+
+import attrs
+
+from ckpt.kernel import clear_refs, pagemap
+from ckpt.kernel.features import Features
+from ckpt.tracker.base import Scan, TrackerName
+from ckpt.tracker.populated import iter_chunks, iter_ranges, opened_pagemap, scan_populated
+from ckpt.tracker.spans import Spans, join, subtract
+from ckpt.units import Fd, Pid
+
+
+@attrs.frozen(slots=True)
+class SoftDirty:
+    """See `base.Tracker`."""
+
+    features: Features
+    name: TrackerName = TrackerName.SOFTDIRTY
+
+    def collect(self, pid: Pid, own: Spans) -> Scan:
+        """See `base.Tracker.collect`."""
+        with opened_pagemap(pid) as fd:
+            dirty = self._scan_dirty(fd, own)
+            clear_refs.clear_soft_dirty(pid)
+            populated = scan_populated(fd, own, self.features)
+        return Scan(populated, subtract(populated, dirty))
+
+    def _scan_dirty(self, fd: Fd, own: Spans) -> Spans:
+        dirty: Spans = []
+        if self.features.pagemap_scan_soft_dirty:
+            for span in iter_ranges(own):
+                dirty += pagemap.scan_soft_dirty(fd, span)
+        else:
+            for span in iter_chunks(own):
+                entries = pagemap.read_entries(fd, span)
+                dirty += pagemap.runs_of(pagemap.soft_dirty(entries), span.start)
+        return join(dirty)

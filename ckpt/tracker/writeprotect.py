@@ -1,0 +1,154 @@
+"""Write protection by userfaultfd, resolved by the kernel itself (WP_ASYNC, Linux 6.7).
+
+The userfaultfd belongs to the target's address space, so it is made *inside* the target by a remote
+call, fetched with pidfd_getfd, and closed there. PAGEMAP_SCAN with PM_SCAN_WP_MATCHING returns the
+written pages and protects them again in one step for each page, so nothing is lost even to a writer
+outside the frozen process. Between two dumps a keeper holds the descriptor (`process/keeper.py`).
+
+A mapping that is new, moved, or made by an exec is not registered, and reads as written. Only
+pages that exist are protected: a hole that is touched later reads as written without that, and
+markers in a sparse mapping of 64 GiB would cost 128 MiB of page tables.
+
+Kernel: userfaultfd(2), ioctl_userfaultfd(2), Documentation/admin-guide/mm/pagemap.rst.
+"""
+
+import os
+
+import attrs
+
+from ckpt.errors import CkptError, FeatureMissing, TargetGone
+from ckpt.kernel import pagemap, pidfd, userfaultfd
+from ckpt.kernel.arch import NR
+from ckpt.kernel.pagemap import (
+    PAGE_IS_FILE,
+    PAGE_IS_PFNZERO,
+    PAGE_IS_PRESENT,
+    PAGE_IS_SWAPPED,
+    PAGE_IS_WPALLOWED,
+    PAGE_IS_WRITTEN,
+    PM_SCAN_WP_MATCHING,
+)
+from ckpt.kernel.userfaultfd import UffdFeature
+from ckpt.process.arena import Arena
+from ckpt.process.keeper import opened_pidfd
+from ckpt.process.remote import call
+from ckpt.process.task import Task
+from ckpt.tracker.base import Scan, TrackerName
+from ckpt.tracker.populated import iter_ranges, opened_pagemap
+from ckpt.tracker.spans import Spans, join, subtract
+from ckpt.units import AddrRange, Fd, Pid, RemoteFd
+
+_FEATURES = UffdFeature.WP_ASYNC | UffdFeature.WP_UNPOPULATED | UffdFeature.WP_HUGETLBFS_SHMEM
+
+
+@attrs.define(slots=True, eq=False)
+class WriteProtect:
+    """See `base.Tracker`. Owns its descriptor: a context manager."""
+
+    fd: Fd
+    name: TrackerName = TrackerName.WRITEPROTECT
+
+    def __enter__(self) -> "WriteProtect":
+        """Lend itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close our descriptor; tracking goes on as long as a keeper has another."""
+        os.close(self.fd)
+
+    def arm(self, pid: Pid, own: Spans) -> Spans:
+        """Register all of `own` and protect what is written there; return what was written.
+
+        Mappings that another userfaultfd watches stay unregistered: they read as written.
+        """
+        for span in iter_ranges(own):
+            self._register(pid, span)
+        with opened_pagemap(pid) as fd:
+            return _protect(fd, own)
+
+    def _register(self, pid: Pid, span: AddrRange) -> None:
+        try:
+            userfaultfd.register(self.fd, span, userfaultfd.UFFDIO_REGISTER_MODE_WP, pid=pid)
+        except TargetGone:
+            raise
+        except (OSError, CkptError):
+            # EBUSY, EINVAL: a mapping of the target's own userfaultfd, or one that cannot be
+            # watched. It is never believed to be clean, so nothing is lost.
+            return
+
+    def collect(self, pid: Pid, own: Spans) -> Scan:
+        """See `base.Tracker.collect`."""
+        with opened_pagemap(pid) as fd:
+            written = _protect(fd, own)
+            populated, unwritten = _classify(fd, own)
+        # Mappings that are new get registered after they were classified: page table entries that
+        # moved with them (mremap) may still look protected. What the second pass finds written
+        # was written in between, by somebody outside.
+        written_late = self.arm(pid, own)
+        return Scan(populated, subtract(subtract(unwritten, written), written_late))
+
+
+def _protect(fd: Fd, own: Spans) -> Spans:
+    """Return the pages that were written and protect them again, in one step."""
+    written: Spans = []
+    for span in iter_ranges(own):
+        regions = pagemap.scan(
+            fd,
+            span,
+            category_mask=PAGE_IS_WPALLOWED | PAGE_IS_WRITTEN | PAGE_IS_FILE,
+            category_inverted=PAGE_IS_FILE,
+            category_anyof_mask=PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+            return_mask=PAGE_IS_WRITTEN,
+            flags=PM_SCAN_WP_MATCHING,
+        )
+        written += [(start, end) for start, end, _ in regions]
+    return join(written)
+
+
+def _classify(fd: Fd, own: Spans) -> tuple[Spans, Spans]:
+    """Return the pages that exist, and those of them that are protected and registered."""
+    populated: Spans = []
+    unwritten: Spans = []
+    in_swap: Spans = []
+    for span in iter_ranges(own):
+        regions = pagemap.scan(
+            fd,
+            span,
+            category_mask=PAGE_IS_FILE | PAGE_IS_PFNZERO,
+            category_inverted=PAGE_IS_FILE | PAGE_IS_PFNZERO,
+            category_anyof_mask=PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+            return_mask=PAGE_IS_WPALLOWED | PAGE_IS_WRITTEN | PAGE_IS_SWAPPED,
+        )
+        for start, end, categories in regions:
+            (in_swap if categories & PAGE_IS_SWAPPED else populated).append((start, end))
+            if categories & (PAGE_IS_WPALLOWED | PAGE_IS_WRITTEN) == PAGE_IS_WPALLOWED:
+                unwritten.append((start, end))
+    populated += pagemap.drop_markers(fd, in_swap)
+    return join(populated), join(unwritten)
+
+
+def create_inside(pid: Pid, arena: Arena, task: Task) -> WriteProtect:
+    """Make a userfaultfd for the target's address space; its own descriptors stay as they were.
+
+    Raises:
+        FeatureMissing: the kernel refused one of the steps.
+    """
+    flags = os.O_CLOEXEC | os.O_NONBLOCK | userfaultfd.UFFD_USER_MODE_ONLY
+    (made,) = arena.run(task, [call(NR.userfaultfd, flags)])
+    if not made.ok:
+        raise FeatureMissing(
+            f"userfaultfd for this process ({made})", "use --tracker softdirty, compare or full"
+        )
+    try:
+        with opened_pidfd(pid) as process:
+            fd = pidfd.pidfd_getfd(process, RemoteFd(made.value), pid=pid)
+    finally:
+        arena.run(task, [call(NR.close, made.value)])
+    try:
+        userfaultfd.negotiate(fd, _FEATURES)
+    except OSError as error:
+        os.close(fd)
+        raise FeatureMissing(
+            "asynchronous write-protection", "use --tracker softdirty, compare or full"
+        ) from error
+    return WriteProtect(fd)
