@@ -143,3 +143,38 @@ def test_freed_pages_really_go_when_the_kernel_reclaims(tmp_path):
 def test_the_huge_case_has_huge_pages(tmp_path):
     with Program("tracker_cases", "t_thp", cwd=tmp_path) as program:
         assert program.ask("huge") == "huge 4096"
+
+
+RELEASED = ["poll", "futex", "read", "epoll", "sigwait", "wait4", "accept"]
+TIMED = [
+    *["nanosleep", "clock_nanosleep", "clock_nanosleep_abs"],
+    *["poll_timed", "select_timed", "epoll_timed"],
+    *["futex_timed", "futex_abs", "sigtimedwait"],
+]
+
+
+@pytest.mark.parametrize("case", ["nanosleep_long", *RELEASED])
+def test_a_blocked_thread_stays_blocked_until_it_is_released(tmp_path, case):
+    with Program("blocking", case, cwd=tmp_path) as program:
+        assert program.ask("peek") == "blocked"
+        assert program.ask("peek") == "blocked"
+        assert_steps_and_damage(program, ["step", "step"])
+
+
+@pytest.mark.parametrize("case", TIMED)
+def test_a_timed_call_returns_at_its_deadline(tmp_path, case):
+    with Program("blocking", case, "0.05", cwd=tmp_path) as program:
+        assert program.ask("step") == "stepped"
+        late_ns = int(program.ask("late").split()[1])
+        assert 0 <= late_ns < 20e9
+        assert program.ask("check") == "ok"
+        assert program.quit() == 0
+
+
+@pytest.mark.parametrize("case", TIMED)
+def test_an_interrupted_call_is_noticed(tmp_path, case):
+    with Program("blocking", case, "3600", cwd=tmp_path) as program:
+        assert program.ask("peek") == "blocked"
+        assert program.ask("corrupt") == "corrupted"
+        assert program.ask("peek") == "returned -1 4"
+        assert program.ask("check").startswith("FAIL returned -4")

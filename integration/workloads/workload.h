@@ -241,6 +241,20 @@ static inline struct timespec to_timespec(int64_t ns)
 	return (struct timespec){.tv_sec = ns / NS_PER_S, .tv_nsec = ns % NS_PER_S};
 }
 
+/* The system call itself: -errno for an error, and no library code around it. */
+static inline long raw_syscall(long number, long a, long b, long c, long d, long e, long f)
+{
+	register long r10 __asm__("r10") = d;
+	register long r8 __asm__("r8") = e;
+	register long r9 __asm__("r9") = f;
+	long result;
+
+	__asm__ volatile("syscall" : "=a"(result)
+			 : "a"(number), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r9)
+			 : "rcx", "r11", "memory");
+	return result;
+}
+
 /* timeout_ns < 0: wait for as long as it takes. Returns early at any wake or signal: look again. */
 static inline void futex_wait(_Atomic int *word, int value, int64_t timeout_ns)
 {
