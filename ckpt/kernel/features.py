@@ -10,6 +10,7 @@ import ctypes
 import errno
 import mmap
 import os
+import signal
 from collections.abc import Callable, Iterator
 
 import attrs
