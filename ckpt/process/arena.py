@@ -19,9 +19,10 @@ from collections.abc import Iterator, Sequence
 import attrs
 
 from ckpt.errors import HostFull, TargetGone
-from ckpt.kernel import procfs, ptrace
-from ckpt.kernel.arch import x86_64 as arch
+from ckpt.kernel import ptrace
 from ckpt.kernel.arch import NR
+from ckpt.kernel.arch import x86_64 as arch
+from ckpt.kernel.procfs import maps, status
 from ckpt.process import memory
 from ckpt.process.remote import Call, Reply, pack_batch, size_of, unpack_replies
 from ckpt.process.task import ALL_SIGNALS, Task
@@ -46,7 +47,7 @@ def find_syscall_insn(pid: Pid) -> RemoteAddr:
         TargetGone: the process ended.
         HostFull: there is none (a target without vdso and without libc).
     """
-    executable = [vma for vma in procfs.read_maps(pid) if vma.executable and vma.readable]
+    executable = [vma for vma in maps.read_maps(pid) if vma.executable and vma.readable]
     executable.sort(key=lambda vma: vma.path != "[vdso]")
     for vma in executable:
         code = memory.read(pid, vma.span.start, vma.span.len_bytes)
@@ -62,8 +63,8 @@ def choose_end_mark(task: Task) -> int | None:
     A blocked one is not taken either, since a target may wait for it with sigwait or signalfd.
     None if the target uses all of them.
     """
-    status = procfs.read_status(Pid(task.tid))
-    used = status.sig_caught | status.sig_pending | status.shared_pending | task.sigmask
+    now = status.read_status(Pid(task.tid))
+    used = now.caught | now.pending | now.shared_pending | task.sigmask
     for sig in (_SIGWINCH, _SIGURG, _SIGCHLD):
         if not used >> (sig - 1) & 1:
             return sig

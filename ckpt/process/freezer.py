@@ -17,7 +17,8 @@ from collections.abc import Iterator
 import attrs
 
 from ckpt.errors import FreezeTimeout, TargetGone, TargetRefused
-from ckpt.kernel import procfs, ptrace
+from ckpt.kernel import ptrace
+from ckpt.kernel.procfs import status
 from ckpt.process import interrupted
 from ckpt.process.task import Task
 from ckpt.process.tree import list_tids, refuse_untouchable
@@ -65,8 +66,8 @@ def freeze(
         NotPermitted: we may not trace it.
     """
     refuse_untouchable(pid)
-    status = procfs.read_status(pid)
-    frozen = Frozen(pid, status.ns_pids[-1], {}, time.monotonic())
+    ns_pid = status.read_status(pid).ns_pid
+    frozen = Frozen(pid, ns_pid[-1], {}, time.monotonic())
     try:
         _stop_all(frozen, options, timeout_s)
         yield frozen
@@ -110,8 +111,8 @@ def _wait_until_stopped(task: Task, deadline_s: float, timeout_s: float) -> bool
     """Wait for the stop; False if the thread ended instead."""
     spin_until_s = time.monotonic() + _SPIN_S
     while True:
-        status = ptrace.wait(task.tid, block=False)
-        if status is None:
+        stop = ptrace.wait(task.tid, block=False)
+        if stop is None:
             now_s = time.monotonic()
             if now_s > deadline_s:
                 raise FreezeTimeout(task.tid, timeout_s)
@@ -119,16 +120,16 @@ def _wait_until_stopped(task: Task, deadline_s: float, timeout_s: float) -> bool
                 time.sleep(_NAP_S)
             else:
                 os.sched_yield()
-        elif status.gone:
+        elif stop.gone:
             return False
-        elif status.kind is ptrace.Kind.INTERRUPTED:
+        elif stop.kind is ptrace.Kind.INTERRUPTED:
             return True
-        elif status.kind is ptrace.Kind.GROUP_STOP:
-            task.group_stopped = status.sig
+        elif stop.kind is ptrace.Kind.GROUP_STOP:
+            task.group_stopped = stop.sig
             return True
         else:
             # The signal was out of the queue already: it takes effect first, then we stop it.
-            ptrace.cont(task.tid, status.sig)
+            ptrace.cont(task.tid, stop.sig)
 
 
 def thaw(frozen: Frozen) -> None:

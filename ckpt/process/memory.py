@@ -17,9 +17,11 @@ def read(pid: Pid | Tid, addr: RemoteAddr, len_bytes: int) -> bytes:
     """
     buffer = bytearray(len_bytes)
     span = [addr_range(addr, len_bytes)]
-    if process_vm.readv(pid, span, buffer) < len_bytes:
-        if process_vm.read_mem(pid, span, buffer) < len_bytes:
-            raise TargetGone(pid)
+    if (
+        process_vm.readv(pid, span, buffer) < len_bytes
+        and process_vm.read_mem(pid, span, buffer) < len_bytes
+    ):
+        raise TargetGone(pid)
     return bytes(buffer)
 
 

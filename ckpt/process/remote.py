@@ -15,8 +15,8 @@ from collections.abc import Sequence
 
 import attrs
 
-from ckpt.kernel.arch import x86_64 as arch
 from ckpt.kernel.arch import NR
+from ckpt.kernel.arch import x86_64 as arch
 from ckpt.units import RemoteAddr
 
 _ALIGN = 16

@@ -11,8 +11,8 @@ import attrs
 
 from ckpt.errors import TargetGone
 from ckpt.kernel import ptrace
-from ckpt.kernel.arch import x86_64 as arch
 from ckpt.kernel.arch import NR
+from ckpt.kernel.arch import x86_64 as arch
 from ckpt.process import memory
 from ckpt.process.remote import Call, Reply
 from ckpt.units import RemoteAddr, Tid

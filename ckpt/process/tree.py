@@ -8,8 +8,10 @@ from pathlib import Path
 
 import attrs
 
-from ckpt.errors import TargetGone, TargetRefused
-from ckpt.kernel import procfs
+from ckpt.errors import TargetRefused
+from ckpt.kernel.procfs import files
+from ckpt.kernel.procfs import stat as procfs_stat
+from ckpt.kernel.procfs import status as procfs_status
 from ckpt.units import Pid, Tid
 
 _PF_KTHREAD = 0x00200000
@@ -36,7 +38,7 @@ def read_identity(pid: Pid) -> Identity:
     Raises:
         TargetGone: there is none with this pid.
     """
-    return Identity(read_boot_id(), pid, procfs.read_stat(pid).start_ticks)
+    return Identity(read_boot_id(), pid, procfs_stat.read_stat(pid).start_time_ticks)
 
 
 def list_tids(pid: Pid) -> list[Tid]:
@@ -45,23 +47,7 @@ def list_tids(pid: Pid) -> list[Tid]:
     Raises:
         TargetGone: the process does not exist.
     """
-    try:
-        names = os.listdir(f"/proc/{pid}/task")
-    except (FileNotFoundError, ProcessLookupError):
-        raise TargetGone(pid) from None
-    return sorted((Tid(int(name)) for name in names), key=lambda tid: (tid != pid, tid))
-
-
-def list_children(pid: Pid) -> list[Pid]:
-    """Return the children of a process (of all its threads), in /proc's order."""
-    children: list[Pid] = []
-    for tid in list_tids(pid):
-        try:
-            text = Path(f"/proc/{pid}/task/{tid}/children").read_text(encoding="ascii")
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        children += [Pid(int(word)) for word in text.split()]
-    return children
+    return sorted(files.list_tids(pid), key=lambda tid: (tid != Tid(pid), tid))
 
 
 def refuse_untouchable(pid: Pid) -> None:
@@ -72,12 +58,12 @@ def refuse_untouchable(pid: Pid) -> None:
         TargetRefused: it is ckpt itself, an ancestor of it, init, a kernel thread, a thread that
             is no process, a zombie, or traced by somebody else.
     """
-    status = procfs.read_status(pid)
+    status = procfs_status.read_status(pid)
     if status.tgid != pid:
         raise TargetRefused(pid, f"is a thread of process {status.tgid}: name that one")
     if pid == os.getpid():
         raise TargetRefused(pid, "is ckpt itself")
-    stat = procfs.read_stat(pid)
+    stat = procfs_stat.read_stat(pid)
     if stat.flags & _PF_KTHREAD:
         raise TargetRefused(pid, f"is a kernel thread ({stat.comm})")
     if stat.state in "ZX":
@@ -90,4 +76,4 @@ def refuse_untouchable(pid: Pid) -> None:
     while ancestor > 0:
         if ancestor == pid:
             raise TargetRefused(pid, "is an ancestor of this ckpt: it would stop itself")
-        ancestor = Pid(procfs.read_stat(ancestor).ppid)
+        ancestor = Pid(procfs_stat.read_stat(ancestor).ppid)

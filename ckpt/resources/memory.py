@@ -16,9 +16,12 @@ from collections.abc import Iterable, Iterator
 
 import attrs
 
-from ckpt.errors import Finding, TargetGone
-from ckpt.kernel import prctl, procfs
+from ckpt.errors import Finding, UnsupportedState
+from ckpt.kernel import prctl
 from ckpt.kernel.arch import NR
+from ckpt.kernel.procfs import files as procfs_files
+from ckpt.kernel.procfs import maps
+from ckpt.kernel.procfs import stat as procfs_stat
 from ckpt.process.remote import Call, In, call
 from ckpt.resources.base import (
     Capture,
@@ -107,24 +110,24 @@ class MemoryRecord:
     auxv: bytes
 
 
-def iter_own_vmas(vmas: Iterable[procfs.Vma]) -> Iterator[procfs.Vma]:
+def iter_own_vmas(vmas: Iterable[maps.Vma]) -> Iterator[maps.Vma]:
     """Leave out what the kernel maps at the same place for everybody."""
     return (vma for vma in vmas if vma.path != _VSYSCALL)
 
 
-def _is_file(vma: procfs.Vma) -> bool:
+def _is_file(vma: maps.Vma) -> bool:
     return vma.inode != 0
 
 
 def look(target: Target) -> Iterator[Finding]:
     """Name every mapping that cannot be captured."""
-    for vma in iter_own_vmas(procfs.read_smaps(target.pid)):
+    for vma in iter_own_vmas(maps.read_smaps(target.pid)):
         problem = _problem_of(target.pid, vma)
         if problem:
             yield Finding(f"memory {vma.span} {vma.path or ''}".rstrip(), problem)
 
 
-def _problem_of(pid: Pid, vma: procfs.Vma) -> str:
+def _problem_of(pid: Pid, vma: maps.Vma) -> str:
     path = vma.path or ""
     if "ht" in vma.flags:
         return "huge pages of hugetlbfs are not supported yet"
@@ -145,28 +148,33 @@ def _problem_of(pid: Pid, vma: procfs.Vma) -> str:
     return _file_problem(pid, vma)
 
 
-def _file_problem(pid: Pid, vma: procfs.Vma) -> str:
+def _file_problem(pid: Pid, vma: maps.Vma) -> str:
     if vma.deleted:
         return "the mapped file is deleted, which is not supported yet"
     try:
-        mapped = _stat_mapped(pid, vma)
-        named = os.stat(vma.path or "")
+        if _named_is_mapped(pid, vma):
+            return ""
+    except FileNotFoundError:
+        return ""  # the running target has unmapped it meanwhile; the frozen one is asked again
     except OSError as error:
         return f"the mapped file cannot be examined ({error.strerror})"
-    if (mapped.st_dev, mapped.st_ino) != (named.st_dev, named.st_ino):
-        return "the mapped file was replaced by another of the same name"
-    return ""
+    return "the mapped file was replaced by another of the same name"
 
 
-def _stat_mapped(pid: Pid, vma: procfs.Vma) -> os.stat_result:
-    return os.stat(f"/proc/{pid}/map_files/{vma.span.start:x}-{vma.span.end:x}")
+def _named_is_mapped(pid: Pid, vma: maps.Vma) -> bool:
+    named = os.stat(vma.path or "")
+    if (os.major(named.st_dev), os.minor(named.st_dev), named.st_ino) == (*vma.dev, vma.inode):
+        return True
+    # On btrfs and overlayfs maps shows another device than stat does.
+    mapped = os.stat(f"/proc/{pid}/map_files/{vma.span.start:x}-{vma.span.end:x}")
+    return (mapped.st_dev, mapped.st_ino) == (named.st_dev, named.st_ino)
 
 
 def capture(stopped: Stopped) -> Capture[MemoryRecord]:
     """Read the layout of the frozen process; its break is known only inside."""
     pid = stopped.pid
-    vmas = tuple(iter_own_vmas(procfs.read_smaps(pid)))
-    stat = procfs.read_stat(pid)
+    vmas = tuple(iter_own_vmas(maps.read_smaps(pid)))
+    stat = procfs_stat.read_stat(pid)
     exe_path = os.readlink(f"/proc/{pid}/exe")
     exe = identify(exe_path, os.stat(f"/proc/{pid}/exe"), executable=True)
     files = _FileTable(pid)
@@ -185,7 +193,9 @@ def capture(stopped: Stopped) -> Capture[MemoryRecord]:
         env_start=stat.env_start,
         env_end=stat.env_end,
     )
-    return MemoryRecord(records, tuple(files.identities), mm, exe, procfs.read_auxv_bytes(pid))
+    return MemoryRecord(
+        records, tuple(files.identities), mm, exe, procfs_files.read_bytes(pid, "auxv")
+    )
 
 
 class _FileTable:
@@ -196,7 +206,7 @@ class _FileTable:
         self._index: dict[str, int] = {}
         self.identities: list[FileIdentity] = []
 
-    def record(self, vma: procfs.Vma) -> VmaRecord:
+    def record(self, vma: maps.Vma) -> VmaRecord:
         """Return the record of a VMA, noting its file."""
         path = vma.path or ""
         prot = PROT_READ * vma.readable | PROT_WRITE * vma.writable | PROT_EXEC * vma.executable
@@ -212,13 +222,14 @@ class _FileTable:
             name=path[6:-1] if path.startswith("[anon:") else "",
         )
 
-    def _file(self, vma: procfs.Vma) -> int:
+    def _file(self, vma: maps.Vma) -> int:
         path = vma.path or ""
         if path not in self._index:
-            try:
-                status = _stat_mapped(self._pid, vma)
-            except FileNotFoundError:
-                raise TargetGone(self._pid) from None
+            problem = _file_problem(self._pid, vma)
+            if problem or not os.path.exists(path):
+                problem = problem or "the mapped file has just been removed"
+                raise UnsupportedState(self._pid, (Finding(f"memory {vma.span} {path}", problem),))
+            status = os.stat(path)
             self._index[path] = len(self.identities)
             self.identities.append(identify(path, status, executable=vma.executable))
         return self._index[path]
@@ -263,7 +274,7 @@ def _plan_clear(record: MemoryRecord, rebuilt: Rebuilt) -> list[Call]:
     arena = rebuilt.embryo.arena.span
     here = {}
     calls = []
-    for vma in iter_own_vmas(procfs.read_maps(rebuilt.pid)):
+    for vma in iter_own_vmas(maps.read_maps(rebuilt.pid)):
         if vma.path in KERNEL_VMAS:
             here[vma.path] = vma.span
         elif not vma.span.overlaps(arena):

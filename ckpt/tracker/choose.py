@@ -41,10 +41,6 @@ class Plan:
     """Why it is full although a delta was asked for; empty otherwise."""
 
 
-def _full(reason: str) -> Plan:
-    return Plan(None, reason)
-
-
 def plan_generation(
     *,
     incremental: bool,
@@ -70,25 +66,46 @@ def plan_generation(
             `compare`, which needs no epoch, goes by it.
     """
     if not incremental:
-        return _full("")
+        return Plan(None, "")
     if not generations:
-        return _full("the first generation of a chain is always full")
+        return Plan(None, "the first generation of a chain is always full")
     if tracker is TrackerName.FULL:
-        return _full("the tracker 'full' knows of no unchanged page")
+        return Plan(None, "the tracker 'full' knows of no unchanged page")
     if tracker is TrackerName.COMPARE:
         if lineage_of_process:
             return Plan(generations[-1], "")
-        return _full("the newest generation is of another process or program")
+        return Plan(None, "the newest generation is of another process or program")
     if epoch is None:
-        return _full("this process was not tracked since the last generation")
+        return Plan(None, "this process was not tracked since the last generation")
+    distrust = _why_not(
+        epoch,
+        tracker=tracker,
+        process=process,
+        exec_id=exec_id,
+        chain_id=chain_id,
+        generations=generations,
+    )
+    return Plan(None, distrust) if distrust else Plan(epoch.generation, "")
+
+
+def _why_not(
+    epoch: Epoch,
+    *,
+    tracker: TrackerName,
+    process: Identity,
+    exec_id: str,
+    chain_id: str,
+    generations: list[GenerationNo],
+) -> str:
+    """Return why the tracker's state says nothing about this chain; empty if it does."""
     if epoch.process != process:
-        return _full(f"pid {process.pid} is another process than at the last generation")
+        return f"pid {process.pid} is another process than at the last generation"
     if epoch.exec_id != exec_id:
-        return _full("the process has called exec since the last generation")
+        return "the process has called exec since the last generation"
     if epoch.chain_id != chain_id:
-        return _full("a dump into another image directory came in between")
+        return "a dump into another image directory came in between"
     if epoch.tracker != tracker:
-        return _full(f"the last generation was tracked by {epoch.tracker}, this one by {tracker}")
+        return f"the last generation was tracked by {epoch.tracker}, this one by {tracker}"
     if epoch.generation not in generations:
-        return _full(f"generation {epoch.generation}, which it would be based on, is gone")
-    return Plan(epoch.generation, "")
+        return f"generation {epoch.generation}, which it would be based on, is gone"
+    return ""

@@ -43,16 +43,12 @@ _FEATURES = UffdFeature.WP_ASYNC | UffdFeature.WP_UNPOPULATED | UffdFeature.WP_H
 
 @attrs.define(slots=True, eq=False)
 class WriteProtect:
-    """See `base.Tracker`. Owns its descriptor: a context manager."""
+    """See `base.Tracker`. Owns its descriptor: `close` ends that."""
 
     fd: Fd
     name: TrackerName = TrackerName.WRITEPROTECT
 
-    def __enter__(self) -> "WriteProtect":
-        """Lend itself."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         """Close our descriptor; tracking goes on as long as a keeper has another."""
         os.close(self.fd)
 

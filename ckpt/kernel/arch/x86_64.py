@@ -15,8 +15,26 @@ from ptrace.binding.linux_struct import user_regs_struct
 from ckpt.kernel.arch import NR
 from ckpt.units import RemoteAddr
 
-Registers = user_regs_struct
-"""`struct user_regs_struct`, the PRSTATUS register set: 27 words of 8 bytes."""
+
+class Registers(user_regs_struct):  # type: ignore[misc]  # python-ptrace has no types
+    """`struct user_regs_struct`, the PRSTATUS register set: 27 words of 8 bytes."""
+
+    r12: int
+    r13: int
+    r14: int
+    r15: int
+    rax: int
+    rbx: int
+    rbp: int
+    rsp: int
+    rip: int
+    orig_rax: int
+    eflags: int
+    cs: int
+    fs: int
+    gs: int
+    ss: int
+
 
 PAGE_SIZE = 4096
 SYSCALL_INSN = b"\x0f\x05"
@@ -114,7 +132,8 @@ POLL_CODE = bytes.fromhex(
 
 def copy_registers(registers: Registers) -> Registers:
     """Return an independent copy."""
-    return Registers.from_buffer_copy(registers)
+    copy: Registers = Registers.from_buffer_copy(registers)
+    return copy
 
 
 def pack_call(nr: int, args: tuple[int, ...]) -> bytes:

@@ -1,0 +1,138 @@
+"""Records to and from the plain values of a manifest, by cattrs, strictly.
+
+The manifest's `records` hold one entry per process:
+
+    {"processes": [{"pid": 7, "stopped_by": 0, "resources": {NAME: {...}},
+                    "threads": [{"tid": 7, "resources": {NAME: {...}}}]}]}
+
+Nothing in an image is trusted: a field of a wrong type is `ImageCorrupt`, an unknown field is one
+of a newer minor version and is left alone. cattrs is imported when the first record is converted,
+after the target runs again.
+"""
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import attrs
+
+from ckpt.errors import ImageCorrupt
+from ckpt.image.format import Manifest
+from ckpt.resources.base import Resource
+from ckpt.resources.registry import PROCESS, THREAD
+from ckpt.units import Pid, Tid
+
+if TYPE_CHECKING:
+    from cattrs import Converter
+
+R = TypeVar("R")
+
+
+@attrs.frozen
+class ThreadImage:
+    """One thread of an image."""
+
+    tid: Tid
+    resources: Mapping[str, Any]
+    """Resource name -> its record."""
+
+
+@attrs.frozen
+class ProcessImage:
+    """One process of an image."""
+
+    pid: Pid
+    stopped_by: int
+    """The stop signal of its group-stop, 0 if it was running."""
+    resources: Mapping[str, Any]
+    threads: tuple[ThreadImage, ...]
+
+    @property
+    def space(self) -> str:
+        """The name of its page space."""
+        return space_name(self.pid)
+
+
+def space_name(pid: Pid) -> str:
+    """Return the name of the page space of a process's memory."""
+    return f"mm-{pid}"
+
+
+@lru_cache(maxsize=1)
+def _converter() -> "Converter":
+    from cattrs import Converter
+
+    converter = Converter(unstruct_collection_overrides={tuple: list})
+    for kind in (int, str, bytes, bool, float):
+        converter.register_structure_hook(kind, _strict)
+    return converter
+
+
+def _strict(value: object, kind: type[R]) -> R:
+    if type(value) is not kind:
+        raise TypeError(f"{kind.__name__} expected, {type(value).__name__} found")
+    return value
+
+
+def encode_processes(processes: list[ProcessImage]) -> dict[str, object]:
+    """Return the manifest's `records` for these processes."""
+    to_plain = _converter().unstructure
+    return {
+        "processes": [
+            {
+                "pid": process.pid,
+                "stopped_by": process.stopped_by,
+                "resources": {k: to_plain(v) for k, v in process.resources.items()},
+                "threads": [
+                    {
+                        "tid": thread.tid,
+                        "resources": {k: to_plain(v) for k, v in thread.resources.items()},
+                    }
+                    for thread in process.threads
+                ],
+            }
+            for process in processes
+        ]
+    }
+
+
+def decode_processes(manifest: Manifest, path: str) -> list[ProcessImage]:
+    """Return the processes of a generation.
+
+    Args:
+        manifest: of the generation.
+        path: of the manifest, for the message.
+
+    Raises:
+        ImageCorrupt: a record does not have the shape that it must have.
+    """
+    try:
+        processes = [_decode_process(raw) for raw in _list(manifest.records, "processes")]
+    except Exception as error:  # cattrs raises groups of whatever went wrong
+        raise ImageCorrupt(path, f"its records are not as they must be ({error})") from error
+    if not processes:
+        raise ImageCorrupt(path, "it holds no process")
+    return processes
+
+
+def _list(raw: Mapping[str, Any], key: str) -> list[Any]:
+    return _strict(raw[key], list)
+
+
+def _decode_process(raw: dict[str, Any]) -> ProcessImage:
+    return ProcessImage(
+        pid=Pid(_strict(raw["pid"], int)),
+        stopped_by=_strict(raw["stopped_by"], int),
+        resources=_decode_resources(raw["resources"], PROCESS),
+        threads=tuple(
+            ThreadImage(
+                Tid(_strict(thread["tid"], int)), _decode_resources(thread["resources"], THREAD)
+            )
+            for thread in _list(raw, "threads")
+        ),
+    )
+
+
+def _decode_resources(raw: dict[str, Any], resources: tuple[Resource[Any], ...]) -> dict[str, Any]:
+    structure = _converter().structure
+    return {resource.name: structure(raw[resource.name], resource.record) for resource in resources}

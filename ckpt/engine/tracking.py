@@ -1,0 +1,106 @@
+"""The tracker of one dump: opened, asked while frozen, and handed over after the commit.
+
+Holds together what `tracker/` keeps apart: the epoch, the keeper, and the tracker itself.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import attrs
+
+from ckpt.kernel.features import Features
+from ckpt.process.arena import Arena
+from ckpt.process.keeper import start_keeper, stop_keeper, take_userfaultfd
+from ckpt.process.task import Task
+from ckpt.process.tree import Identity
+from ckpt.tracker.base import Scan, Tracker, TrackerName
+from ckpt.tracker.compare import Compare
+from ckpt.tracker.epoch import Epoch, advance, invalidate
+from ckpt.tracker.full import Full
+from ckpt.tracker.softdirty import SoftDirty
+from ckpt.tracker.spans import Spans
+from ckpt.tracker.writeprotect import WriteProtect, create_inside
+from ckpt.units import GenerationNo, Pid
+
+
+@attrs.define
+class Tracking:
+    """One process's tracker for the length of a dump or of a restore."""
+
+    process: Identity
+    exec_id: str
+    name: TrackerName
+    features: Features
+    _keeper: Identity | None = None
+    """Who holds the userfaultfd already."""
+    _writeprotect: WriteProtect | None = None
+
+    @property
+    def pid(self) -> Pid:
+        """The process."""
+        return self.process.pid
+
+    def take_over(self, epoch: Epoch | None) -> bool:
+        """Take the tracker's state that an earlier dump left; False if it is lost."""
+        if self.name is not TrackerName.WRITEPROTECT:
+            return True
+        if epoch is None or epoch.process != self.process or epoch.exec_id != self.exec_id:
+            return False
+        fd = take_userfaultfd(epoch.keeper) if epoch.keeper else None
+        if fd is None:
+            return False
+        self._keeper = epoch.keeper
+        self._writeprotect = WriteProtect(fd)
+        return True
+
+    def attach(self, arena: Arena, task: Task) -> None:
+        """Make what must be made inside the frozen process, if it is not there yet."""
+        if self.name is TrackerName.WRITEPROTECT and self._writeprotect is None:
+            self._writeprotect = create_inside(self.pid, arena, task)
+
+    def collect(self, own: Spans) -> Scan:
+        """Ask the tracker and re-arm it; from here on the old epoch is void."""
+        invalidate(self.pid)
+        return self._tracker().collect(self.pid, own)
+
+    def _tracker(self) -> Tracker:
+        if self.name is TrackerName.WRITEPROTECT:
+            assert self._writeprotect is not None, "attach comes before collect"
+            return self._writeprotect
+        trackers: dict[TrackerName, Callable[[Features], Tracker]] = {
+            TrackerName.SOFTDIRTY: SoftDirty,
+            TrackerName.COMPARE: Compare,
+            TrackerName.FULL: Full,
+        }
+        return trackers[self.name](self.features)
+
+    def advance(self, chain_id: str, generation: GenerationNo) -> None:
+        """Note that the tracker is armed against a generation that is committed."""
+        if self._writeprotect is not None and self._keeper is None:
+            self._keeper = start_keeper(self.pid, self._writeprotect.fd)
+        advance(Epoch(self.process, self.exec_id, chain_id, generation, self.name, self._keeper))
+
+    def close(self) -> None:
+        """Close our own descriptors; what a keeper holds goes on."""
+        if self._writeprotect is not None:
+            self._writeprotect.close()
+            self._writeprotect = None
+
+
+@contextlib.contextmanager
+def tracking(
+    process: Identity, exec_id: str, name: TrackerName, features: Features
+) -> Iterator[Tracking]:
+    """Lend the tracking of one process."""
+    lent = Tracking(process, exec_id, name, features)
+    try:
+        yield lent
+    finally:
+        lent.close()
+
+
+def drop_epoch(epoch: Epoch) -> None:
+    """End the tracking that an epoch stands for: its process is gone, or another tracker comes."""
+    invalidate(epoch.process.pid)
+    if epoch.keeper is not None:
+        stop_keeper(epoch.keeper)
