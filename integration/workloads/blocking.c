@@ -440,12 +440,6 @@ static void round_trip(void)
 	settle();
 }
 
-static void step(const char *name)
-{
-	(void)name;
-	round_trip();
-}
-
 static void do_nothing(int number)
 {
 	(void)number;
@@ -481,7 +475,9 @@ static void late(char *argument)
 int main(int argc, char **argv)
 {
 	static const struct command others[] = {{"peek", peek}, {"late", late}, {NULL, NULL}};
-	static const struct program program = {round_trip, step, corrupt, others};
+	static const struct named steps[] = {{"round", round_trip}, {NULL, NULL}};
+	static const struct named damages[] = {{"interrupt", corrupt}, {NULL, NULL}};
+	static const struct program program = {round_trip, steps, damages, others};
 
 	for (size_t i = 0; argc > 1 && i < LEN(CASES); i++)
 		if (!strcmp(CASES[i].name, argv[1]))

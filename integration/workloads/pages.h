@@ -17,20 +17,6 @@
 
 static uint64_t content_seed = 1;
 
-static inline uint64_t mix64(uint64_t x)
-{
-	x += 0x9e3779b97f4a7c15u;
-	x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
-	x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
-	return x ^ (x >> 31);
-}
-
-static inline uint64_t next_random(uint64_t *state)
-{
-	*state += 0x9e3779b97f4a7c15u;
-	return mix64(*state);
-}
-
 static inline bool content_is_byte(const void *cell, unsigned char byte)
 {
 	const unsigned char *bytes = cell;

@@ -178,3 +178,39 @@ def test_an_interrupted_call_is_noticed(tmp_path, case):
         assert program.ask("corrupt") == "corrupted"
         assert program.ask("peek") == "returned -1 4"
         assert program.ask("check").startswith("FAIL returned -4")
+
+
+# Each checks one kind of state by asking the kernel for it.
+STATES: dict[str, list[str]] = {
+    "s_files": ["read", "log", "write", "pipe", "eventfd"],
+}
+DAMAGES = {
+    "s_files": [
+        *["offset", "append", "cloexec", "sharing", "identity", "pipe"],
+        *["pipe_size", "packets", "eventfd", "semaphore", "closed"],
+    ],
+}
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_a_state_program_finds_itself_right(tmp_path, name):
+    with Program(name, cwd=tmp_path) as program:
+        assert program.ask("steps").split()[1:] == STATES[name]
+        assert program.ask("damages").split()[1:] == DAMAGES[name]
+        assert program.ask("check") == "ok"
+        assert program.ask("check") == "ok"
+        for step in STATES[name] * 3:
+            assert program.ask(f"step {step}") == "stepped"
+            assert program.ask("check") == "ok", step
+        assert program.quit() == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"), [(name, damage) for name in DAMAGES for damage in DAMAGES[name]]
+)
+def test_a_state_program_notices_each_damage(tmp_path, name, damage):
+    with Program(name, cwd=tmp_path) as program:
+        assert program.ask("check") == "ok"
+        assert program.ask(f"corrupt {damage}") == "corrupted"
+        assert program.ask("check").startswith("FAIL ")
+        assert program.quit() == 1

@@ -16,15 +16,9 @@
 #define DEEPER 64ul		/* pages by which a step makes the main thread's stack deeper */
 #define N_SPEED 2
 
-struct step {
-	const char *name;
-	void (*run)(void);
-};
-
-static const struct program program;
+static struct program program;
 static struct gate gate;
 static bool held;			/* the gate stays closed until the next check */
-static size_t turn;			/* which step an unnamed `step` does next */
 static int generation;			/* of t_exec: how often this process has replaced itself */
 
 /* ---- t_mprotect ------------------------------------------------------------------------------- */
@@ -390,7 +384,7 @@ static void replace_self(void)
 static const struct test_case {
 	const char *name;
 	void (*prepare)(void);
-	struct step steps[7];
+	struct named steps[8];
 	void (*check_more)(void);
 } CASES[] = {
 	{"t_write", prepare_plain,
@@ -437,24 +431,6 @@ static void check(void)
 	held = false;
 }
 
-static void step(const char *name)
-{
-	const struct step *steps = this_case->steps;
-	size_t n = 0;
-
-	while (n < LEN(this_case->steps) && steps[n].name && strcmp(steps[n].name, name))
-		n++;
-	if (*name && n < LEN(this_case->steps) && steps[n].name) {
-		steps[n].run();
-	} else if (*name) {
-		fail("%s has no step %s", this_case->name, name);
-	} else {
-		if (turn == LEN(this_case->steps) || !steps[turn].name)
-			turn = 0;
-		steps[turn++].run();
-	}
-}
-
 static void corrupt(void)
 {
 	if (gate.n_workers && !held)
@@ -462,21 +438,12 @@ static void corrupt(void)
 	book_damage(pages, pages->end - 1);
 }
 
-static void steps(char *argument)
-{
-	char text[256] = "steps";
-
-	(void)argument;
-	for (size_t i = 0; i < LEN(this_case->steps) && this_case->steps[i].name; i++)
-		sprintf(text + strlen(text), " %s", this_case->steps[i].name);
-	say("%s", text);
-}
-
 static const struct command OTHERS[] = {
-	{"written", written}, {"steps", steps}, {"where", where}, {"expect", expect}, {"huge", huge},
+	{"written", written}, {"where", where}, {"expect", expect}, {"huge", huge},
 	{NULL, NULL},
 };
-static const struct program program = {check, step, corrupt, OTHERS};
+static const struct named DAMAGES[] = {{"page", corrupt}, {NULL, NULL}};
+static struct program program = {check, NULL, DAMAGES, OTHERS};
 
 int main(int argc, char **argv)
 {
@@ -486,6 +453,7 @@ int main(int argc, char **argv)
 	if (!this_case)
 		die("usage: tracker_cases CASE");
 	generation = argc > 2 ? atoi(argv[2]) : 0;
+	program.steps = this_case->steps;
 	this_case->prepare();
 	if (!generation)
 		return serve(&program);

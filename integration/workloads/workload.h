@@ -154,12 +154,44 @@ struct command {
 	void (*run)(char *argument);	/* says its own answer */
 };
 
+/* Something that can be done by name, or in turn; the last entry of a list has a null name. */
+struct named {
+	const char *name;
+	void (*run)(void);
+};
+
 struct program {
 	void (*check)(void);		/* calls fail() for what is wrong */
-	void (*step)(const char *name);	/* "" if the command named none */
-	void (*corrupt)(void);		/* damages the state so that the next check must fail */
-	const struct command *others;	/* ends with a null name, if given */
+	const struct named *steps;	/* each does one next thing; may be null */
+	const struct named *damages;	/* each damages the state so that the next check must fail */
+	const struct command *others;	/* ends with a null name; may be null */
 };
+
+static inline void run_named(const struct named *list, const char *name, size_t *turn)
+{
+	size_t n = 0;
+
+	while (list && list[n].name && strcmp(list[n].name, name))
+		n++;
+	if (!*name && list && list[0].name) {
+		n = *turn;
+		*turn = list[n + 1].name ? n + 1 : 0;
+	}
+	if (list && list[n].name)
+		list[n].run();
+	else
+		fail("nothing is called '%s' here", name);
+}
+
+static inline void say_names(const char *word, const struct named *list)
+{
+	char text[1024];
+	size_t len = (size_t)snprintf(text, sizeof text, "%s", word);
+
+	for (; list && list->name && len < sizeof text; list++)
+		len += (size_t)snprintf(text + len, sizeof text - len, " %s", list->name);
+	say("%s", text);
+}
 
 static inline void answer_verdict(const char *good)
 {
@@ -179,16 +211,21 @@ static inline void answer_verdict(const char *good)
 
 static inline void obey(const struct program *program, char *name, char *argument)
 {
+	static size_t step_turn, damage_turn;
+
 	if (!strcmp(name, "check")) {
 		program->check();
 		answer_verdict("ok");
-	} else if (!strcmp(name, "step") && program->step) {
-		program->step(argument);
-		/* What a step finds wrong stays for the next check, but is not kept back either. */
+	} else if (!strcmp(name, "step")) {
+		run_named(program->steps, argument, &step_turn);
 		answer_verdict("stepped");
 	} else if (!strcmp(name, "corrupt")) {
-		program->corrupt();
-		say("corrupted");
+		run_named(program->damages, argument, &damage_turn);
+		answer_verdict("corrupted");
+	} else if (!strcmp(name, "steps")) {
+		say_names(name, program->steps);
+	} else if (!strcmp(name, "damages")) {
+		say_names(name, program->damages);
 	} else {
 		const struct command *other = program->others;
 
@@ -352,6 +389,22 @@ static inline void gate_open(struct gate *gate)
 	atomic_store(&gate->closed, 0);
 	futex_wake_all(&gate->closed);
 	gate_await(gate, 0);
+}
+
+/* ---- numbers that look random and can be had again ------------------------------------------------- */
+
+static inline uint64_t mix64(uint64_t x)
+{
+	x += 0x9e3779b97f4a7c15u;
+	x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
+	x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+	return x ^ (x >> 31);
+}
+
+static inline uint64_t next_random(uint64_t *state)
+{
+	*state += 0x9e3779b97f4a7c15u;
+	return mix64(*state);
 }
 
 #endif

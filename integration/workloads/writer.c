@@ -133,12 +133,11 @@ static void corrupt(void)
 	book_damage(&w->anon, w->anon.n_pages / 2);
 }
 
-static void step(const char *name)
+static void step(void)
 {
 	_Atomic int *tick = &workers[0].tick;
 	int start = atomic_load(tick), now;
 
-	(void)name;
 	if (paused)
 		gate_open(&gate);
 	paused = false;
@@ -223,7 +222,9 @@ int main(int argc, char **argv)
 {
 	static const struct command others[] = {
 		{"pause", pause_workers}, {"resume", resume_workers}, {"stats", stats}, {NULL, NULL}};
-	static const struct program program = {check, step, corrupt, others};
+	static const struct named steps[] = {{"run", step}, {NULL, NULL}};
+	static const struct named damages[] = {{"page", corrupt}, {NULL, NULL}};
+	static const struct program program = {check, steps, damages, others};
 	static char all[] = "all";
 	char *ops = all;
 	size_t n_pages;
