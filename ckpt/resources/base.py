@@ -16,14 +16,14 @@ in the order of the registry.
 """
 
 import enum
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Generic, TypeVar
 
 import attrs
 
 from ckpt.errors import Finding, RestoreFailed
-from ckpt.kernel import procfs
 from ckpt.kernel.features import Features
+from ckpt.kernel.procfs import status as procfs_status
 from ckpt.process.freezer import Frozen
 from ckpt.process.remote import Call, Reply
 from ckpt.process.seed import Embryo
@@ -81,9 +81,25 @@ class Stopped:
         """The thread."""
         return self.task.tid
 
-    def read_status(self) -> procfs.Status:
+    def read_status(self) -> procfs_status.Status:
         """Return the thread's /proc/PID/status."""
-        return procfs.read_status(Pid(self.tid))
+        return procfs_status.read_status(Pid(self.tid))
+
+
+def be_silent(_text: str) -> None:
+    """Stand for a caller that wants no warnings."""
+
+
+@attrs.frozen(slots=True)
+class RestoreOptions:
+    """What the user of a restore may choose."""
+
+    allow_changed: frozenset[str] = frozenset()
+    """Paths that may differ from what they were."""
+    inherit: Mapping[int, str] = attrs.field(factory=dict)
+    """Descriptor number -> path that is opened instead of what was there."""
+    warn: Callable[[str], None] = be_silent
+    """Tells the user of something that is not exactly as it was."""
 
 
 @attrs.frozen(slots=True)
@@ -118,9 +134,19 @@ def no_findings(_target: Target) -> Iterable[Finding]:
     return ()
 
 
-def nothing_to_open(_record: object) -> dict[str, Opened]:
+def nothing_to_open(_record: object, _options: RestoreOptions) -> dict[str, Opened]:
     """Stand for a resource that needs no descriptor of the restorer."""
     return {}
+
+
+def files_fit(_record: object, _options: RestoreOptions) -> Iterable[Finding]:
+    """Stand for a resource that does not depend on files."""
+    return ()
+
+
+def host_fits(_record: object, _features: Features) -> Iterable[Finding]:
+    """Stand for a resource that every host can give."""
+    return ()
 
 
 @attrs.frozen(slots=True)
@@ -134,7 +160,11 @@ class Resource(Generic[R]):
     capture: Callable[[Stopped], Capture[R]]
     restore: Callable[[R, Rebuilt], Restore]
     look: Callable[[Target], Iterable[Finding]] = no_findings
-    prepare: Callable[[R], dict[str, Opened]] = nothing_to_open
+    check_files: Callable[[R, RestoreOptions], Iterable[Finding]] = files_fit
+    """Names the files that are missing or changed, before anything is started."""
+    check_host: Callable[[R, Features], Iterable[Finding]] = host_fits
+    """Names what this host lacks, before anything is started."""
+    prepare: Callable[[R, RestoreOptions], dict[str, Opened]] = nothing_to_open
     """Opens, in the restorer, what the embryo must inherit."""
 
 
