@@ -6,11 +6,12 @@ numpy is imported only by those that need it.
 
 Both describe page tables, so both also show what is no page: with write-protect tracking the
 kernel leaves *markers* where nothing was ever mapped, and they look like pages in swap
-(`drop_markers`). And both describe an address space, not a process: a pagemap opened before an
-exec, or before the process ended, answers "nothing here" without an error. Whoever concludes
-something from an empty answer makes sure first that the process is still the same.
+(`drop_markers`). And both describe an address space, not a process: the descriptor stays with the
+one that it was opened on, and answers "nothing here" once that has ended, by exec too. Here this
+is `TargetGone`, for an empty answer would be taken for a clean one.
 """
 
+import contextlib
 import ctypes
 import os
 import struct
@@ -18,6 +19,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
+from ckpt.errors import TargetGone
 from ckpt.kernel import ioctl
 from ckpt.kernel.failures import proc_failures_of
 from ckpt.kernel.libc import PAGE_SIZE, writable_address
@@ -144,22 +146,35 @@ def scan(
         PAGE_IS_WRITTEN, asked for nothing else, counts as written even so.
 
     Raises:
+        TargetGone: the address space has ended, by exec or with the process.
         OSError: ENOTTY, no such ioctl; EINVAL, a category that this kernel does not know;
             EPERM, see above.
     """
+    with _gone_by_esrch(fd):
+        regions = _scan(
+            fd,
+            span,
+            category_mask=category_mask,
+            category_inverted=category_inverted,
+            category_anyof_mask=category_anyof_mask,
+            return_mask=return_mask,
+            flags=flags,
+            max_pages=max_pages,
+        )
+    _check_alive(fd)
+    return regions
+
+
+def _scan(fd: int, span: AddrRange, *, max_pages: int, **masks: int) -> list[Region]:
     vec = bytearray(_VEC_REGIONS * _REGION.size)
     arg = pm_scan_arg(
         size=ctypes.sizeof(pm_scan_arg),
-        flags=flags,
         start=span.start,
         end=span.end,
         vec=writable_address(vec)[0],
         vec_len=_VEC_REGIONS,
         max_pages=max_pages,
-        category_inverted=category_inverted,
-        category_mask=category_mask,
-        category_anyof_mask=category_anyof_mask,
-        return_mask=return_mask,
+        **masks,
     )
     regions: list[Region] = []
     while True:
@@ -174,6 +189,27 @@ def scan(
             if arg.max_pages == 0:
                 return regions
         arg.start = arg.walk_end
+
+
+def _check_alive(fd: int) -> None:
+    """Raise TargetGone if the address space has ended: then not even page 0 has an entry."""
+    if not os.pread(fd, ENTRY_BYTES, 0):
+        raise TargetGone(pid=_pid_behind(fd))
+
+
+@contextlib.contextmanager
+def _gone_by_esrch(fd: int) -> Iterator[None]:
+    """Turn ESRCH, with which newer kernels refuse to scan what has ended."""
+    try:
+        yield
+    except ProcessLookupError as error:
+        raise TargetGone(pid=_pid_behind(fd)) from error
+
+
+def _pid_behind(fd: int) -> Pid:
+    """Return whose pagemap `fd` is, going by the path that it was opened under."""
+    path = os.readlink(f"/proc/self/fd/{fd}")
+    return Pid(int(path.split("/")[2]))
 
 
 def _join_seam(regions: list[Region], found: list[tuple[int, ...]]) -> None:
@@ -194,6 +230,9 @@ def scan_populated_private(fd: int, span: AddrRange) -> list[Run]:
     Shape:  ascending, disjoint, page aligned. Markers of write-protect tracking may be among
         them, if holes were armed; reading such a page gives zeros.
     Kernel: PAGEMAP_SCAN, 6.7.
+
+    Raises:
+        TargetGone: the address space has ended, by exec or with the process.
     """
     regions = scan(
         fd,
@@ -217,6 +256,7 @@ def scan_soft_dirty(fd: int, span: AddrRange) -> list[Run]:
     Kernel: PAGEMAP_SCAN with PAGE_IS_SOFT_DIRTY; CONFIG_MEM_SOFT_DIRTY.
 
     Raises:
+        TargetGone: the address space has ended, by exec or with the process.
         OSError: EINVAL, this kernel's PAGEMAP_SCAN does not know the category.
     """
     regions = scan(fd, span, category_mask=PAGE_IS_SOFT_DIRTY, return_mask=PAGE_IS_SOFT_DIRTY)
@@ -280,8 +320,11 @@ def read_entries(fd: int, span: AddrRange) -> "npt.NDArray[np.uint64]":
 
     State:  any.
     Shape:  uint64, `span.len_bytes / PAGE_SIZE` long; shorter if the span reaches beyond the
-        address space, or the process is gone (then empty).
+        address space.
     Kernel: /proc/PID/pagemap (proc_pid_pagemap(5), Documentation/admin-guide/mm/pagemap.rst).
+
+    Raises:
+        TargetGone: the address space has ended, by exec or with the process.
     """
     import numpy as np
 
@@ -296,6 +339,8 @@ def read_entries(fd: int, span: AddrRange) -> "npt.NDArray[np.uint64]":
         if moved == 0:
             break
         done += moved
+    if done < len(view):
+        _check_alive(fd)
     return words[: done // ENTRY_BYTES]
 
 

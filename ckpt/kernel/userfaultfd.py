@@ -7,15 +7,18 @@ these functions names that process, for the errors. The tracker uses asynchronou
 Source: include/uapi/linux/userfaultfd.h, userfaultfd(2), ioctl_userfaultfd(2).
 """
 
+import contextlib
 import ctypes
 import enum
+import errno
 import os
+from collections.abc import Iterator
 from typing import Final
 
 from ckpt.kernel import ioctl
 from ckpt.kernel.arch import NR
 from ckpt.kernel.failures import failures_of
-from ckpt.kernel.libc import syscall
+from ckpt.kernel.libc import PAGE_SIZE, syscall
 from ckpt.units import AddrRange, Fd, Pid, RemoteAddr
 
 UFFD_API: Final = 0xAA
@@ -118,6 +121,9 @@ class uffdio_writeprotect(ctypes.Structure):  # noqa: N801
     _fields_ = (("range", uffdio_range), ("mode", ctypes.c_uint64))
 
 
+_UNMAPPED: Final = (1 << 47) - 2 * PAGE_SIZE
+# The last page of the address space, where the kernel never maps anything by itself.
+
 UFFDIO_API: Final = ioctl.iowr(UFFD_API, 0x3F, uffdio_api)
 UFFDIO_REGISTER: Final = ioctl.iowr(UFFD_API, 0x00, uffdio_register)
 UFFDIO_UNREGISTER: Final = ioctl.ior(UFFD_API, 0x01, uffdio_range)
@@ -170,7 +176,7 @@ def register(fd: int, span: AddrRange, mode: int, *, pid: Pid) -> int:
             userfaultfd watches it already.
     """
     arg = uffdio_register(range=_range(span), mode=mode)
-    with failures_of(pid, "watch the memory"):
+    with failures_of(pid, "watch the memory"), _gone_by_enomem(fd):
         ioctl.call(fd, UFFDIO_REGISTER, arg)
     return arg.ioctls
 
@@ -180,10 +186,28 @@ def unregister(fd: int, span: AddrRange, *, pid: Pid) -> None:
 
     Raises:
         TargetGone: the address space is gone.
+        HostFull: no memory to split a mapping.
         OSError: EINVAL, a mapping in the span that could not have been watched.
     """
-    with failures_of(pid, "stop watching the memory"):
+    with failures_of(pid, "stop watching the memory"), _gone_by_enomem(fd):
         ioctl.call(fd, UFFDIO_UNREGISTER, _range(span))
+
+
+@contextlib.contextmanager
+def _gone_by_enomem(fd: int) -> Iterator[None]:
+    """Tell the two meanings of ENOMEM apart: (un)registering also says it where ESRCH is meant.
+
+    UFFDIO_ZEROPAGE says ESRCH; on a page that nothing maps it does nothing but answer.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOMEM:
+            raise
+        probe = uffdio_zeropage(range=uffdio_range(start=_UNMAPPED, len=PAGE_SIZE))
+        with contextlib.suppress(FileNotFoundError, BlockingIOError, FileExistsError):
+            ioctl.call(fd, UFFDIO_ZEROPAGE, probe)
+        raise
 
 
 def write_protect(fd: int, span: AddrRange, mode: int, *, pid: Pid) -> None:

@@ -280,6 +280,6 @@ def read_fdinfo(pid: Pid | Tid, fd: RemoteFd) -> FdInfo | None:
     try:
         return parse_fdinfo(read_text(pid, f"fdinfo/{fd}"))
     except TargetGone:
-        if os.path.exists(f"/proc/{pid}/fdinfo"):  # noqa: PTH110 - pathlib loads slowly
+        if os.path.exists(f"/proc/{pid}/fdinfo"):
             return None
         raise

@@ -48,7 +48,7 @@ def read_link(pid: Pid | Tid, name: str) -> str:
         NotPermitted: ptrace access is refused.
     """
     with proc_failures_of(pid, f"read /proc/{pid}/{name}"):
-        return os.readlink(f"/proc/{pid}/{name}")  # noqa: PTH115 - pathlib loads slowly
+        return os.readlink(f"/proc/{pid}/{name}")
 
 
 def list_tids(pid: Pid) -> list[Tid]:

@@ -213,7 +213,7 @@ def read_timens_offsets(pid: Pid) -> TimensOffsets:
     try:
         return parse_timens_offsets(read_text(pid, "timens_offsets"))
     except TargetGone:
-        if os.path.exists(f"/proc/{pid}/stat"):  # noqa: PTH110 - pathlib is slow to load
+        if os.path.exists(f"/proc/{pid}/stat"):
             return TimensOffsets(0, 0)
         raise
 
@@ -241,7 +241,7 @@ def read_exec_start_ns(pid: Pid, tid: Tid) -> int | None:
     try:
         text = read_text(pid, f"task/{tid}/sched")
     except TargetGone:
-        if os.path.exists(f"/proc/{pid}/task/{tid}/stat"):  # noqa: PTH110
+        if os.path.exists(f"/proc/{pid}/task/{tid}/stat"):
             return None
         raise
     return parse_exec_start_ns(text)
