@@ -183,12 +183,14 @@ def test_an_interrupted_call_is_noticed(tmp_path, case):
 # Each checks one kind of state by asking the kernel for it.
 STATES: dict[str, list[str]] = {
     "s_files": ["read", "log", "write", "pipe", "eventfd"],
+    "s_registers": ["run"],
 }
 DAMAGES = {
     "s_files": [
         *["offset", "append", "cloexec", "sharing", "identity", "pipe"],
         *["pipe_size", "packets", "eventfd", "semaphore", "closed"],
     ],
+    "s_registers": ["gpr", "syscall", "x87", "sse", "avx", "avx512"],
 }
 
 
@@ -210,6 +212,8 @@ def test_a_state_program_finds_itself_right(tmp_path, name):
 )
 def test_a_state_program_notices_each_damage(tmp_path, name, damage):
     with Program(name, cwd=tmp_path) as program:
+        if name == "s_registers" and damage not in program.ask("kinds").split():
+            pytest.skip(f"this processor has no {damage}")
         assert program.ask("check") == "ok"
         assert program.ask(f"corrupt {damage}") == "corrupted"
         assert program.ask("check").startswith("FAIL ")

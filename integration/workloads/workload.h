@@ -167,7 +167,7 @@ struct program {
 	const struct command *others;	/* ends with a null name; may be null */
 };
 
-static inline void run_named(const struct named *list, const char *name, size_t *turn)
+static inline bool run_named(const struct named *list, const char *name, size_t *turn)
 {
 	size_t n = 0;
 
@@ -177,10 +177,10 @@ static inline void run_named(const struct named *list, const char *name, size_t 
 		n = *turn;
 		*turn = list[n + 1].name ? n + 1 : 0;
 	}
-	if (list && list[n].name)
-		list[n].run();
-	else
-		fail("nothing is called '%s' here", name);
+	if (!list || !list[n].name)
+		return false;
+	list[n].run();
+	return true;
 }
 
 static inline void say_names(const char *word, const struct named *list)
@@ -217,11 +217,15 @@ static inline void obey(const struct program *program, char *name, char *argumen
 		program->check();
 		answer_verdict("ok");
 	} else if (!strcmp(name, "step")) {
-		run_named(program->steps, argument, &step_turn);
+		if (!run_named(program->steps, argument, &step_turn))
+			fail("no step '%s'", argument);
 		answer_verdict("stepped");
 	} else if (!strcmp(name, "corrupt")) {
-		run_named(program->damages, argument, &damage_turn);
-		answer_verdict("corrupted");
+		/* Threads may notice at once; that is for the next check to say. */
+		if (run_named(program->damages, argument, &damage_turn))
+			say("corrupted");
+		else
+			say("FAIL no damage '%s'", argument);
 	} else if (!strcmp(name, "steps")) {
 		say_names(name, program->steps);
 	} else if (!strcmp(name, "damages")) {
