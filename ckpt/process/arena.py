@@ -26,7 +26,7 @@ from ckpt.kernel.procfs import maps, status
 from ckpt.process import memory
 from ckpt.process.remote import Call, Reply, pack_batch, size_of, unpack_replies
 from ckpt.process.task import ALL_SIGNALS, Task
-from ckpt.units import AddrRange, Pid, RemoteAddr, Tid, addr_range
+from ckpt.units import AddrRange, Pid, RemoteAddr, addr_range
 
 _PROT_READ, _PROT_WRITE, _PROT_EXEC = 1, 2, 4
 _MAP_PRIVATE, _MAP_ANONYMOUS, MAP_FIXED_NOREPLACE = 0x02, 0x20, 0x100000
@@ -91,14 +91,9 @@ class Arena:
     def run(self, task: Task, calls: Sequence[Call]) -> list[Reply]:
         """Run `calls` in the name of `task`, in their order; replies in the same order.
 
-        A call that fails does not end the batch. See `run_collecting` for calls that make tasks.
+        A call that fails does not end the batch. Tasks that the calls make are in `task.made`.
         """
-        return self.run_collecting(task, calls)[0]
-
-    def run_collecting(self, task: Task, calls: Sequence[Call]) -> tuple[list[Reply], list[Tid]]:
-        """Run `calls`; return the replies and the tasks that were made by them."""
         replies: list[Reply] = []
-        made: list[Tid] = []
         sig = choose_end_mark(task)
         room = self.size - _DATA_OFFSET
         part: list[Call] = []
@@ -108,22 +103,15 @@ class Arena:
             if need > room:
                 raise ValueError(f"{asked} needs {need} bytes, the arena has {room}")
             if used + need > room:
-                self._run_part(task, part, sig, replies, made)
+                replies += self._run_part(task, part, sig)
                 part, used = [], 0
             part.append(asked)
             used += need
         if part:
-            self._run_part(task, part, sig, replies, made)
-        return replies, made
+            replies += self._run_part(task, part, sig)
+        return replies
 
-    def _run_part(
-        self,
-        task: Task,
-        calls: list[Call],
-        sig: int | None,
-        replies: list[Reply],
-        made: list[Tid],
-    ) -> None:
+    def _run_part(self, task: Task, calls: list[Call], sig: int | None) -> list[Reply]:
         at = RemoteAddr(self.base + _DATA_OFFSET)
         batch = pack_batch(calls, at)
         frame_at = RemoteAddr(self.base + arch.PAGE_SIZE)
@@ -131,15 +119,14 @@ class Arena:
         memory.write(self.pid, frame_at, frame)
         memory.write(self.pid, at, batch)
         if sig is None:
-            replies += self._step(task, calls, batch)
-            return
+            return self._step(task, calls, batch)
         registers = arch.batch_registers(
             task.registers, self.base, at, len(calls), self.tgid, task.tid, sig, frame_at
         )
         task.prepare_to_run(registers, ALL_SIGNALS & ~(1 << (sig - 1)))
         ptrace.cont(task.tid)
-        made += task.wait_for(sig)
-        replies += unpack_replies(calls, memory.read(self.pid, at, len(batch)))
+        task.wait_for(sig)
+        return unpack_replies(calls, memory.read(self.pid, at, len(batch)))
 
     def _step(self, task: Task, calls: list[Call], batch: bytes) -> list[Reply]:
         """Run a batch call by call, for a target that uses every signal that could end the loop."""

@@ -25,6 +25,7 @@ from ckpt.process.arena import Arena, map_arena
 from ckpt.process.programs import CODE_AT, spawn
 from ckpt.process.remote import Call, Reply
 from ckpt.process.task import Task
+from ckpt.process.tree import list_tids
 from ckpt.units import AddrRange, Fd, Pid, RemoteAddr, Tid
 
 NAME = "ckpt-seed"
@@ -121,6 +122,8 @@ def adopt(tid: Tid) -> Task:
         raise TargetGone(tid)
     task = Task(tid)
     task.read_state()
+    # What it inherited is the mask of a remote call: everything blocked.
+    task.sigmask = 0
     return task
 
 
@@ -158,8 +161,11 @@ def _holder(pid: Pid) -> str:
 
 
 def _end(pid: Pid) -> None:
+    """Kill a process of ours and reap it, with all threads that we trace."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
-    with contextlib.suppress(TargetGone):
-        while (status := ptrace.wait(Tid(pid))) is not None and not status.gone:
-            pass
+    # A leader can be reaped only after its threads were, and those wait for their tracer: us.
+    for tid in reversed(list_tids(pid)):
+        with contextlib.suppress(TargetGone):
+            while (status := ptrace.wait(tid)) is not None and not status.gone:
+                pass

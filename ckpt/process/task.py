@@ -38,6 +38,8 @@ class Task:
     """Registers or mask in the kernel are not its own at this moment."""
     deferred_stop: bool = False
     """A SIGSTOP came while a remote call ran; it is sent again at the thaw."""
+    made: list[Tid] = attrs.field(factory=list)
+    """Threads and processes that its remote calls have made, in their order."""
     _xstate: bytes | None = None
 
     def read_state(self) -> None:
@@ -83,15 +85,14 @@ class Task:
         ptrace.set_sigmask(self.tid, sigmask)
         ptrace.set_registers(self.tid, registers)
 
-    def wait_for(self, sig: int, *, step: bool = False) -> list[Tid]:
+    def wait_for(self, sig: int, *, step: bool = False) -> None:
         """Wait until the thread, which runs our code, stops with `sig`.
 
-        Returns the threads or processes that it made meanwhile (clone events), in their order.
+        Threads or processes that it makes meanwhile (clone events) are noted in `made`.
 
         Raises:
             TargetGone: it ended (SIGKILL, a group exit).
         """
-        made: list[Tid] = []
         while True:
             status = ptrace.wait(self.tid)
             assert status is not None
@@ -99,11 +100,11 @@ class Task:
                 raise TargetGone(self.tid)
             if status.kind is ptrace.Kind.SIGNAL:
                 if status.sig == sig:
-                    return made
+                    return
                 # Everything that can be blocked is; what is left is SIGSTOP.
                 self.deferred_stop |= status.sig == _SIGSTOP
             elif status.kind is ptrace.Kind.EVENT:
-                made.append(Tid(ptrace.get_event_message(self.tid)))
+                self.made.append(Tid(ptrace.get_event_message(self.tid)))
             if step:
                 ptrace.singlestep(self.tid)
             else:

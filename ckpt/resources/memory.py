@@ -29,12 +29,13 @@ from ckpt.resources.base import (
     Rebuilt,
     Resource,
     Restore,
+    RestoreOptions,
     Stage,
     Stopped,
     Target,
     expect,
 )
-from ckpt.resources.file_identity import FileIdentity, identify
+from ckpt.resources.file_identity import FileIdentity, describe_change, identify
 from ckpt.units import AddrRange, Fd, Pid, RemoteAddr
 
 PROT_READ, PROT_WRITE, PROT_EXEC = 1, 2, 4
@@ -235,9 +236,29 @@ class _FileTable:
         return self._index[path]
 
 
-def prepare(record: MemoryRecord) -> dict[str, Opened]:
+def check_files(record: MemoryRecord, options: RestoreOptions) -> Iterator[Finding]:
+    """Name every mapped file that is missing or is not what it was.
+
+    A file that the process maps shared and may write has changed by the process's own hand.
+    """
+    written = _written_files(record)
+    for index, identity in enumerate((*record.files, record.exe)):
+        if identity.path in options.allow_changed or index in written:
+            continue
+        change = describe_change(identity)
+        if change:
+            remedy = f"restore the file, or --allow-changed {identity.path}"
+            yield Finding(f"mapped file {identity.path}", change, remedy)
+
+
+def _written_files(record: MemoryRecord) -> set[int]:
+    """Return the indices of the files that the process may write through a mapping."""
+    return {vma.file for vma in record.vmas if vma.shared and "mw" in vma.flags}
+
+
+def prepare(record: MemoryRecord, _options: RestoreOptions) -> dict[str, Opened]:
     """Open the mapped files and the executable, for the embryo to inherit."""
-    writable = {vma.file for vma in record.vmas if vma.shared and "mw" in vma.flags}
+    writable = _written_files(record)
     opened: dict[str, Opened] = {}
     for index, identity in enumerate(record.files):
         flags = os.O_RDWR if index in writable else os.O_RDONLY
@@ -355,5 +376,6 @@ MEMORY = Resource(
     capture=capture,
     restore=restore,
     look=look,
+    check_files=check_files,
     prepare=prepare,
 )

@@ -4,8 +4,10 @@ Within one stage (`base.Stage`) the order is that of these lists: so what relies
 of its stage stands behind it. The engine walks them and knows no resource by name.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
+from ckpt.process.seed import ClockOffsets
 from ckpt.resources.base import Resource
 from ckpt.resources.memory import MEMORY
 from ckpt.resources.registers import REGISTERS
@@ -18,3 +20,14 @@ THREAD: tuple[Resource[Any], ...] = (
     REGISTERS,
 )
 """What each thread has for itself."""
+
+
+def highest_fd(resources: Mapping[str, Any]) -> int:
+    """Return the highest descriptor number of a process image, -1 if it has none."""
+    files = resources.get("files")
+    return -1 if files is None else int(files.highest_fd)
+
+
+def clock_offsets(resources: Mapping[str, Any]) -> ClockOffsets | None:
+    """Return what a new time namespace must add, so that the clocks go on; None: stay in ours."""
+    return resources.get("clocks")
