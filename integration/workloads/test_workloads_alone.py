@@ -184,6 +184,8 @@ def test_an_interrupted_call_is_noticed(tmp_path, case):
 STATES: dict[str, list[str]] = {
     "s_files": ["read", "log", "write", "pipe", "eventfd"],
     "s_registers": ["run"],
+    "s_threads": ["respawn"],
+    "s_signals": ["raise"],
 }
 DAMAGES = {
     "s_files": [
@@ -191,6 +193,14 @@ DAMAGES = {
         *["pipe_size", "packets", "eventfd", "semaphore", "closed"],
     ],
     "s_registers": ["gpr", "syscall", "x87", "sse", "avx", "avx512"],
+    "s_threads": [
+        *["name", "tls", "specific", "robust", "mutex", "stack"],
+        *["mask", "pending", "order"],
+    ],
+    "s_signals": [
+        *["handler", "flags", "restorer", "mask", "ignored", "blocked"],
+        *["pending", "value", "order", "shared"],
+    ],
 }
 
 
