@@ -24,7 +24,7 @@ from ckpt.engine.identity import read_exec_id
 from ckpt.engine.pages import Copy, DropEqual, Pool, build_runs, covered, own_spans, split
 from ckpt.engine.records import ProcessImage, encode_processes, space_name
 from ckpt.engine.tracking import Tracking, drop_epoch, tracking
-from ckpt.errors import ImageError
+from ckpt.errors import HostFull, ImageError
 from ckpt.image.chain import Chain
 from ckpt.image.format import Kind, Manifest
 from ckpt.image.reader import PageReader
@@ -56,6 +56,18 @@ class DumpOptions:
 
 
 @attrs.frozen
+class PageCounts:
+    """How many pages of each fate a generation has."""
+
+    data: int
+    """Stored in it."""
+    parent: int
+    """Unchanged: an ancestor has them."""
+    zero: int
+    """Not stored: never touched, or still the mapped file's own."""
+
+
+@attrs.frozen
 class DumpResult:
     """What a dump made."""
 
@@ -66,10 +78,9 @@ class DumpResult:
     """Why it is full although a delta was asked for; empty otherwise."""
     freeze_ms: float
     wall_ms: float
-    n_data: int
-    n_parent: int
-    n_zero: int
+    pages: PageCounts
     stored_bytes: int
+    warnings: tuple[str, ...] = ()
 
 
 @attrs.define
@@ -112,9 +123,13 @@ def dump(pid: int, directory: str | Path, options: DumpOptions | None = None) ->
             pool = Pool(_estimate_bytes(target, features, plan))
             work = _Work(target, features, options, chain, lent, plan, writer, pool)
             manifest = _run(work, started_s)
+            warnings: list[str] = []
             if not options.kill:
-                lent.advance(chain.chain_id, manifest.generation)
-    return _result_of(manifest)
+                try:
+                    lent.advance(chain.chain_id, manifest.generation)
+                except HostFull as error:
+                    warnings.append(str(error))
+    return _result_of(manifest, warnings)
 
 
 def _decide(chain: Chain, lent: Tracking, epoch: Epoch | None, *, incremental: bool) -> Plan:
@@ -233,8 +248,17 @@ def _kill(frozen: Frozen) -> None:
     forget(frozen)
 
 
-def _result_of(manifest: Manifest) -> DumpResult:
+def count_pages(manifest: Manifest) -> PageCounts:
+    """Return the pages of a generation by what became of them."""
     totals = manifest.totals()
+    return PageCounts(
+        data=totals[Fate.DATA],
+        parent=totals[Fate.PARENT],
+        zero=totals[Fate.ZERO] + totals[Fate.FILE],
+    )
+
+
+def _result_of(manifest: Manifest, warnings: list[str]) -> DumpResult:
     return DumpResult(
         generation=manifest.generation,
         kind=manifest.kind,
@@ -242,8 +266,7 @@ def _result_of(manifest: Manifest) -> DumpResult:
         reason=manifest.reason,
         freeze_ms=manifest.freeze_ms,
         wall_ms=manifest.wall_ms,
-        n_data=totals[Fate.DATA],
-        n_parent=totals[Fate.PARENT],
-        n_zero=totals[Fate.ZERO] + totals[Fate.FILE],
+        pages=count_pages(manifest),
         stored_bytes=manifest.stored_bytes,
+        warnings=tuple(warnings),
     )

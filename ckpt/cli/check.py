@@ -1,0 +1,61 @@
+"""`ckpt check`: what this kernel offers, and what of a process could not be captured."""
+
+import attrs
+import click
+
+from ckpt.cli.output import emit_json, json_option, say
+from ckpt.engine.capture import look
+from ckpt.errors import Finding, UnsupportedState
+from ckpt.kernel.features import Features, probe_features
+from ckpt.process.tree import refuse_untouchable
+from ckpt.tracker.choose import AUTO, choose_tracker
+from ckpt.units import Pid
+
+_EXAMPLE = """\b
+Example:
+  ckpt check                 which tracker this kernel allows
+  ckpt check --pid 4711      whether process 4711 can be checkpointed, and if not, why
+"""
+
+
+@click.command("check", epilog=_EXAMPLE)
+@click.option("--pid", type=click.IntRange(min=1), help="A process to look at; it is not touched.")
+@json_option
+def command(pid: int | None, as_json: bool) -> int:
+    """Say what this kernel offers and which tracker would be used; with --pid, what is refused."""
+    features = probe_features()
+    findings: list[Finding] = []
+    if pid is not None:
+        refuse_untouchable(Pid(pid))
+        findings = look(Pid(pid), features)
+    tracker = choose_tracker(AUTO, features)
+    if as_json:
+        emit_json(
+            {
+                "features": _plain(features),
+                "tracker": str(tracker),
+                "pid": pid,
+                "findings": [attrs.asdict(finding) for finding in findings],
+            }
+        )
+    else:
+        for name, value in _plain(features).items():
+            say(f"{name:24} {_word(value)}")
+        say(f"{'tracker':24} {tracker}")
+        for finding in findings:
+            say(f"refused: {finding}")
+        if pid is not None and not findings:
+            say(f"process {pid} can be checkpointed")
+    return UnsupportedState.exit_code if findings else 0
+
+
+def _plain(features: Features) -> dict[str, object]:
+    plain = attrs.asdict(features)
+    plain["capabilities"] = sorted(features.capabilities)
+    return plain
+
+
+def _word(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return " ".join(value) if isinstance(value, list) else str(value)

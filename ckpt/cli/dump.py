@@ -1,0 +1,72 @@
+"""`ckpt dump`: add a checkpoint of a running process to an image directory."""
+
+import attrs
+import click
+
+from ckpt.cli.output import emit_json, json_option, note, say
+from ckpt.engine.dump import DumpOptions, DumpResult, dump
+from ckpt.tracker.base import TrackerName
+from ckpt.tracker.choose import AUTO
+
+_EXAMPLE = """\b
+Example:
+  ckpt dump --pid 4711 /var/ckpt/job            a full checkpoint; the process goes on
+  ckpt dump --pid 4711 --incremental /var/ckpt/job
+"""
+
+
+@click.command("dump", epilog=_EXAMPLE)
+@click.option("--pid", type=click.IntRange(min=1), required=True, help="The process.")
+@click.option(
+    "--incremental",
+    is_flag=True,
+    help="Store only the pages written since the last checkpoint in IMAGE_DIR; a full one, and"
+    " why, where that would not be safe.",
+)
+@click.option("--kill", is_flag=True, help="End the process once the checkpoint is on disk.")
+@click.option(
+    "--tracker",
+    type=click.Choice([AUTO, *TrackerName]),
+    default=AUTO,
+    show_default=True,
+    help="How to learn which pages were written.",
+)
+@json_option
+@click.argument("image_dir")
+def command(
+    pid: int, incremental: bool, kill: bool, tracker: str, as_json: bool, image_dir: str
+) -> None:
+    """Checkpoint a running process into IMAGE_DIR, which is made if it does not exist."""
+    options = DumpOptions(incremental=incremental, kill=kill, tracker=str(tracker))
+    result = dump(pid, image_dir, options)
+    if incremental and result.reason:
+        note(f"full checkpoint: {result.reason}")
+    for warning in result.warnings:
+        note(warning)
+    if as_json:
+        emit_json(_as_json(result))
+    else:
+        say(_describe(result, image_dir))
+
+
+def _as_json(result: DumpResult) -> dict[str, object]:
+    return {
+        "generation": result.generation,
+        "kind": str(result.kind),
+        "tracker": result.tracker,
+        "reason": result.reason,
+        "freeze_ms": round(result.freeze_ms, 3),
+        "wall_ms": round(result.wall_ms, 3),
+        "pages": attrs.asdict(result.pages),
+        "bytes": result.stored_bytes,
+        "warnings": list(result.warnings),
+    }
+
+
+def _describe(result: DumpResult, image_dir: str) -> str:
+    pages = result.pages
+    return (
+        f"generation {result.generation} ({result.kind}) in {image_dir}: {pages.data} pages stored"
+        f" in {result.stored_bytes / 1e6:.1f} MB, {pages.parent} unchanged; the process stood still"
+        f" for {result.freeze_ms:.1f} ms (tracker {result.tracker})"
+    )

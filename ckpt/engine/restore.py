@@ -1,0 +1,307 @@
+"""A restore, from start to end.
+
+verify        structure, digests, and every checksum of what will be used
+check         this host: pids, files, clocks; everything that is wrong is named together
+open          files, by us, to be inherited
+plant         the seed makes the embryo, with the pid of the image
+  memory      its address space becomes that of the image, pages are filled
+  resources   stage by stage (`resources.base.Stage`)
+  threads     made with their ids, then each one's own state
+  tracker     armed, so that the next dump can be a delta on this generation
+let go        all threads together; until here any failure leaves nothing behind
+"""
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from ckpt.engine.identity import read_exec_id
+from ckpt.engine.layout import choose_arena, number_inherited, spans_of
+from ckpt.engine.pages import own_spans
+from ckpt.engine.records import ProcessImage, ThreadImage, decode_processes
+from ckpt.engine.tracking import drop_epoch, tracking
+from ckpt.errors import CkptError, FileChanged, HostMismatch, NoGeneration, PidTaken, RestoreFailed
+from ckpt.image.chain import Chain
+from ckpt.image.format import Manifest
+from ckpt.image.reader import PageReader
+from ckpt.image.verify import verify_for
+from ckpt.kernel import process_vm, ptrace
+from ckpt.kernel.arch import NR
+from ckpt.kernel.clone3 import CloneFlag, clone_args, pack_clone_args, pack_set_tid
+from ckpt.kernel.features import Features, probe_features
+from ckpt.process.arena import ARENA_SIZE
+from ckpt.process.remote import Call, In, call
+from ckpt.process.seed import Embryo, adopt, plant
+from ckpt.process.task import Task
+from ckpt.process.tree import read_identity
+from ckpt.resources.base import Opened, Rebuilt, Resource, RestoreOptions, Stage
+from ckpt.resources.registry import PROCESS, THREAD, clock_offsets, highest_fd
+from ckpt.tracker.base import TrackerName
+from ckpt.tracker.choose import choose_tracker
+from ckpt.tracker.epoch import read_epoch
+from ckpt.units import GenerationNo, Pid, RemoteFd, Tid
+
+_THREAD_FLAGS = (
+    CloneFlag.VM
+    | CloneFlag.FS
+    | CloneFlag.FILES
+    | CloneFlag.SIGHAND
+    | CloneFlag.THREAD
+    | CloneFlag.SYSVSEM
+)
+
+
+@attrs.frozen
+class RestoreResult:
+    """What a restore brought back; the process runs."""
+
+    pid: Pid
+    generation: GenerationNo
+    restore_ms: float
+    """From the start of the call until all threads were let go."""
+    warnings: tuple[str, ...]
+
+
+@attrs.define
+class _Work:
+    """One restore under way."""
+
+    process: ProcessImage
+    reader: PageReader
+    features: Features
+    inherited: dict[str, RemoteFd]
+    warn: Callable[[str], None]
+
+
+def restore(
+    directory: str | Path, at: int | None = None, options: RestoreOptions | None = None
+) -> RestoreResult:
+    """Bring a process back from a generation of an image directory (the newest by default).
+
+    It is a child of the caller and runs when this returns. Its next incremental dump into the same
+    directory is a delta on that generation.
+
+    Raises:
+        ImageError: the image is damaged, of a newer format, or has no such generation.
+        RestoreError: this host cannot run it as it was; nothing was left behind.
+        HostError: the kernel or the user lacks something.
+    """
+    started_s = time.monotonic()
+    warnings: list[str] = []
+    options = options or RestoreOptions()
+    options = attrs.evolve(options, warn=warnings.append)
+    chain = Chain.open(Path(directory))
+    number = _number(chain, at)
+    reader = verify_for(chain, number)
+    process = decode_processes(reader.manifest, str(chain.manifest_path(number)))[0]
+    features = probe_features()
+    _check_host(process, features, options)
+    with _opened(process, options) as opened:
+        work = _Work(process, reader, features, {}, warnings.append)
+        _rebuild(work, opened, chain.chain_id)
+    restore_ms = (time.monotonic() - started_s) * 1000
+    return RestoreResult(process.pid, number, restore_ms, tuple(warnings))
+
+
+def _number(chain: Chain, at: int | None) -> GenerationNo:
+    number = chain.newest() if at is None else GenerationNo(at)
+    if number is None:
+        raise NoGeneration(str(chain.path), GenerationNo(0), "none yet")
+    return number
+
+
+def _iter_records(process: ProcessImage) -> Iterator[tuple[Resource[Any], Any]]:
+    for resource in PROCESS:
+        yield resource, process.resources[resource.name]
+    for thread in process.threads:
+        for resource in THREAD:
+            yield resource, thread.resources[resource.name]
+
+
+def _check_host(process: ProcessImage, features: Features, options: RestoreOptions) -> None:
+    """Refuse a host on which the process would not be what it was; all findings together."""
+    for thread in process.threads:
+        if os.path.exists(f"/proc/{thread.tid}"):
+            raise PidTaken(thread.tid, _holder(thread.tid))
+    records = list(_iter_records(process))
+    host = [f for resource, record in records for f in resource.check_host(record, features)]
+    if host:
+        raise HostMismatch(tuple(host))
+    files = [f for resource, record in records for f in resource.check_files(record, options)]
+    if files:
+        raise FileChanged(tuple(files))
+
+
+def _holder(tid: Tid) -> str:
+    try:
+        name = Path(f"/proc/{tid}/comm").read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        name = "another process"
+    return name
+
+
+@contextlib.contextmanager
+def _opened(process: ProcessImage, options: RestoreOptions) -> Iterator[dict[str, Opened]]:
+    """Open everything that the embryo inherits; ours are closed again on the way out."""
+    opened: dict[str, Opened] = {}
+    try:
+        for resource, record in _iter_records(process):
+            opened |= resource.prepare(record, options)
+        yield opened
+    finally:
+        for one in opened.values():
+            os.close(one.fd)
+
+
+def _rebuild(work: _Work, opened: dict[str, Opened], chain_id: str) -> None:
+    """Make the process and let it go; whatever fails before that leaves nothing behind."""
+    process = work.process
+    memory = process.resources["memory"]
+    fds, work.inherited = number_inherited(opened, highest_fd(process.resources))
+    arena_at = choose_arena(spans_of(vma.span for vma in memory.vmas))
+    offsets = clock_offsets(process.resources)
+    with plant(process.pid, fds, offsets, arena_at) as embryo:
+        for stage in (Stage.MEMORY, Stage.FILES, Stage.PROCESS):
+            _restore_process(work, embryo, stage)
+        _make_threads(process, embryo)
+        _restore_threads(work, embryo, Stage.THREAD)
+        for stage in (Stage.LATE, Stage.CREDENTIALS):
+            _restore_process(work, embryo, stage)
+            _restore_threads(work, embryo, stage)
+        _arm_and_let_go(work, embryo, chain_id)
+
+
+def _restore_process(work: _Work, embryo: Embryo, stage: Stage) -> None:
+    resources = (resource for resource in PROCESS if resource.stage is stage)
+    for resource in resources:
+        record = work.process.resources[resource.name]
+        _run_restore(work, embryo, embryo.leader, resource, record)
+
+
+def _restore_threads(work: _Work, embryo: Embryo, stage: Stage) -> None:
+    resources = [resource for resource in THREAD if resource.stage is stage]
+    for thread in work.process.threads:
+        task = embryo.tasks[thread.tid]
+        for resource in resources:
+            _run_restore(work, embryo, task, resource, thread.resources[resource.name])
+
+
+def _run_restore(
+    work: _Work, embryo: Embryo, task: Task, resource: Resource[Any], record: object
+) -> None:
+    """Drive one resource's generator: run what it yields, send the replies."""
+    rebuilt = Rebuilt(
+        embryo=embryo,
+        task=task,
+        features=work.features,
+        inherited=work.inherited,
+        fill=lambda: _fill(work, embryo),
+        warn=work.warn,
+    )
+    restoring = resource.restore(record, rebuilt)
+    with contextlib.suppress(StopIteration):
+        calls = next(restoring)
+        while True:
+            calls = restoring.send(embryo.run(calls, task) if calls else [])
+
+
+def _fill(work: _Work, embryo: Embryo) -> None:
+    """Write every stored page into the embryo: one process_vm_writev for each frame."""
+    for raw, pieces in work.reader.iter_data(work.process.space):
+        wanted = sum(len_bytes for _, _, len_bytes in pieces)
+        if process_vm.writev(embryo.pid, pieces, raw) < wanted:
+            raise RestoreFailed("filling memory", f"no page at {pieces[0][0]:#x} and after")
+
+
+def _make_threads(process: ProcessImage, embryo: Embryo) -> None:
+    """Make all threads but the leader, each with its id; none of them runs."""
+    others = [thread for thread in process.threads if thread.tid != Tid(process.pid)]
+    if not others:
+        return
+    replies = embryo.run([_clone(thread) for thread in others])
+    for thread, reply in zip(others, replies, strict=True):
+        if not reply.ok:
+            raise RestoreFailed(f"making thread {thread.tid}", str(reply))
+    for tid in embryo.leader.made:
+        embryo.tasks[tid] = adopt(tid)
+
+
+def _clone(thread: ThreadImage) -> Call:
+    raw = pack_clone_args(flags=_THREAD_FLAGS, n_set_tid=1)
+    pointer = (clone_args.set_tid.offset, pack_set_tid([thread.tid]))
+    return call(NR.clone3, In(raw, (pointer,)), len(raw))
+
+
+def _arm_and_let_go(work: _Work, embryo: Embryo, chain_id: str) -> None:
+    """Arm the tracker, take our arena away, and let all threads run."""
+    manifest = work.reader.manifest
+    old = read_epoch(embryo.pid)
+    if old is not None:
+        drop_epoch(old)
+    name = _tracker_name(manifest, work.features)
+    identity, exec_id = read_identity(embryo.pid), read_exec_id(embryo.pid)
+    with tracking(identity, exec_id, name, work.features) as lent:
+        lent.attach(embryo.arena, embryo.leader)
+        _unmap_arena(embryo)
+        lent.collect(own_spans(work.process.resources["memory"]))
+        try:
+            lent.advance(chain_id, manifest.generation)
+        except CkptError as error:
+            work.warn(str(error))
+        _let_go(work.process, embryo)
+
+
+def _tracker_name(manifest: Manifest, features: Features) -> TrackerName:
+    """Use the tracker of the image, so that the next delta continues it, or what works here."""
+    try:
+        return choose_tracker(manifest.tracker, features)
+    except (CkptError, ValueError):
+        return choose_tracker("auto", features)
+
+
+def _unmap_arena(embryo: Embryo) -> None:
+    """Take the arena away by its own last instruction: the stop comes before the next is read."""
+    arena = embryo.arena
+    reply = embryo.leader.run_single(arena.insn, NR.munmap, arena.base, ARENA_SIZE)
+    if not reply.ok:
+        raise RestoreFailed("removing the arena", str(reply))
+
+
+def _let_go(process: ProcessImage, embryo: Embryo) -> None:
+    """Give every thread its own state; then none fails any more, and all run."""
+    for task in embryo.tasks.values():
+        task.disturbed = True
+        task.put_back()
+    if process.stopped_by:
+        os.kill(process.pid, signal.SIGSTOP)
+    for task in embryo.tasks.values():
+        ptrace.detach(task.tid)
+
+
+def wait_for_end(pid: Pid) -> int:
+    """Wait for a restored process; return its exit status as a shell does (128 + signal)."""
+    forwarded = (signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, _forward_to(pid)) for number in forwarded}
+    # A terminal sends SIGINT and SIGQUIT to the restored process itself: it decides.
+    before |= {n: signal.signal(n, signal.SIG_IGN) for n in (signal.SIGINT, signal.SIGQUIT)}
+    try:
+        _, status = os.waitpid(pid, 0)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    code = os.waitstatus_to_exitcode(status)
+    return 128 - code if code < 0 else code
+
+
+def _forward_to(pid: Pid) -> Callable[[int, object], None]:
+    def forward(number: int, _frame: object) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+    return forward
