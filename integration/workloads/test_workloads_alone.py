@@ -186,6 +186,7 @@ STATES: dict[str, list[str]] = {
     "s_registers": ["run"],
     "s_threads": ["respawn"],
     "s_signals": ["raise"],
+    "s_timers": ["tick"],
 }
 DAMAGES = {
     "s_files": [
@@ -200,6 +201,10 @@ DAMAGES = {
     "s_signals": [
         *["handler", "flags", "restorer", "mask", "ignored", "blocked"],
         *["pending", "value", "order", "shared"],
+    ],
+    "s_timers": [
+        *["gone", "later", "sooner", "interval", "stopped", "started"],
+        *["id", "itimer"],
     ],
 }
 
