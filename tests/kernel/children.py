@@ -1,6 +1,7 @@
 """Python programs that run beside a test, each step of theirs asked for and answered."""
 
 import contextlib
+import os
 import subprocess
 import sys
 import textwrap
@@ -69,8 +70,8 @@ def running(code, **popen):
 
 @contextlib.contextmanager
 def ended():
-    """Lend the pid of a process that has ended and that nobody can reuse: ours, not waited for."""
-    process = subprocess.Popen([sys.executable, "-S", "-c", ""], stdout=subprocess.PIPE)
+    """Lend the pid of a zombie: it has ended, and stays until the end of the `with`."""
+    process = subprocess.Popen([sys.executable, "-S", "-c", ""])
     with process:
-        process.stdout.read()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         yield process.pid

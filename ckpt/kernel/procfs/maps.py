@@ -32,7 +32,7 @@ class Vma:
     dev: tuple[int, int]
     """Major and minor number; (0, 0) if anonymous. On btrfs and overlayfs not those of stat."""
     inode: int
-    """0 if anonymous."""
+    """0 if anonymous; of System V memory it is the id, which may be 0 too."""
     path: str | None
     """As seen from the root of the reader, without " (deleted)"; `[heap]` and the like as they
     are; None if there is none."""
@@ -54,7 +54,7 @@ class Vma:
     @property
     def is_file(self) -> bool:
         """Tell whether a file is behind it: also a nameless one, such as memfd or /dev/zero."""
-        return self.inode != 0
+        return self.inode != 0 or self.dev != (0, 0)
 
     @property
     def anon_name(self) -> str | None:

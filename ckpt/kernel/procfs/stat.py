@@ -6,7 +6,6 @@ Source: proc_pid_stat(5), fs/proc/array.c.
 import attrs
 
 from ckpt.kernel.procfs.files import read_text
-from ckpt.kernel.procfs.status import unescape_name
 from ckpt.units import Pid, RemoteAddr, Tid
 
 
@@ -19,6 +18,8 @@ class Stat:
 
     pid: Tid
     comm: str
+    """The thread's name as the kernel prints it here: raw, or (older kernels) with newlines
+    escaped. `Status.name` is exact."""
     state: str
     """One letter: R S D T t Z X I P."""
     ppid: Pid
@@ -63,7 +64,7 @@ _FIELDS_MIN = 52
 
 
 def parse_stat(text: str) -> Stat:
-    """Parse /proc/PID/stat. The name may hold spaces, parentheses and (escaped) newlines.
+    """Parse /proc/PID/stat. The name may hold spaces, parentheses and newlines.
 
     Raises:
         ValueError: the line is not of the known form.
@@ -76,7 +77,7 @@ def parse_stat(text: str) -> Stat:
         raise ValueError(f"not a line of /proc/PID/stat: {text!r}")
     return Stat(
         pid=Tid(int(pid)),
-        comm=unescape_name(comm),
+        comm=comm,
         state=at[3],
         ppid=Pid(int(at[4])),
         pgrp=int(at[5]),

@@ -58,6 +58,8 @@ def parse_limits(text: str) -> dict[int, Limit]:
         if line:
             name = line[:_NAME_WIDTH].rstrip()
             soft, hard = line[_NAME_WIDTH:].split()[:2]
+            if name not in _LIMIT_NAMES:
+                raise ValueError(f"unknown resource limit {name!r}")
             limits[_LIMIT_NAMES.index(name)] = Limit(_limit(soft), _limit(hard))
     return limits
 
@@ -90,6 +92,7 @@ class PosixTimer:
     target: int
     """Process or thread; 0 if that thread is gone."""
     clock_id: int
+    """As timer_create takes it; the CPU clocks of process and thread come as -6 and -2."""
 
 
 def parse_timers(text: str) -> list[PosixTimer]:
@@ -168,10 +171,10 @@ def parse_auxv(raw: bytes) -> list[tuple[int, int]]:
 
 
 def read_auxv(pid: Pid) -> list[tuple[int, int]]:
-    """Read /proc/PID/auxv; empty for a kernel thread and for a zombie.
+    """Read /proc/PID/auxv.
 
     Raises:
-        TargetGone: the process ended.
+        TargetGone: the process ended, or never had memory (a kernel thread).
         NotPermitted: ptrace access is refused.
     """
     return parse_auxv(read_bytes(pid, "auxv"))
