@@ -5,7 +5,7 @@ mapping. Then the remote calls of all resources of the process run as one batch,
 thread as one.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import attrs
@@ -24,19 +24,31 @@ from ckpt.units import Pid, Tid
 
 def look(pid: Pid, features: Features) -> list[Finding]:
     """Return everything that stands in the way of a dump; the target is not touched."""
-    target = Target(pid, features)
-    return [finding for resource in (*PROCESS, *THREAD) for finding in resource.look(target)]
+    return list(_iter_findings(Target(pid, features)))
 
 
-def refuse_unsupported(pid: Pid, features: Features) -> None:
-    """Refuse a process that owns something we cannot capture, all findings at once.
+def _iter_findings(target: Target) -> Iterator[Finding]:
+    for resource in (*PROCESS, *THREAD):
+        yield from resource.look(target)
+
+
+def examine(pid: Pid, features: Features) -> Target:
+    """Look at a process before it is stopped; what was read is noted for the capture.
 
     Raises:
-        UnsupportedState: with every finding.
+        UnsupportedState: it owns what cannot be captured; all findings at once.
     """
-    findings = look(pid, features)
+    target = Target(pid, features)
+    findings = tuple(_iter_findings(target))
     if findings:
-        raise UnsupportedState(pid, tuple(findings))
+        raise UnsupportedState(pid, findings)
+    return target
+
+
+def settle(image: ProcessImage) -> ProcessImage:
+    """Complete the records of an image, after the thaw."""
+    resources = {r.name: r.settle(image.resources[r.name]) for r in PROCESS}
+    return attrs.evolve(image, resources=resources)
 
 
 @attrs.define
@@ -51,14 +63,14 @@ class _Asked:
 class Capturing:
     """The captures of all resources of a frozen process; begun without, ended with an arena."""
 
-    def __init__(self, frozen: Frozen, features: Features) -> None:
+    def __init__(self, frozen: Frozen, target: Target) -> None:
         """Read everything that can be read from outside."""
         self._frozen = frozen
-        leader = Stopped(frozen, frozen.leader, features)
+        leader = Stopped(frozen, frozen.leader, target.features, target.notes)
         self._process = [_begin(resource, leader) for resource in PROCESS]
         self._threads: dict[Tid, list[_Asked]] = {}
         for tid, task in frozen.tasks.items():
-            stopped = Stopped(frozen, task, features)
+            stopped = Stopped(frozen, task, target.features, target.notes)
             self._threads[tid] = [_begin(resource, stopped) for resource in THREAD]
 
     def finish(self, arena: Arena) -> ProcessImage:

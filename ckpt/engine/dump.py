@@ -19,7 +19,7 @@ from pathlib import Path
 
 import attrs
 
-from ckpt.engine.capture import Capturing, refuse_unsupported
+from ckpt.engine.capture import Capturing, examine, settle
 from ckpt.engine.identity import read_exec_id
 from ckpt.engine.pages import Copy, DropEqual, Pool, build_runs, covered, own_spans, split
 from ckpt.engine.records import ProcessImage, encode_processes, space_name
@@ -36,6 +36,7 @@ from ckpt.kernel.procfs import maps
 from ckpt.process.arena import arena
 from ckpt.process.freezer import DEFAULT_TIMEOUT_S, Frozen, forget, freeze
 from ckpt.process.tree import read_identity, refuse_untouchable
+from ckpt.resources.base import Target
 from ckpt.resources.memory import MemoryRecord, iter_own_vmas
 from ckpt.tracker.base import TrackerName
 from ckpt.tracker.choose import AUTO, Plan, choose_tracker, plan_generation
@@ -87,14 +88,26 @@ class DumpResult:
 class _Work:
     """One dump under way."""
 
-    pid: Pid
-    features: Features
+    target: Target
     options: DumpOptions
-    chain: Chain
     tracking: Tracking
     plan: Plan
     writer: GenerationWriter
     pool: Pool
+    parent: PageReader | None
+    """Reads the generation that a delta is made against."""
+    in_parent: Spans
+    """The pages that it holds."""
+
+    @property
+    def pid(self) -> Pid:
+        """The process."""
+        return self.target.pid
+
+    @property
+    def features(self) -> Features:
+        """What this kernel can do."""
+        return self.target.features
 
 
 def dump(pid: int, directory: str | Path, options: DumpOptions | None = None) -> DumpResult:
@@ -109,19 +122,17 @@ def dump(pid: int, directory: str | Path, options: DumpOptions | None = None) ->
     """
     started_s = time.monotonic()
     options = options or DumpOptions()
-    target = Pid(pid)
-    refuse_untouchable(target)
+    refuse_untouchable(Pid(pid))
     features = probe_features()
     tracker = choose_tracker(options.tracker, features)
-    refuse_unsupported(target, features)
-    process, exec_id = read_identity(target), read_exec_id(target)
+    target = examine(Pid(pid), features)
+    process, exec_id = read_identity(target.pid), read_exec_id(target.pid)
     chain = Chain.create_or_open(Path(directory))
     with chain.lock(), tracking(process, exec_id, tracker, features) as lent:
-        epoch = read_epoch(target)
+        epoch = read_epoch(target.pid)
         plan = _decide(chain, lent, epoch, incremental=options.incremental)
         with chain.begin(plan.parent) as writer:
-            pool = Pool(_estimate_bytes(target, features, plan))
-            work = _Work(target, features, options, chain, lent, plan, writer, pool)
+            work = _prepare(target, options, chain, lent, plan, writer)
             manifest = _run(work, started_s)
             warnings: list[str] = []
             if not options.kill:
@@ -165,6 +176,23 @@ def _newest_is_of(chain: Chain, lent: Tracking) -> bool:
     return host.get("exec_id") == lent.exec_id and host.get("pid") == lent.pid
 
 
+def _prepare(
+    target: Target,
+    options: DumpOptions,
+    chain: Chain,
+    lent: Tracking,
+    plan: Plan,
+    writer: GenerationWriter,
+) -> _Work:
+    """Do everything slow that needs no frozen target."""
+    pool = Pool(_estimate_bytes(target.pid, target.features, plan))
+    parent, in_parent = None, []
+    if plan.parent is not None:
+        parent = PageReader(chain, plan.parent)
+        in_parent = covered(parent.manifest.spaces[space_name(target.pid)])
+    return _Work(target, options, lent, plan, writer, pool, parent, in_parent)
+
+
 def _estimate_bytes(pid: Pid, features: Features, plan: Plan) -> int:
     """Return how much memory to touch before the freeze: what may have to be held, roughly."""
     vmas = iter_own_vmas(maps.read_maps(pid))
@@ -187,6 +215,7 @@ def _run(work: _Work, started_s: float) -> Manifest:
         if not work.options.kill:
             stack.close()
         copy.store_all()
+        image = settle(image)
         manifest = work.writer.commit(
             spaces={image.space: build_runs(memory, copy.stored, parent, work.writer.page_size)},
             records=encode_processes([image]),
@@ -202,7 +231,7 @@ def _run(work: _Work, started_s: float) -> Manifest:
 
 
 def _capture(work: _Work, frozen: Frozen) -> ProcessImage:
-    capturing = Capturing(frozen, work.features)
+    capturing = Capturing(frozen, work.target)
     with arena(work.pid, frozen.tgid, frozen.leader) as lent:
         image = capturing.finish(lent)
         work.tracking.attach(lent, frozen.leader)
@@ -213,16 +242,11 @@ def _copy(work: _Work, memory: MemoryRecord) -> tuple[Copy, Spans]:
     """Scan and read what must be stored; return it, and the pages that the parent holds."""
     scan = work.tracking.collect(own_spans(memory))
     copy = Copy(work.pid, work.writer, work.pool)
-    if work.plan.parent is None:
-        copy.read_all(scan.populated)
-        return copy, []
-    space = space_name(work.pid)
-    reader = PageReader(work.chain, work.plan.parent)
-    if work.tracking.name is TrackerName.COMPARE:
-        drop = DropEqual(reader, space)
+    if work.parent is not None and work.tracking.name is TrackerName.COMPARE:
+        drop = DropEqual(work.parent, space_name(work.pid))
         copy.read_all(scan.populated, drop)
         return copy, drop.unchanged(scan.populated, copy.stored)
-    parts = split(scan, covered(reader.resolve(space)))
+    parts = split(scan, work.in_parent)
     copy.read_all(parts.data)
     return copy, parts.parent
 

@@ -16,7 +16,7 @@ import attrs
 
 from ckpt.errors import TargetGone
 from ckpt.image.reader import PageReader
-from ckpt.image.runs import Fate, ResolvedRuns, RunTable, RunTableBuilder
+from ckpt.image.runs import Fate, RunTable, RunTableBuilder
 from ckpt.image.writer import GenerationWriter
 from ckpt.kernel import process_vm
 from ckpt.resources.memory import MemoryRecord
@@ -36,12 +36,15 @@ def own_spans(memory: MemoryRecord) -> Spans:
     return join((vma.start, vma.end) for vma in memory.vmas if vma.has_own_pages)
 
 
-def covered(runs: ResolvedRuns) -> Spans:
-    """Return the pages that a generation holds the content of."""
+def covered(table: RunTable) -> Spans:
+    """Return the pages that a generation, with its ancestors, holds the content of.
+
+    Its own table is enough: a page is left to a parent only where that has it (`split`).
+    """
     return join(
-        (start, start + n * runs.page_size)
-        for start, n, fate in zip(runs.starts, runs.n_pages, runs.fates, strict=True)
-        if fate == Fate.DATA
+        (start, start + n * table.page_size)
+        for start, n, fate in zip(table.starts, table.n_pages, table.fates, strict=True)
+        if fate in (Fate.DATA, Fate.PARENT)
     )
 
 
@@ -176,7 +179,7 @@ class DropEqual:
         """Compare with what `reader` reads of `space`."""
         self._reader = reader
         self._space = space
-        self._covered = covered(reader.resolve(space))
+        self._covered = covered(reader.manifest.spaces[space])
         self._page_size = reader.manifest.page_size
 
     def compact(self, ranges: list[AddrRange], pages: memoryview) -> tuple[Spans, int]:

@@ -17,7 +17,7 @@ in the order of the registry.
 
 import enum
 from collections.abc import Callable, Generator, Iterable, Mapping
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import attrs
 
@@ -61,6 +61,8 @@ class Target:
 
     pid: Pid
     features: Features
+    notes: dict[str, Any] = attrs.field(factory=dict)
+    """What `look` has read and `capture` only verifies; by the resource's name."""
 
 
 @attrs.frozen(slots=True)
@@ -70,6 +72,8 @@ class Stopped:
     frozen: Frozen
     task: Task
     features: Features
+    notes: dict[str, Any]
+    """See `Target.notes`."""
 
     @property
     def pid(self) -> Pid:
@@ -139,6 +143,11 @@ def nothing_to_open(_record: object, _options: RestoreOptions) -> dict[str, Open
     return {}
 
 
+def as_it_is(record: R) -> R:
+    """Stand for a resource whose record is complete when it is captured."""
+    return record
+
+
 def files_fit(_record: object, _options: RestoreOptions) -> Iterable[Finding]:
     """Stand for a resource that does not depend on files."""
     return ()
@@ -160,6 +169,8 @@ class Resource(Generic[R]):
     capture: Callable[[Stopped], Capture[R]]
     restore: Callable[[R, Rebuilt], Restore]
     look: Callable[[Target], Iterable[Finding]] = no_findings
+    settle: Callable[[R], R] = as_it_is
+    """Completes a record after the thaw, by what needs no frozen target."""
     check_files: Callable[[R, RestoreOptions], Iterable[Finding]] = files_fit
     """Names the files that are missing or changed, before anything is started."""
     check_host: Callable[[R, Features], Iterable[Finding]] = host_fits
