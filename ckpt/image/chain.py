@@ -1,0 +1,353 @@
+"""A chain: the generations in one directory, how they hang together, and who may add to them.
+
+The way in for everything above: `Chain.open` to read, `Chain.create_or_open`, `lock` and `begin` to
+write. What it returns was checked: the digest of a manifest, that it is the generation that its
+name says, that it is of this chain, and, in a lineage, that each parent is the one that the child
+was made against. Neighbours: `writer` and `reader` do the work on one generation.
+"""
+
+import contextlib
+import mmap
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Self
+
+from ckpt.errors import ChainBroken, ImageCorrupt, ImageUnusable, NoGeneration
+from ckpt.image.format import (
+    HEADER_NAME,
+    LOCK_NAME,
+    MANIFEST_NAME,
+    MAX_GENERATION,
+    MAX_HEADER_BYTES,
+    MAX_MANIFEST_BYTES,
+    TEMPORARY_PREFIX,
+    Manifest,
+    Parent,
+    decode_header,
+    decode_manifest,
+    encode_header,
+    generation_name,
+    parse_generation_name,
+)
+from ckpt.image.runs import ResolvedRuns, RunTable, overlay
+from ckpt.image.store import Store
+from ckpt.image.writer import GenerationWriter, Identity, WriterOptions
+from ckpt.units import GenerationNo
+
+CHAIN_ID_BYTES = 16
+RESOLVED_KEPT = 16
+"""Resolved spaces that a chain remembers: those of the parent are wanted by each step of a dump."""
+
+_TEMPORARY_HEADER = TEMPORARY_PREFIX + HEADER_NAME
+
+
+class Chain:
+    """An image directory whose header was read; not safe for several threads at once.
+
+    Attributes:
+        path: the directory.
+        chain_id: 32 hex digits, made at random when the chain was.
+    """
+
+    def __init__(self, store: Store, chain_id: str) -> None:
+        """Use `open` or `create_or_open`."""
+        self._store = store
+        self.path = store.path
+        self.chain_id = chain_id
+        self._locked = False
+        self._writing = False
+        self._manifests: dict[GenerationNo, Manifest] = {}
+        self._resolved: dict[tuple[GenerationNo, str], ResolvedRuns] = {}
+
+    @property
+    def store(self) -> Store:
+        """The directory, for the rest of the image layer."""
+        return self._store
+
+    @classmethod
+    def open(
+        cls, path: str | os.PathLike[str], *, make_store: Callable[[Path], Store] = Store
+    ) -> Self:
+        """Open an existing chain; nothing is written and no lock is taken.
+
+        Readers need no lock: what is committed never changes.
+
+        Raises:
+            ImageUnusable: there is no such directory, it is no image, or it cannot be read.
+            ImageCorrupt: its header is damaged.
+            ImageVersion: it is of another major version.
+        """
+        store = make_store(Path(path))
+        if HEADER_NAME not in store.read_names():
+            raise ImageUnusable(
+                str(path), f"it is not an image directory (it has no file {HEADER_NAME})"
+            )
+        header = store.read_file(HEADER_NAME, max_bytes=MAX_HEADER_BYTES)
+        return cls(store, decode_header(header, str(store.path / HEADER_NAME)))
+
+    @classmethod
+    def create_or_open(
+        cls, path: str | os.PathLike[str], *, make_store: Callable[[Path], Store] = Store
+    ) -> Self:
+        """Open a chain for writing, making the directory and the header where there are none.
+
+        Raises:
+            ImageUnusable: the path is a file, its parent is missing, it is not writable, or it is a
+                directory with something else in it.
+            ImageBusy: another ckpt is making it at this moment.
+            ImageCorrupt, ImageVersion: see `open`.
+            HostFull: no room for the header.
+        """
+        store = make_store(Path(path))
+        store.make_root()
+        names = store.read_names()
+        store.require_writable()
+        if HEADER_NAME not in names:
+            _require_no_strangers(store, names)
+            with store.lock():
+                # Another one may have made it since we looked.
+                if HEADER_NAME not in store.read_names():
+                    _create_header(store)
+        return cls.open(path, make_store=make_store)
+
+    # -- reading ---------------------------------------------------------------------------------
+
+    def generations(self) -> list[GenerationNo]:
+        """Return the numbers of the committed generations, ascending; none is opened.
+
+        Raises:
+            ImageUnusable: the directory is gone or cannot be read.
+        """
+        numbers = map(parse_generation_name, self._store.read_names())
+        return sorted(number for number in numbers if number is not None)
+
+    def newest(self) -> GenerationNo | None:
+        """Return the highest number, None for a chain without generations."""
+        return max(self.generations(), default=None)
+
+    def manifest_path(self, number: GenerationNo) -> Path:
+        """Return where the manifest of a generation is, for messages."""
+        return self.path / generation_name(number) / MANIFEST_NAME
+
+    def manifest(self, number: GenerationNo) -> Manifest:
+        """Return the manifest of a generation, checked, and remembered.
+
+        Raises:
+            NoGeneration: the chain has none of that number.
+            ImageCorrupt, ImageVersion: see `decode_manifest`; or it has another number.
+            ChainBroken: it belongs to another chain.
+        """
+        known = self._manifests.get(number)
+        if known is not None:
+            return known
+        available = self.generations()
+        if number not in available:
+            raise NoGeneration(str(self.path), number, _describe(available))
+        data = self._store.read_file(
+            generation_name(number), MANIFEST_NAME, max_bytes=MAX_MANIFEST_BYTES
+        )
+        path = str(self.manifest_path(number))
+        manifest = decode_manifest(data, path)
+        if manifest.generation != number:
+            raise ImageCorrupt(
+                path, f"it is generation {manifest.generation} under the name of {number}"
+            )
+        if manifest.chain_id != self.chain_id:
+            raise ChainBroken(
+                path, f"it belongs to chain {manifest.chain_id}, this is chain {self.chain_id}"
+            )
+        self._manifests[number] = manifest
+        return manifest
+
+    def lineage(self, number: GenerationNo) -> list[Manifest]:
+        """Return the manifests of `number`, its parent, and so on to the full generation.
+
+        It ends: a manifest is only accepted if its parent has a lower number than itself.
+
+        Raises:
+            NoGeneration: the chain has no generation `number`.
+            ChainBroken: an ancestor is missing, is not the one that its child was made against, or
+                has pages of another size.
+            ImageCorrupt, ImageVersion: a manifest on the way is.
+        """
+        line = [self.manifest(number)]
+        while (parent := line[-1].parent) is not None:
+            line.append(self._checked_parent(line[-1], parent))
+        return line
+
+    def _checked_parent(self, child: Manifest, parent: Parent) -> Manifest:
+        path = str(self.manifest_path(parent.generation))
+        try:
+            found = self.manifest(parent.generation)
+        except NoGeneration as error:
+            raise ChainBroken(
+                path, f"it is missing, and generation {child.generation} was made against it"
+            ) from error
+        if found.digest != parent.digest:
+            raise ChainBroken(
+                path,
+                f"it is not the generation {parent.generation} that generation"
+                f" {child.generation} was made against (its digest is another)",
+            )
+        if found.page_size != child.page_size:
+            raise ChainBroken(
+                path,
+                f"its pages have {found.page_size} bytes, those of generation"
+                f" {child.generation} {child.page_size}",
+            )
+        return found
+
+    def resolve(self, number: GenerationNo, space: str) -> ResolvedRuns:
+        """Return where each page of a space is, as seen from one generation; remembered.
+
+        The result is shared: treat it as read-only.
+
+        Raises:
+            ImageCorrupt: the generation has no such space.
+            ChainBroken: see `lineage`; or a page is said to be in a parent that does not have it.
+        """
+        known = self._resolved.get((number, space))
+        if known is not None:
+            return known
+        line = self.lineage(number)
+        if space not in line[0].spaces:
+            raise ImageCorrupt(
+                str(self.manifest_path(number)), f"it has no page space named {space!r}"
+            )
+        below: ResolvedRuns | None = None
+        for manifest in reversed(line):
+            table = manifest.spaces.get(space)
+            # A space that an ancestor does not have hides what older ones had under that name.
+            below = None if table is None else self._overlay(manifest, space, table, below)
+        if below is None:
+            raise AssertionError("the newest table was checked to be there")
+        while len(self._resolved) >= RESOLVED_KEPT:
+            del self._resolved[next(iter(self._resolved))]
+        self._resolved[number, space] = below
+        return below
+
+    def _overlay(
+        self, manifest: Manifest, space: str, table: RunTable, below: ResolvedRuns | None
+    ) -> ResolvedRuns:
+        resolved, gaps = overlay(table, manifest.generation, below)
+        if gaps:
+            raise ChainBroken(
+                str(self.manifest_path(manifest.generation)),
+                f"it takes {gaps[0]} of {space!r} from its parent, which does not have it",
+            )
+        return resolved
+
+    # -- writing ---------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Be the only writer of this chain, and remove what killed writers left behind.
+
+        Raises:
+            ImageBusy: another one holds the lock.
+            ImageUnusable: the directory cannot be written.
+        """
+        with self._store.lock():
+            self._locked = True
+            try:
+                for name in self._store.read_names():
+                    if name.startswith(TEMPORARY_PREFIX):
+                        self._store.remove_temporary(name)
+                yield
+            finally:
+                self._locked = False
+
+    def begin(
+        self,
+        parent: GenerationNo | None,
+        *,
+        page_size: int = mmap.PAGESIZE,
+        options: WriterOptions | None = None,
+    ) -> GenerationWriter:
+        """Start the next generation: a full one, or a delta on `parent`.
+
+        State: inside `lock`, and no other writer of this chain is open (`RuntimeError`).
+
+        Raises:
+            NoGeneration, ImageCorrupt, ChainBroken, ...: the lineage of `parent` is not whole.
+            ImageUnusable: `parent` has pages of another size; or numbers have run out.
+            HostFull: no room for a directory.
+        """
+        if not self._locked or self._writing:
+            raise RuntimeError("begin needs the lock of the chain, and one writer at a time")
+        newest = self.newest()
+        number = GenerationNo(0 if newest is None else newest + 1)
+        if number > MAX_GENERATION:
+            raise ImageUnusable(str(self.path), f"it has had {number} generations: start another")
+        identity = Identity(self.chain_id, number, self._parent_of(parent, page_size), page_size)
+        writer = GenerationWriter(
+            self._store,
+            identity,
+            options or WriterOptions(),
+            check_spaces=lambda spaces: self._check_spaces(parent, spaces),
+            on_close=self._writer_closed,
+        )
+        self._writing = True
+        return writer
+
+    def _parent_of(self, parent: GenerationNo | None, page_size: int) -> Parent | None:
+        if parent is None:
+            return None
+        manifest = self.lineage(parent)[0]
+        if manifest.page_size != page_size:
+            raise ImageUnusable(
+                str(self.path),
+                f"generation {parent} has pages of {manifest.page_size} bytes, this machine of"
+                f" {page_size}: take a full generation",
+            )
+        return Parent(parent, manifest.digest)
+
+    def _check_spaces(self, parent: GenerationNo | None, spaces: Mapping[str, RunTable]) -> None:
+        """Refuse a delta that could not be read back; a bug above, found before the commit."""
+        if parent is None:
+            return
+        above = self.manifest(parent).spaces
+        for name, table in spaces.items():
+            below = self.resolve(parent, name) if name in above else None
+            _, gaps = overlay(table, parent, below)
+            if gaps:
+                raise ValueError(f"{gaps[0]} of {name!r} is said to be in generation {parent}")
+
+    def _writer_closed(self, manifest: Manifest | None) -> None:
+        self._writing = False
+        if manifest is not None:
+            self._manifests[manifest.generation] = manifest
+
+
+def _require_no_strangers(store: Store, names: list[str]) -> None:
+    """Refuse to make a chain among the files of somebody else."""
+    for name in names:
+        if name != LOCK_NAME and not name.startswith(TEMPORARY_PREFIX):
+            raise ImageUnusable(
+                str(store.path),
+                f"it is not an image directory, and not empty (it has {name!r}):"
+                " choose another or a new one",
+            )
+
+
+def _create_header(store: Store) -> None:
+    store.remove_temporary(_TEMPORARY_HEADER)
+    header = encode_header(os.urandom(CHAIN_ID_BYTES).hex())
+    try:
+        store.write_file(_TEMPORARY_HEADER, data=header)
+        store.rename(_TEMPORARY_HEADER, HEADER_NAME)
+    except BaseException:
+        store.remove_temporary(_TEMPORARY_HEADER)
+        raise
+    store.sync_directory()
+
+
+def _describe(numbers: list[GenerationNo]) -> str:
+    """Write which generations there are, in few words."""
+    if not numbers:
+        return "none"
+    if len(numbers) == numbers[-1] - numbers[0] + 1 > 2:
+        return f"{numbers[0]} to {numbers[-1]}"
+    shown = ", ".join(str(number) for number in numbers[-10:])
+    return shown if len(numbers) <= 10 else f"..., {shown}"

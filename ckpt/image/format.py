@@ -1,0 +1,389 @@
+"""The manifest of a generation and the header of a chain: bytes to checked objects and back; pure.
+
+images/FORMAT.md is the specification, and the tables there and the code here say the same. Every
+decoder takes hostile bytes: lengths are compared with what is there before anything is allocated by
+them, every field is checked for its type and range, and what is wrong leaves as `ImageCorrupt` or
+`ImageVersion` with the path. Neighbours: `runs` and `pages` own the packed tables, `codec` msgpack.
+"""
+
+import enum
+import hashlib
+import math
+import re
+import struct
+from collections.abc import Mapping
+from typing import TypeVar
+
+import attrs
+
+from ckpt.errors import ImageCorrupt, ImageVersion
+from ckpt.image.codec import pack, unpack
+from ckpt.image.pages import MAX_PAGE_SIZE, MIN_PAGE_SIZE, FrameIndex, FrameTable
+from ckpt.image.runs import Fate, ResolvedRuns, Run, RunTable, RunTableBuilder
+from ckpt.units import GenerationNo
+
+__all__ = [
+    "FORMAT_VERSION",
+    "Fate",
+    "Kind",
+    "Manifest",
+    "PageFile",
+    "Parent",
+    "ResolvedRuns",
+    "Run",
+    "RunTable",
+    "RunTableBuilder",
+    "decode_header",
+    "decode_manifest",
+    "encode_header",
+    "encode_manifest",
+]
+
+T = TypeVar("T")
+
+FORMAT_MAJOR = 1
+FORMAT_MINOR = 0
+FORMAT_VERSION = f"{FORMAT_MAJOR}.{FORMAT_MINOR}"
+
+HEADER_NAME = "CKPT"
+LOCK_NAME = "lock"
+MANIFEST_NAME = "manifest"
+TEMPORARY_PREFIX = ".tmp-"
+
+MAX_HEADER_BYTES = 4096
+MAX_MANIFEST_BYTES = 256 << 20
+"""Room for ten million page runs."""
+MAX_GENERATION = 999_999
+MAX_PAGE_FILES = 10_000
+MAX_CREATED_S = 253_402_300_800
+"""The year 10000: what `datetime` can show."""
+
+DIGEST_BYTES = 32
+MANIFEST_MAGIC = b"CKPTGEN\n"
+PREAMBLE = struct.Struct("<8sHHIQ")
+"""Magic, major, minor, reserved (0), length of the body in bytes."""
+
+_GENERATION_NAME = re.compile(r"gen-([0-9]{6})", re.ASCII)
+_PAGE_FILE_NAME = re.compile(r"pages-(0|[1-9][0-9]{0,3})", re.ASCII)
+_CHAIN_ID = re.compile(r"[0-9a-f]{32}", re.ASCII)
+_VERSION = re.compile(r"([0-9]{1,5})\.([0-9]{1,5})", re.ASCII)
+
+
+class Kind(enum.StrEnum):
+    """Whether a generation stands alone."""
+
+    FULL = "full"
+    DELTA = "delta"
+
+
+def digest_of(data: bytes | memoryview) -> bytes:
+    """Return the digest that closes a manifest: BLAKE2b with 32 bytes of output, no key."""
+    return hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()
+
+
+def generation_name(number: GenerationNo) -> str:
+    """Return the directory name of a generation."""
+    return f"gen-{number:06d}"
+
+
+def parse_generation_name(name: str) -> GenerationNo | None:
+    """Return the number in a directory name, None if it is not one of a generation."""
+    match = _GENERATION_NAME.fullmatch(name)
+    return GenerationNo(int(match[1])) if match else None
+
+
+def page_file_name(index: int) -> str:
+    """Return the name of the page file number `index` of a generation."""
+    return f"pages-{index}"
+
+
+@attrs.frozen
+class Parent:
+    """Which generation a delta was made against, and the digest that its manifest had."""
+
+    generation: GenerationNo
+    digest: bytes
+
+
+@attrs.frozen
+class PageFile:
+    """One page file of a generation; its name is `page_file_name` of its place in the list."""
+
+    size_bytes: int
+    frames: FrameTable
+
+
+@attrs.frozen
+class Manifest:
+    """Everything of a generation but the content of its pages; immutable, checked, complete.
+
+    Attributes:
+        format_version: "major.minor" that it was written with.
+        chain_id: 32 hex digits; the same in every generation of a chain.
+        generation: its number.
+        kind: full or delta; a delta has a `parent`, a full one has none.
+        parent: see `Parent`.
+        created_s: wall clock at the commit, seconds since 1970.
+        page_size: bytes per page, in `spaces` and in page files.
+        tracker: which tracker found the pages; any text.
+        reason: why it is full, a sentence for people; "" if nothing is to be said.
+        freeze_ms: what the target felt.
+        wall_ms: how long the whole dump took, up to the commit.
+        host: facts of the machine, by the upper layers.
+        records: resources by kind, by the upper layers; the image layer does not look inside.
+        spaces: page space by name -> its runs, every page of every mapping.
+        page_files: where the pages of the `DATA` runs are.
+        extra: fields of later minor versions, kept as they came.
+        digest: what closes the manifest, b"" while it is being built.
+    """
+
+    format_version: str
+    chain_id: str
+    generation: GenerationNo
+    kind: Kind
+    parent: Parent | None
+    created_s: float
+    page_size: int
+    tracker: str
+    reason: str
+    freeze_ms: float
+    wall_ms: float
+    host: Mapping[str, object]
+    records: Mapping[str, object]
+    spaces: Mapping[str, RunTable]
+    page_files: tuple[PageFile, ...]
+    extra: Mapping[str, object] = attrs.field(factory=dict)
+    digest: bytes = b""
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of all page files."""
+        return sum(file.size_bytes for file in self.page_files)
+
+    def totals(self) -> dict[Fate, int]:
+        """Return the number of pages of each fate, over all spaces."""
+        sums = dict.fromkeys(Fate, 0)
+        for table in self.spaces.values():
+            for fate, n in table.totals().items():
+                sums[fate] += n
+        return sums
+
+    def frame_index(self) -> FrameIndex:
+        """Return the index of all frames; the caller keeps it."""
+        return FrameIndex([file.frames for file in self.page_files])
+
+    def validate(self) -> None:
+        """Check what needs neither the page files nor the ancestors.
+
+        Raises:
+            ValueError: a field is out of range, or the fields contradict each other.
+        """
+        self._validate_identity()
+        size = self.page_size
+        if not MIN_PAGE_SIZE <= size <= MAX_PAGE_SIZE or size & (size - 1):
+            raise ValueError(f"it has the impossible page size {size}")
+        times = (self.freeze_ms, self.wall_ms, self.created_s)
+        if not all(math.isfinite(value) and value >= 0 for value in times):
+            raise ValueError("a time is negative or no number")
+        if self.created_s >= MAX_CREATED_S:
+            raise ValueError("it was created in no year that there is")
+        if len(self.page_files) > MAX_PAGE_FILES:
+            raise ValueError(f"it has more than {MAX_PAGE_FILES} page files")
+        n_stream_pages = 0
+        for file in self.page_files:
+            file.frames.validate(size, file.size_bytes)
+            n_stream_pages += sum(file.frames.n_pages)
+        for table in self.spaces.values():
+            table.validate(n_stream_pages, parent_allowed=self.kind is Kind.DELTA)
+
+    def _validate_identity(self) -> None:
+        if not _CHAIN_ID.fullmatch(self.chain_id):
+            raise ValueError("its chain id is not 32 hex digits")
+        if not 0 <= self.generation <= MAX_GENERATION:
+            raise ValueError(f"it has the impossible generation number {self.generation}")
+        if (self.kind is Kind.DELTA) != (self.parent is not None):
+            raise ValueError("a delta must name a parent, and a full generation must not")
+        if self.parent is not None:
+            if not 0 <= self.parent.generation < self.generation:
+                raise ValueError(
+                    f"generation {self.generation} names {self.parent.generation} as its parent,"
+                    " which is not older"
+                )
+            if len(self.parent.digest) != DIGEST_BYTES:
+                raise ValueError("its parent's digest has the wrong length")
+
+
+def encode_header(chain_id: str) -> bytes:
+    """Return the content of the file `CKPT`."""
+    return f"ckpt image {FORMAT_VERSION}\nchain {chain_id}\n".encode("ascii")
+
+
+def decode_header(data: bytes, path: str) -> str:
+    """Return the chain id from the content of the file `CKPT`; later lines are ignored.
+
+    Raises:
+        ImageCorrupt: it is not such a file.
+        ImageVersion: the major version is not ours.
+    """
+    lines = data.decode("ascii", "replace").split("\n")
+    version = lines[0].removeprefix("ckpt image ")
+    parsed = _VERSION.fullmatch(version)
+    if lines[0] == version or parsed is None:
+        raise ImageCorrupt(path, "it does not begin with 'ckpt image' and a version")
+    if int(parsed[1]) != FORMAT_MAJOR:
+        raise ImageVersion(path, version, f"{FORMAT_MAJOR}.x")
+    chain_id = lines[1].removeprefix("chain ") if len(lines) > 2 else ""
+    if len(lines) < 3 or lines[1] == chain_id or not _CHAIN_ID.fullmatch(chain_id):
+        raise ImageCorrupt(path, "its second line is not 'chain' and 32 hex digits")
+    return chain_id
+
+
+def encode_manifest(manifest: Manifest) -> tuple[bytes, bytes]:
+    """Encode a manifest; the `digest` that it carries is not looked at.
+
+    Returns:
+        The content of the file `manifest`, and the digest that closes it. The caller compares the
+        length with `MAX_MANIFEST_BYTES`.
+
+    Raises:
+        ValueError: the manifest is not valid, or could not be read back; a bug of the caller.
+    """
+    manifest.validate()
+    parent = manifest.parent
+    body = pack(
+        {
+            **manifest.extra,
+            "chain": manifest.chain_id,
+            "generation": int(manifest.generation),
+            "kind": str(manifest.kind),
+            "parent": None
+            if parent is None
+            else {"generation": int(parent.generation), "digest": parent.digest},
+            "created_s": float(manifest.created_s),
+            "page_size": manifest.page_size,
+            "tracker": manifest.tracker,
+            "reason": manifest.reason,
+            "freeze_ms": float(manifest.freeze_ms),
+            "wall_ms": float(manifest.wall_ms),
+            "host": dict(manifest.host),
+            "records": dict(manifest.records),
+            "spaces": {name: table.pack() for name, table in manifest.spaces.items()},
+            "page_files": [
+                {"size_bytes": file.size_bytes, "frames": file.frames.pack()}
+                for file in manifest.page_files
+            ],
+        }
+    )
+    # A record with a number for a key, say, packs and does not unpack: found now, not at restore.
+    unpack(body)
+    major, minor = map(int, manifest.format_version.split("."))
+    front = PREAMBLE.pack(MANIFEST_MAGIC, major, minor, 0, len(body)) + body
+    digest = digest_of(front)
+    return front + digest, digest
+
+
+class _Fields:
+    """Takes typed values out of a map from an image; `ValueError` names the field."""
+
+    def __init__(self, value: object, where: str) -> None:
+        if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+            raise ValueError(f"{where} is not a map with text as keys")
+        self._left: dict[str, object] = dict(value)
+        self._where = where
+
+    def take(self, name: str, kind: type[T]) -> T:
+        value = self._left.pop(name, None)
+        # bool is an int to isinstance, and to no schema.
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise ValueError(f"{self._where} has no {kind.__name__} named {name!r}")
+        return value
+
+    def take_map(self, name: str) -> dict[str, object]:
+        return _Fields(self._left.pop(name, None), repr(name)).rest()
+
+    def take_optional(self, name: str) -> object:
+        return self._left.pop(name, None)
+
+    def rest(self) -> dict[str, object]:
+        return self._left
+
+
+def decode_manifest(data: bytes, path: str) -> Manifest:
+    """Return the manifest in `data`, which the caller capped at `MAX_MANIFEST_BYTES`.
+
+    The digest is compared before the body is decoded, the version before it is understood.
+
+    Raises:
+        ImageCorrupt: cut short, altered, or against the specification.
+        ImageVersion: whole, and written by another major version.
+    """
+    try:
+        return _decode_manifest(data, path)
+    except (ValueError, OverflowError) as error:
+        raise ImageCorrupt(path, str(error)) from error
+
+
+def _decode_manifest(data: bytes, path: str) -> Manifest:
+    if len(data) < PREAMBLE.size + DIGEST_BYTES:
+        raise ValueError(f"it has {len(data)} bytes, too few for any manifest")
+    magic, major, minor, _reserved, body_bytes = PREAMBLE.unpack_from(data)
+    if magic != MANIFEST_MAGIC:
+        raise ValueError("it is no manifest")
+    if len(data) != PREAMBLE.size + body_bytes + DIGEST_BYTES:
+        raise ValueError(
+            f"it has {len(data)} bytes, it should have {PREAMBLE.size + body_bytes + DIGEST_BYTES}"
+        )
+    view = memoryview(data)
+    digest = digest_of(view[:-DIGEST_BYTES])
+    if digest != data[-DIGEST_BYTES:]:
+        raise ValueError("its digest is not the one at its end")
+    if major != FORMAT_MAJOR:
+        raise ImageVersion(path, f"{major}.{minor}", f"{FORMAT_MAJOR}.x")
+    fields = _Fields(unpack(view[PREAMBLE.size : -DIGEST_BYTES]), "the manifest")
+    manifest = _build_manifest(fields, f"{major}.{minor}", digest)
+    manifest.validate()
+    return manifest
+
+
+def _build_manifest(fields: _Fields, version: str, digest: bytes) -> Manifest:
+    page_size = fields.take("page_size", int)
+    return Manifest(
+        format_version=version,
+        chain_id=fields.take("chain", str),
+        generation=GenerationNo(fields.take("generation", int)),
+        kind=Kind(fields.take("kind", str)),
+        parent=_build_parent(fields.take_optional("parent")),
+        created_s=fields.take("created_s", float),
+        page_size=page_size,
+        tracker=fields.take("tracker", str),
+        reason=fields.take("reason", str),
+        freeze_ms=fields.take("freeze_ms", float),
+        wall_ms=fields.take("wall_ms", float),
+        host=fields.take_map("host"),
+        records=fields.take_map("records"),
+        spaces={
+            name: _build_table(name, packed, page_size)
+            for name, packed in fields.take_map("spaces").items()
+        },
+        page_files=tuple(_build_page_file(value) for value in fields.take("page_files", list)),
+        extra=fields.rest(),
+        digest=digest,
+    )
+
+
+def _build_parent(value: object) -> Parent | None:
+    if value is None:
+        return None
+    fields = _Fields(value, "'parent'")
+    return Parent(GenerationNo(fields.take("generation", int)), fields.take("digest", bytes))
+
+
+def _build_table(name: str, packed: object, page_size: int) -> RunTable:
+    if not isinstance(packed, bytes):
+        raise ValueError(f"the page space {name!r} has no run table")
+    return RunTable.unpack(packed, page_size)
+
+
+def _build_page_file(value: object) -> PageFile:
+    fields = _Fields(value, "an entry of 'page_files'")
+    return PageFile(fields.take("size_bytes", int), FrameTable.unpack(fields.take("frames", bytes)))

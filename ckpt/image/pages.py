@@ -1,0 +1,275 @@
+"""Frames: how page content lies in a page file, and the table that finds and checks them.
+
+A page file is frames back to back, each up to 1 MiB of whole pages, each readable without the
+others. The frame table is in the manifest (and so under its digest); it says how long each frame
+is, how it is encoded, and the checksum of the bytes as they are stored, which is looked at before
+anything decodes them. Neighbours: `writer` makes frames, `reader` and `verify` take them apart.
+"""
+
+import enum
+import threading
+import zlib
+from array import array
+from bisect import bisect_right
+from itertools import accumulate
+from typing import Self
+
+import attrs
+import zstandard
+
+from ckpt.image.codec import pack_column, unpack_column
+
+MAX_FRAME_BYTES = 1 << 20
+"""Most raw bytes in one frame: what has to be decoded to reach a single page."""
+
+MIN_PAGE_SIZE = 1 << 12
+MAX_PAGE_SIZE = 1 << 16
+"""Page sizes that Linux has on the processors it runs on; each is a power of two."""
+
+FRAME_BYTES = 4 + 4 + 4 + 1
+"""Packed size of one entry of the frame table."""
+
+SHRINK_NUMERATOR, SHRINK_DENOMINATOR = 15, 16
+"""A frame is stored raw unless zstd brings it to this part of its size or less."""
+
+
+class Encoding(enum.IntEnum):
+    """How the bytes of a frame are stored; a later minor version may add some."""
+
+    RAW = 0
+    ZSTD = 1
+
+
+_KNOWN = frozenset(Encoding)
+
+
+class UnknownEncoding(ValueError):
+    """A frame is encoded in a way that this ckpt does not know (never leaves the image layer)."""
+
+
+@attrs.frozen
+class FrameTable:
+    """The frames of one page file, in file order, as packed columns.
+
+    Attributes:
+        n_pages: raw length in pages ('I').
+        stored_bytes: length in the file ('I').
+        checksums: zlib's CRC-32 of the stored bytes ('I').
+        encodings: `Encoding` values ('B').
+    """
+
+    n_pages: "array[int]" = attrs.field(factory=lambda: array("I"))
+    stored_bytes: "array[int]" = attrs.field(factory=lambda: array("I"))
+    checksums: "array[int]" = attrs.field(factory=lambda: array("I"))
+    encodings: "array[int]" = attrs.field(factory=lambda: array("B"))
+
+    def __len__(self) -> int:
+        """Number of frames."""
+        return len(self.n_pages)
+
+    def append(self, n_pages: int, frame: "EncodedFrame") -> None:
+        """Add the frame that was written after all others."""
+        self.n_pages.append(n_pages)
+        self.stored_bytes.append(len(frame.stored))
+        self.checksums.append(frame.checksum)
+        self.encodings.append(frame.encoding)
+
+    def pack(self) -> bytes:
+        """Encode as specified in images/FORMAT.md, "Frame table"."""
+        columns = (self.n_pages, self.stored_bytes, self.checksums, self.encodings)
+        return b"".join(map(pack_column, columns))
+
+    @classmethod
+    def unpack(cls, data: bytes | memoryview) -> Self:
+        """Decode what `pack` made; `validate` is a step of its own.
+
+        Raises:
+            ValueError: `data` is no whole number of frames.
+        """
+        n_frames, rest = divmod(len(data), FRAME_BYTES)
+        if rest:
+            raise ValueError(f"a frame table of {len(data)} bytes is no whole number of frames")
+        view = memoryview(data)
+        width = 4 * n_frames
+        return cls(
+            unpack_column("I", view[:width]),
+            unpack_column("I", view[width : 2 * width]),
+            unpack_column("I", view[2 * width : 3 * width]),
+            unpack_column("B", view[3 * width :]),
+        )
+
+    def validate(self, page_size: int, size_bytes: int) -> None:
+        """Check the table against the caps and the size of its page file.
+
+        Raises:
+            ValueError: a frame is empty or longer than `MAX_FRAME_BYTES`, or the frames together
+                are not as long as the file.
+        """
+        if len(self):
+            if min(self.n_pages) == 0 or max(self.n_pages) * page_size > MAX_FRAME_BYTES:
+                raise ValueError(f"a frame has no pages, or more than {MAX_FRAME_BYTES} bytes")
+            if min(self.stored_bytes) == 0 or max(self.stored_bytes) > MAX_FRAME_BYTES:
+                raise ValueError(f"a frame is stored in 0 or more than {MAX_FRAME_BYTES} bytes")
+        for n, stored, encoding in zip(
+            self.n_pages, self.stored_bytes, self.encodings, strict=True
+        ):
+            if encoding == Encoding.RAW and stored != n * page_size:
+                raise ValueError(f"a raw frame of {n} pages is stored in {stored} bytes")
+        if sum(self.stored_bytes) != size_bytes:
+            raise ValueError(
+                f"the frames of a page file add up to {sum(self.stored_bytes)} bytes,"
+                f" the file should have {size_bytes}"
+            )
+
+
+@attrs.frozen(slots=True)
+class FrameLocation:
+    """Where one frame is and how it is checked."""
+
+    file: int
+    """Index of the page file within the generation."""
+    index: int
+    """Number of the frame within its page file."""
+    offset: int
+    stored_bytes: int
+    n_pages: int
+    first_page: int
+    """Ordinal of its first page in the page stream."""
+    checksum: int
+    encoding: int
+
+
+class FrameIndex:
+    """Finds the frame of a page ordinal, over all page files of one generation."""
+
+    def __init__(self, tables: list[FrameTable]) -> None:
+        """Index `tables`, in the order in which the page stream goes through them."""
+        self._tables = tables
+        self._first_pages: list[array[int]] = []
+        self._offsets: list[array[int]] = []
+        first = 0
+        for table in tables:
+            pages = array("Q", accumulate(table.n_pages, initial=first))
+            first = pages[-1]
+            self._first_pages.append(pages)
+            self._offsets.append(array("Q", accumulate(table.stored_bytes, initial=0)))
+        self._file_starts = [pages[0] for pages in self._first_pages]
+        self.n_stream_pages = first
+        """Pages in the whole stream."""
+
+    def locate(self, ordinal: int) -> FrameLocation:
+        """Return the frame that holds page `ordinal` of the stream.
+
+        Raises:
+            IndexError: the stream has no such page.
+        """
+        if not 0 <= ordinal < self.n_stream_pages:
+            raise IndexError(f"page {ordinal} of a stream of {self.n_stream_pages}")
+        # An empty page file starts where the next one does; bisect_right passes it by.
+        file = bisect_right(self._file_starts, ordinal) - 1
+        return self.frame(file, bisect_right(self._first_pages[file], ordinal) - 1)
+
+    def frame(self, file: int, index: int) -> FrameLocation:
+        """Return frame `index` of page file `file`."""
+        table = self._tables[file]
+        return FrameLocation(
+            file,
+            index,
+            self._offsets[file][index],
+            table.stored_bytes[index],
+            table.n_pages[index],
+            self._first_pages[file][index],
+            table.checksums[index],
+            table.encodings[index],
+        )
+
+
+@attrs.frozen(slots=True)
+class EncodedFrame:
+    """A frame ready to be written; `stored` may be the caller's own buffer (raw)."""
+
+    stored: bytes | memoryview
+    encoding: Encoding
+    checksum: int
+
+
+_of_thread = threading.local()
+"""A zstd context must not be used by two threads at once, and is dear to make."""
+
+
+def _compressor(level: int) -> zstandard.ZstdCompressor:
+    made: zstandard.ZstdCompressor | None = getattr(_of_thread, "compressor", None)
+    if made is None or _of_thread.level != level:
+        made = zstandard.ZstdCompressor(level=level, write_checksum=True, write_content_size=True)
+        _of_thread.compressor, _of_thread.level = made, level
+    return made
+
+
+def _decompressor() -> zstandard.ZstdDecompressor:
+    made: zstandard.ZstdDecompressor | None = getattr(_of_thread, "decompressor", None)
+    if made is None:
+        made = _of_thread.decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_FRAME_BYTES)
+    return made
+
+
+def encode_frame(raw: memoryview, level: int) -> EncodedFrame:
+    """Compress `raw` (at most `MAX_FRAME_BYTES`, contiguous, bytes), or keep it as it is.
+
+    Runs without the interpreter lock for nearly all of its time. Where zstd gains less than a
+    sixteenth, reading the frame back as it is costs less than the bytes saved.
+    """
+    compressed = _compressor(level).compress(raw)
+    if len(compressed) * SHRINK_DENOMINATOR <= len(raw) * SHRINK_NUMERATOR:
+        return EncodedFrame(compressed, Encoding.ZSTD, zlib.crc32(compressed))
+    return EncodedFrame(raw, Encoding.RAW, zlib.crc32(raw))
+
+
+def check_frame(stored: bytes, checksum: int) -> None:
+    """Compare the stored bytes with their checksum.
+
+    CRC-32 finds every error of up to 32 bits in a row, so every flipped bit and torn byte; it is no
+    protection against someone who means harm, and the decoding does not count on it.
+
+    Raises:
+        ValueError: they differ.
+    """
+    found = zlib.crc32(stored)
+    if found != checksum:
+        raise ValueError(f"its checksum is {found:08x}, it should be {checksum:08x}")
+
+
+def require_known(encoding: int) -> None:
+    """Tell an encoding of a later version from damage.
+
+    Raises:
+        UnknownEncoding: we cannot decode it.
+    """
+    if encoding not in _KNOWN:
+        raise UnknownEncoding(f"encoding {encoding}")
+
+
+def decode_frame(stored: bytes, encoding: int, raw_bytes: int) -> bytes:
+    """Return the raw pages of a frame whose checksum was found right.
+
+    The zstd header is read first: the library allocates what it announces, whatever maximum it is
+    given. zstd's own checksum, of the raw bytes, is required and compared by the library.
+
+    Raises:
+        ValueError: the bytes do not decode to exactly `raw_bytes`; `UnknownEncoding` if we
+            do not know the encoding.
+    """
+    if encoding == Encoding.RAW:
+        if len(stored) != raw_bytes:
+            raise ValueError(f"raw, with {len(stored)} bytes, it should have {raw_bytes}")
+        return stored
+    require_known(encoding)
+    try:
+        header = zstandard.get_frame_parameters(stored)
+        if header.content_size != raw_bytes or not header.has_checksum or header.dict_id:
+            raise ValueError("its zstd header has another size, no checksum, or a dictionary")
+        raw = _decompressor().decompress(stored, max_output_size=raw_bytes, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise ValueError(f"it does not decompress: {error}") from error
+    if len(raw) != raw_bytes:
+        raise ValueError(f"it decompresses to {len(raw)} bytes, not {raw_bytes}")
+    return raw
