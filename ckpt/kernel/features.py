@@ -134,12 +134,11 @@ def _own_page() -> Iterator[_Page]:
 
 @contextlib.contextmanager
 def _own_pagemap() -> Iterator[Fd]:
-    """Lend our pagemap; where we may not open it, a descriptor on which every probe fails."""
+    """Lend our pagemap; where we may not open it, /dev/null, on which every probe fails."""
     try:
         fd = pagemap.open_pagemap(Pid(os.getpid()))
     except CkptError:
-        yield Fd(-1)
-        return
+        fd = Fd(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
     try:
         yield fd
     finally:
