@@ -30,7 +30,7 @@ from ckpt.image.format import (
     generation_name,
     parse_generation_name,
 )
-from ckpt.image.runs import ResolvedRuns, RunTable, overlay
+from ckpt.image.runs import ResolvedRuns, RunTable, overlay, unresolved
 from ckpt.image.store import Store
 from ckpt.image.writer import GenerationWriter, Identity, WriterOptions
 from ckpt.units import GenerationNo
@@ -304,12 +304,15 @@ class Chain:
         return Parent(parent, manifest.digest)
 
     def _check_spaces(self, parent: GenerationNo | None, spaces: Mapping[str, RunTable]) -> None:
-        """Refuse a delta that could not be read back; a bug above, found before the commit."""
+        """Refuse a delta that could not be read back; a bug above, found before the commit.
+
+        One step down is enough: the parent's own table was checked in the same way.
+        """
         if parent is None:
             return
         above = self.manifest(parent).spaces
         for name, table in spaces.items():
-            below = self.resolve(parent, name) if name in above else None
+            below = unresolved(above[name], parent) if name in above else None
             _, gaps = overlay(table, parent, below)
             if gaps:
                 raise ValueError(f"{gaps[0]} of {name!r} is said to be in generation {parent}")

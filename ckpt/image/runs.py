@@ -370,6 +370,18 @@ class ResolvedRuns:
         return index
 
 
+def unresolved(table: RunTable, generation: GenerationNo) -> ResolvedRuns:
+    """Return a table as it is in the form that `overlay` takes, for asking only what it covers."""
+    return ResolvedRuns(
+        table.page_size,
+        table.starts,
+        table.n_pages,
+        table.fates,
+        array("I", [generation]) * len(table),
+        table.sources,
+    )
+
+
 def overlay(
     table: RunTable, generation: GenerationNo, below: ResolvedRuns | None
 ) -> tuple[ResolvedRuns, list[AddrRange]]:
