@@ -1,0 +1,297 @@
+"""What a process is among processes, and the switches of prctl(2) that can be read back.
+
+Two resources: of the process (session, group, subreaper, and what belongs to its memory), and of
+each thread (personality and the modes of a task). The latter come behind the credentials, since a
+change of ids clears `dumpable` and the parent-death signal.
+
+Kernel: prctl(2), personality(2), setsid(2), setpgid(2) inside; /proc/PID/{stat,status,personality,
+ns,task/TID/children} from outside.
+
+- A process that led its session, or its group, leads one again; a session without a controlling
+  terminal. Any other one joins session and group of the restorer.
+- `dumpable` 2, which only the kernel sets (fs.suid_dumpable), comes back as 0.
+- The parent is the restorer: a parent-death signal comes when that ends. The user is told.
+- The I/O-flusher mark can only be read, and set, with CAP_SYS_RESOURCE; without it it is lost.
+- PR_SET_MDWE comes back last: it forbids what the restore itself has to do.
+- Refused before the target is touched: seccomp, namespaces other than ours (except time), children
+  (living or not yet waited for), threads that do not share their descriptors or directory.
+- Not captured: control groups, keyrings, PR_SET_PTRACER.
+"""
+
+import os
+import struct
+from collections.abc import Iterator
+
+import attrs
+
+from ckpt.errors import Finding, TargetGone, UnsupportedState
+from ckpt.kernel.arch import NR
+from ckpt.kernel.kcmp import KcmpType, Ordering, kcmp
+from ckpt.kernel.prctl import (
+    PR_MCE_KILL_SET,
+    PR_SPEC_INDIRECT_BRANCH,
+    PR_SPEC_L1D_FLUSH,
+    PR_SPEC_STORE_BYPASS,
+    Prctl,
+)
+from ckpt.kernel.procfs import files as procfs_files
+from ckpt.kernel.procfs import stat as procfs_stat
+from ckpt.kernel.procfs import status as procfs_status
+from ckpt.kernel.procfs import task as procfs_task
+from ckpt.process.remote import Call, Out, Reply, call
+from ckpt.resources.base import Capture, Rebuilt, Resource, Restore, Stage, Stopped, Target, expect
+from ckpt.units import Pid, Tid
+
+_NAMESPACES = {
+    "cgroup": "control group",
+    "ipc": "IPC",
+    "mnt": "mount",
+    "net": "network",
+    "pid": "pid",
+    "pid_for_children": "pid (of its children)",
+    "user": "user",
+    "uts": "host name",
+}
+_INT = struct.Struct("<i")
+_UNKNOWN = -1
+
+_SPECULATION = (PR_SPEC_STORE_BYPASS, PR_SPEC_INDIRECT_BRANCH, PR_SPEC_L1D_FLUSH)
+_SPEC_PER_THREAD = 1
+"""PR_SPEC_PRCTL: this misfeature can be set for each thread."""
+
+
+@attrs.frozen(slots=True)
+class IdentityRecord:
+    """What is one for all threads. -1: this kernel does not tell."""
+
+    leads_session: bool
+    leads_group: bool
+    child_subreaper: bool
+    thp_disabled: int
+    """0, or 1 and the flags of PR_SET_THP_DISABLE."""
+    memory_merge: int
+
+
+@attrs.frozen(slots=True)
+class TaskModesRecord:
+    """What each thread has set for itself. -1: this kernel does not tell, or not us."""
+
+    personality: int
+    parent_death_signal: int
+    time_stamp_counter: int
+    """PR_TSC_*."""
+    machine_check: int
+    """PR_MCE_KILL_*."""
+    io_flusher: int
+    speculation: tuple[int, ...]
+    """PR_SPEC_* flags, of store bypass, indirect branches and L1D flush."""
+    dumpable: int
+    """Of the memory: the same in all threads; so is the next."""
+    mdwe: int
+    """PR_MDWE_* flags."""
+
+
+def look(target: Target) -> Iterator[Finding]:
+    """Name what one process alone cannot be brought back with."""
+    pid = target.pid
+    try:
+        for tid in procfs_files.list_tids(pid):
+            yield from _iter_thread_findings(target, tid)
+    except TargetGone as gone:
+        if gone.pid == pid:
+            raise
+    yield from _iter_children_findings(pid)
+
+
+def _iter_thread_findings(target: Target, tid: Tid) -> Iterator[Finding]:
+    pid = target.pid
+    subject = f"process {pid}" if tid == Tid(pid) else f"thread {tid}"
+    if procfs_status.read_task_status(pid, tid).seccomp_mode:
+        yield Finding(subject, "is confined by seccomp, which is not supported yet")
+    for name, spoken in _NAMESPACES.items():
+        if _namespace(Pid(tid), name) != _namespace(Pid(os.getpid()), name):
+            yield Finding(
+                subject,
+                f"is in another {spoken} namespace than ckpt, which is not supported yet",
+                "run ckpt inside that namespace",
+            )
+    if tid == Tid(pid) or not target.features.kcmp:
+        return
+    for kind, spoken in ((KcmpType.FILES, "file descriptors"), (KcmpType.FS, "directories")):
+        if kcmp(pid, Pid(tid), kind) != Ordering.EQUAL:
+            yield Finding(subject, f"has {spoken} of its own, which is not supported")
+
+
+def _namespace(pid: Pid, name: str) -> str:
+    """Return the name of a namespace; empty if this kernel has none of that kind."""
+    try:
+        return procfs_files.read_link(pid, f"ns/{name}")
+    except TargetGone:
+        return ""
+
+
+def _iter_children_findings(pid: Pid) -> Iterator[Finding]:
+    for child in list_children(pid):
+        try:
+            stat = procfs_stat.read_stat(child)
+        except TargetGone:
+            continue
+        if stat.state == "Z":
+            problem = f"has a child {child} ({stat.comm}) that ended and was not waited for"
+        else:
+            problem = f"has a child process {child} ({stat.comm})"
+        yield Finding(f"process {pid}", f"{problem}; process trees are not supported yet")
+
+
+def list_children(pid: Pid) -> list[Pid]:
+    """Return the children of a process, ended ones included.
+
+    Raises:
+        TargetGone: the process ended.
+    """
+    try:
+        texts = [
+            procfs_files.read_text(pid, f"task/{t}/children") for t in procfs_files.list_tids(pid)
+        ]
+    except TargetGone:
+        # A thread ended meanwhile, or a kernel without CONFIG_PROC_CHILDREN: ask everybody.
+        return [child for child in procfs_files.list_pids() if _is_child(child, pid)]
+    return [Pid(int(word)) for text in texts for word in text.split()]
+
+
+def _is_child(child: Pid, pid: Pid) -> bool:
+    try:
+        return procfs_stat.read_stat(child).ppid == pid
+    except TargetGone:
+        return False
+
+
+def capture(stopped: Stopped) -> Capture[IdentityRecord]:
+    """Ask the process for its switches.
+
+    Raises:
+        UnsupportedState: it has made a child since it was looked at.
+    """
+    findings = tuple(_iter_children_findings(stopped.pid))
+    if findings:
+        raise UnsupportedState(stopped.pid, findings)
+    stat = procfs_stat.read_stat(stopped.pid)
+    subreaper, thp, merge = yield [
+        call(NR.prctl, Prctl.GET_CHILD_SUBREAPER, Out(_INT.size)),
+        call(NR.prctl, Prctl.GET_THP_DISABLE, 0, 0, 0, 0),
+        call(NR.prctl, Prctl.GET_MEMORY_MERGE, 0, 0, 0, 0),
+    ]
+    return IdentityRecord(
+        leads_session=stat.session == stopped.pid,
+        leads_group=stat.pgrp == stopped.pid,
+        child_subreaper=_int_of(subreaper) > 0,
+        thp_disabled=_value_of(thp),
+        memory_merge=_value_of(merge),
+    )
+
+
+def _value_of(reply: Reply) -> int:
+    return reply.value if reply.ok else _UNKNOWN
+
+
+def _int_of(reply: Reply) -> int:
+    return int(_INT.unpack(reply.outs[0])[0]) if reply.ok else _UNKNOWN
+
+
+def restore(record: IdentityRecord, _rebuilt: Rebuilt) -> Restore:
+    """Become a leader again, and set what is not the default."""
+    calls = []
+    if record.leads_session:
+        calls.append(call(NR.setsid))
+    elif record.leads_group:
+        calls.append(call(NR.setpgid, 0, 0))
+    if record.child_subreaper:
+        calls.append(call(NR.prctl, Prctl.SET_CHILD_SUBREAPER, 1, 0, 0, 0))
+    if record.thp_disabled > 0:
+        calls.append(call(NR.prctl, Prctl.SET_THP_DISABLE, 1, record.thp_disabled & ~1, 0, 0))
+    if record.memory_merge > 0:
+        calls.append(call(NR.prctl, Prctl.SET_MEMORY_MERGE, 1, 0, 0, 0))
+    expect("setting what the process is", (yield calls))
+
+
+def capture_modes(stopped: Stopped) -> Capture[TaskModesRecord]:
+    """Ask the thread for its modes."""
+    personality = procfs_task.read_personality(stopped.tid)
+    replies = yield _questions()
+    return _modes_of(personality, replies)
+
+
+def _questions() -> list[Call]:
+    return [
+        call(NR.prctl, Prctl.GET_PDEATHSIG, Out(_INT.size)),
+        call(NR.prctl, Prctl.GET_TSC, Out(_INT.size)),
+        call(NR.prctl, Prctl.MCE_KILL_GET, 0, 0, 0, 0),
+        call(NR.prctl, Prctl.GET_IO_FLUSHER, 0, 0, 0, 0),
+        call(NR.prctl, Prctl.GET_DUMPABLE),
+        call(NR.prctl, Prctl.GET_MDWE, 0, 0, 0, 0),
+        *(call(NR.prctl, Prctl.GET_SPECULATION_CTRL, which, 0, 0, 0) for which in _SPECULATION),
+    ]
+
+
+def _modes_of(personality: int, replies: list[Reply]) -> TaskModesRecord:
+    death_signal, tsc, machine_check, io_flusher, dumpable, mdwe, *speculation = replies
+    return TaskModesRecord(
+        personality=personality,
+        parent_death_signal=max(_int_of(death_signal), 0),
+        time_stamp_counter=_int_of(tsc),
+        machine_check=_value_of(machine_check),
+        io_flusher=_value_of(io_flusher),
+        speculation=tuple(map(_value_of, speculation)),
+        dumpable=_value_of(dumpable),
+        mdwe=_value_of(mdwe),
+    )
+
+
+def restore_modes(record: TaskModesRecord, rebuilt: Rebuilt) -> Restore:
+    """Set what differs from what the thread has, MDWE last."""
+    replies = yield _questions()
+    now = _modes_of(procfs_task.read_personality(rebuilt.task.tid), replies)
+    expect("setting the modes of a thread", (yield list(_iter_changes(record, now))))
+    if record.parent_death_signal and rebuilt.task.tid == Tid(rebuilt.pid):
+        rebuilt.warn(
+            f"its parent is ckpt now: when that ends, the process gets signal"
+            f" {record.parent_death_signal} (its parent-death signal)"
+        )
+
+
+_SETTERS = {
+    "parent_death_signal": (Prctl.SET_PDEATHSIG,),
+    "time_stamp_counter": (Prctl.SET_TSC,),
+    "machine_check": (Prctl.MCE_KILL, PR_MCE_KILL_SET),
+    "io_flusher": (Prctl.SET_IO_FLUSHER,),
+}
+
+
+def _iter_changes(record: TaskModesRecord, now: TaskModesRecord) -> Iterator[Call]:
+    if record.personality != now.personality:
+        yield call(NR.personality, record.personality)
+    for name, setter in _SETTERS.items():
+        wanted = getattr(record, name)
+        if wanted not in (_UNKNOWN, getattr(now, name)):
+            yield call(NR.prctl, *setter, wanted, *(0,) * (4 - len(setter)))
+    for which, wanted, here in zip(_SPECULATION, record.speculation, now.speculation, strict=True):
+        if wanted != here and wanted > 0 and here > 0 and wanted & here & _SPEC_PER_THREAD:
+            control = wanted & ~_SPEC_PER_THREAD
+            yield call(NR.prctl, Prctl.SET_SPECULATION_CTRL, which, control, 0, 0)
+    dumpable = int(record.dumpable == 1)
+    if dumpable != now.dumpable:
+        yield call(NR.prctl, Prctl.SET_DUMPABLE, dumpable, 0, 0, 0)
+    if record.mdwe > 0 and record.mdwe != now.mdwe:
+        yield call(NR.prctl, Prctl.SET_MDWE, record.mdwe, 0, 0, 0)
+
+
+IDENTITY = Resource(
+    "identity", IdentityRecord, Stage.PROCESS, capture=capture, restore=restore, look=look
+)
+TASK_MODES = Resource(
+    "task_modes",
+    TaskModesRecord,
+    Stage.CREDENTIALS,
+    capture=capture_modes,
+    restore=restore_modes,
+)
