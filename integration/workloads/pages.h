@@ -74,7 +74,7 @@ static inline struct book book_make(const char *name, void *addr, size_t n_pages
 				    uint32_t base)
 {
 	size_t table = n_pages * CELLS * sizeof(uint32_t);
-	unsigned char *ledger = map_anonymous((table + n_pages + PAGE - 1) / PAGE);
+	unsigned char *ledger = map_anonymous((table + n_pages) / PAGE + 1);
 	struct book book = {.name = name, .addr = addr, .end = n_pages, .n_pages = n_pages,
 			    .id = id, .base = base, .version = (uint32_t *)(void *)ledger,
 			    .flags = ledger + table};

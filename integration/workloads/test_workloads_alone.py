@@ -187,6 +187,8 @@ STATES: dict[str, list[str]] = {
     "s_threads": ["respawn"],
     "s_signals": ["raise"],
     "s_timers": ["tick"],
+    "s_memory": ["write", "grow", "fork", "shared"],
+    "s_listen": ["reopen"],
 }
 DAMAGES = {
     "s_files": [
@@ -206,6 +208,12 @@ DAMAGES = {
         *["gone", "later", "sooner", "interval", "stopped", "started"],
         *["id", "itimer"],
     ],
+    "s_memory": [
+        *["unreachable", "relocated", "sparse", "shared", "heap", "low"],
+        *["protection", "fork", "wipe", "huge", "locked", "unmapped"],
+        *["break", "arguments"],
+    ],
+    "s_listen": ["closed", "flags", "backlog", "option", "deaf", "port"],
 }
 
 
