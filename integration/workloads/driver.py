@@ -64,6 +64,8 @@ class Program(Dialogue):
             [build(name), *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            # What pytest captures into is a deleted file, which is no state to keep.
+            stderr=subprocess.DEVNULL,
             cwd=cwd,
             start_new_session=True,
         )

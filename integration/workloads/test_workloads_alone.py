@@ -189,6 +189,7 @@ STATES: dict[str, list[str]] = {
     "s_timers": ["tick"],
     "s_memory": ["write", "grow", "fork", "shared"],
     "s_listen": ["reopen"],
+    "s_epoll": ["fire", "drain", "knock"],
 }
 DAMAGES = {
     "s_files": [
@@ -214,6 +215,10 @@ DAMAGES = {
         *["break", "arguments"],
     ],
     "s_listen": ["closed", "flags", "backlog", "option", "deaf", "port"],
+    "s_epoll": [
+        *["data", "events", "removed", "inner", "spent", "edge"],
+        *["content"],
+    ],
 }
 
 
