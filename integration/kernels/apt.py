@@ -5,6 +5,7 @@ for instance) from the machine's configuration. The mirror is the one that the m
 name. Nothing is installed: packages are downloaded and handed over as files.
 """
 
+import shlex
 import subprocess
 import time
 from collections.abc import Iterable
@@ -52,7 +53,8 @@ def run_tool(*argv: str | Path, cwd: Path | None = None) -> str:
     except FileNotFoundError as exc:
         raise AptError(f"{words[0]} is not on this machine") from exc
     if done.returncode:
-        raise AptError(f"{' '.join(words)}: exit {done.returncode}\n{done.stderr.strip()}")
+        name = Path(words[0]).name
+        raise AptError(f"{name} failed: {done.stderr.strip()}\nThe command was {shlex.join(words)}")
     return done.stdout
 
 
