@@ -395,6 +395,47 @@ static inline void gate_open(struct gate *gate)
 	gate_await(gate, 0);
 }
 
+/* ---- threads that do what main asks for -------------------------------------------------------- */
+
+struct servant {
+	pthread_t thread;
+	pid_t tid;
+	_Atomic int asked;		/* 1: run `task` */
+	void (*task)(struct servant *);
+	void *own;
+};
+
+static inline void *servant_run(void *argument)
+{
+	struct servant *s = argument;
+
+	s->tid = (pid_t)syscall(SYS_gettid);
+	for (;;) {
+		if (atomic_load(&s->asked)) {
+			s->task(s);
+			atomic_store(&s->asked, 0);
+			futex_wake_all(&s->asked);
+		}
+		futex_wait(&s->asked, 0, -1);
+	}
+	return NULL;
+}
+
+/* Let the thread run the task, and wait until it has. */
+static inline void servant_ask(struct servant *s, void (*task)(struct servant *))
+{
+	int64_t give_up = now_ns(CLOCK_MONOTONIC) + 20 * NS_PER_S;
+
+	s->task = task;
+	atomic_store(&s->asked, 1);
+	futex_wake_all(&s->asked);
+	while (atomic_load(&s->asked)) {
+		if (now_ns(CLOCK_MONOTONIC) > give_up)
+			return fail("thread %d does not answer", (int)s->tid);
+		futex_wait(&s->asked, 1, NS_PER_S);
+	}
+}
+
 /* ---- numbers that look random and can be had again ------------------------------------------------- */
 
 static inline uint64_t mix64(uint64_t x)
