@@ -7,11 +7,9 @@ One read-and-execute segment at `LOAD_AT`; no stack of its own to care for, no l
 with posix_spawn from a memfd, so no file of ours is needed on the target's disk.
 """
 
-import contextlib
 import fcntl
 import os
 import struct
-from collections.abc import Iterator
 
 from ckpt.kernel.arch import x86_64 as arch
 from ckpt.units import Fd, Pid, RemoteAddr
@@ -36,12 +34,12 @@ def elf(code: bytes) -> bytes:
     return header + segment + code
 
 
-@contextlib.contextmanager
-def _in_memory(name: str, content: bytes) -> Iterator[str]:
+def _in_memory(name: str, content: bytes, lowest: int) -> int:
+    """Return a descriptor of a file in memory, numbered `lowest` or above."""
     fd = os.memfd_create(name, os.MFD_CLOEXEC)
     try:
         os.write(fd, content)
-        yield f"/proc/self/fd/{fd}"
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, lowest)
     finally:
         os.close(fd)
 
@@ -56,27 +54,22 @@ def spawn(name: str, code: bytes, fds: dict[Fd, Fd], *, new_session: bool) -> Pi
         new_session: whether it leads a session of its own (nothing of a terminal reaches it).
     """
     # The numbers must not be overwritten before they are used: move what is in the way.
-    moved: list[int] = []
+    above = max([*fds, 2]) + 1
+    moved = [_in_memory(name, elf(code), above)]
+    path = f"/proc/self/fd/{moved[0]}"
     try:
         # A pipe of whoever called us must not be held open by a program of ours.
         actions: list[tuple[int, int] | tuple[int, int, int]] = [
             (os.POSIX_SPAWN_CLOSE, fd) for fd in (0, 1, 2) if fd not in fds
         ]
-        above = max([*fds, 2]) + 1
         for there, here in fds.items():
-            spare = _duplicate_above(here, above)
-            moved.append(spare)
-            actions.append((os.POSIX_SPAWN_DUP2, spare, there))
-        with _in_memory(name, elf(code)) as path:
-            return Pid(
-                os.posix_spawn(
-                    path, [name], {}, file_actions=actions, setsid=new_session, setsigmask=[]
-                )
+            moved.append(fcntl.fcntl(here, fcntl.F_DUPFD_CLOEXEC, above))
+            actions.append((os.POSIX_SPAWN_DUP2, moved[-1], there))
+        return Pid(
+            os.posix_spawn(
+                path, [name], {}, file_actions=actions, setsid=new_session, setsigmask=[]
             )
+        )
     finally:
         for fd in moved:
             os.close(fd)
-
-
-def _duplicate_above(fd: int, lowest: int) -> int:
-    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, lowest)

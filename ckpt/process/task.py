@@ -9,7 +9,7 @@ import struct
 
 import attrs
 
-from ckpt.errors import TargetGone
+from ckpt.errors import TargetDamaged, TargetGone
 from ckpt.kernel import ptrace
 from ckpt.kernel.arch import NR
 from ckpt.kernel.arch import x86_64 as arch
@@ -19,6 +19,8 @@ from ckpt.units import RemoteAddr, Tid
 
 ALL_SIGNALS = 0xFFFF_FFFF_FFFF_FFFF
 _SIGTRAP, _SIGSTOP = 5, 19
+_FAULTS = (4, 7, 8, 11)
+"""SIGILL, SIGBUS, SIGFPE, SIGSEGV: the kernel forces them, blocked or not."""
 _RSEQ_CS_OFFSET = 8
 _RSEQ_CS = struct.Struct("<IIQQQ")
 
@@ -101,6 +103,8 @@ class Task:
             if status.kind is ptrace.Kind.SIGNAL:
                 if status.sig == sig:
                     return
+                if status.sig in _FAULTS:
+                    raise TargetDamaged(self.tid, f"our code in it faulted (signal {status.sig})")
                 # Everything that can be blocked is; what is left is SIGSTOP.
                 self.deferred_stop |= status.sig == _SIGSTOP
             elif status.kind is ptrace.Kind.EVENT:

@@ -110,24 +110,25 @@ PAUSE_CODE = bytes.fromhex("b822000000 0f05 ebf7")
 """`PAUSE_ASM`, assembled: waits for ever; what the seed does until it is taken over."""
 
 POLL_ASM = """
-again:  lea rdi, [rip+pollfd]
+        mov rax, 0x100000000
+        push rax
+again:  mov rdi, rsp
         mov esi, 1
         mov edx, -1
         mov eax, 7
         syscall
-        cmp eax, 1
-        jne again
+        cmp eax, -4
+        je again
         xor edi, edi
         mov eax, 231
         syscall
-        .balign 8
-pollfd: .int 0, 1
 """
 POLL_CODE = bytes.fromhex(
-    "488d3d21000000 be01000000 baffffffff b807000000 0f05 83f801 75e3 31ff b8e7000000 0f05"
-    "6690 00000000 01000000"
+    "48b80000000001000000504889e7be01000000ba"
+    "ffffffffb8070000000f0583f8fc74e731ffb8e70000000f05"
 )
-"""`POLL_ASM`, assembled: waits until descriptor 0 is readable, then exits; the keeper's body."""
+"""`POLL_ASM`, assembled: waits for ever (but for EINTR) until descriptor 0 is readable, then exits;
+the keeper's body. The pollfd is on the stack: the kernel writes to it."""
 
 
 def copy_registers(registers: Registers) -> Registers:
