@@ -191,6 +191,7 @@ STATES: dict[str, list[str]] = {
     "s_listen": ["reopen"],
     "s_epoll": ["fire", "drain", "knock"],
     "s_creds": ["use"],
+    "s_rseq": ["run"],
 }
 DAMAGES = {
     "s_files": [
@@ -224,6 +225,7 @@ DAMAGES = {
         *["uid", "fsuid", "gid", "groups", "bounding", "securebits"],
         *["ambient", "privs", "effective"],
     ],
+    "s_rseq": ["registration", "count"],
 }
 
 
