@@ -192,6 +192,7 @@ STATES: dict[str, list[str]] = {
     "s_epoll": ["fire", "drain", "knock"],
     "s_creds": ["use"],
     "s_rseq": ["run"],
+    "s_limits": ["change"],
 }
 DAMAGES = {
     "s_files": [
@@ -226,6 +227,11 @@ DAMAGES = {
         *["ambient", "privs", "effective"],
     ],
     "s_rseq": ["registration", "count"],
+    "s_limits": [
+        *["slack", "policy", "io", "reset", "affinity", "nice"],
+        *["umask", "cwd", "oom", "personality", "dumpable", "parent"],
+        *["subreaper", "huge", "limit"],
+    ],
 }
 
 
