@@ -35,7 +35,7 @@ from ckpt.process.remote import call
 from ckpt.process.task import Task
 from ckpt.tracker.base import Scan, TrackerName
 from ckpt.tracker.populated import iter_ranges, opened_pagemap
-from ckpt.tracker.spans import Spans, join, subtract
+from ckpt.tracker.spans import Spans, intersect, join, subtract
 from ckpt.units import AddrRange, Fd, Pid, RemoteFd
 
 _FEATURES = UffdFeature.WP_ASYNC | UffdFeature.WP_UNPOPULATED | UffdFeature.WP_HUGETLBFS_SHMEM
@@ -120,7 +120,9 @@ def _classify(fd: Fd, own: Spans) -> tuple[Spans, Spans]:
             if categories & (PAGE_IS_WPALLOWED | PAGE_IS_WRITTEN) == PAGE_IS_WPALLOWED:
                 unwritten.append((start, end))
     populated += pagemap.drop_markers(fd, in_swap)
-    return join(populated), join(unwritten)
+    exists = join(populated)
+    # MADV_DONTNEED of a private file mapping leaves a marker that looks protected: no page.
+    return exists, intersect(join(unwritten), exists)
 
 
 def create_inside(pid: Pid, arena: Arena, task: Task) -> WriteProtect:
