@@ -193,6 +193,8 @@ STATES: dict[str, list[str]] = {
     "s_creds": ["use"],
     "s_rseq": ["run"],
     "s_limits": ["change"],
+    "s_clocks": ["run"],
+    "heartbeat": ["write"],
 }
 DAMAGES = {
     "s_files": [
@@ -232,6 +234,8 @@ DAMAGES = {
         *["umask", "cwd", "oom", "personality", "dumpable", "parent"],
         *["subreaper", "huge", "limit"],
     ],
+    "s_clocks": ["back", "jump"],
+    "heartbeat": ["page"],
 }
 
 
