@@ -19,8 +19,10 @@ import attrs
 from ckpt.errors import FreezeTimeout, TargetGone, TargetRefused
 from ckpt.kernel import ptrace
 from ckpt.kernel.procfs import status
-from ckpt.process import interrupted
+from ckpt.process import interrupted, sleeping
+from ckpt.process.sleeping import Sleep
 from ckpt.process.task import Task
+from ckpt.process.timeouts import NS_PER_S
 from ckpt.process.tree import list_tids, refuse_untouchable
 from ckpt.units import Pid, Tid
 
@@ -40,7 +42,11 @@ class Frozen:
     tasks: dict[Tid, Task]
     frozen_at_s: float
     """CLOCK_MONOTONIC when the first thread was asked to stop."""
+    stopped_at_s: float = 0.0
+    """When the last one had stopped."""
     thawed_at_s: float = 0.0
+    sleeps: dict[Tid, Sleep] = attrs.field(factory=dict)
+    """Of the threads that slept in a call with a relative timeout: for how long."""
 
     @property
     def leader(self) -> Task:
@@ -67,9 +73,12 @@ def freeze(
     """
     refuse_untouchable(pid)
     ns_pid = status.read_status(pid).ns_pid
+    asleep = sleeping.look(pid)
     frozen = Frozen(pid, ns_pid[-1], {}, time.monotonic())
     try:
         _stop_all(frozen, options, timeout_s)
+        frozen.stopped_at_s = time.monotonic()
+        frozen.sleeps = sleeping.confirm(pid, asleep, frozen.tasks, frozen.frozen_at_s)
         yield frozen
     finally:
         thaw(frozen)
@@ -134,17 +143,26 @@ def _wait_until_stopped(task: Task, deadline_s: float, timeout_s: float) -> bool
 
 def thaw(frozen: Frozen) -> None:
     """Give every thread its own state back and let it go; never raises for a thread that ended."""
-    deferred_stop = False
+    if any(task.deferred_stop for task in frozen.tasks.values()):
+        # While they are still stopped: none runs another instruction before it stops for that.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(frozen.pid, _SIGSTOP)
     for task in frozen.tasks.values():
-        deferred_stop |= task.deferred_stop
         with contextlib.suppress(TargetGone):
-            interrupted.mend(task)
+            _mend(frozen, task)
             task.put_back()
             ptrace.detach(task.tid)
     frozen.thawed_at_s = time.monotonic()
-    if deferred_stop:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(frozen.pid, _SIGSTOP)
+
+
+def _mend(frozen: Frozen, task: Task) -> None:
+    now_s = time.monotonic()
+    interrupted.mend(
+        task,
+        frozen.sleeps.get(task.tid),
+        since_asked_ns=int((now_s - frozen.frozen_at_s) * NS_PER_S),
+        since_stopped_ns=int((now_s - frozen.stopped_at_s) * NS_PER_S),
+    )
 
 
 def forget(frozen: Frozen) -> None:
