@@ -86,8 +86,12 @@ class Stopped:
         return self.task.tid
 
     def read_status(self) -> procfs_status.Status:
-        """Return the thread's /proc/PID/status."""
-        return procfs_status.read_status(Pid(self.tid))
+        """Return the thread's /proc/PID/status as it was when first asked for."""
+        key = f"status of {self.tid}"
+        if key not in self.notes:
+            self.notes[key] = procfs_status.read_status(Pid(self.tid))
+        status: procfs_status.Status = self.notes[key]
+        return status
 
 
 def be_silent(_text: str) -> None:

@@ -12,6 +12,7 @@ know, is `RestoreFailed`. Control groups and core-scheduling cookies are not cap
 
 import ctypes
 import os
+from functools import lru_cache
 
 import attrs
 
@@ -81,6 +82,7 @@ def _read(pid: Pid, tid: Tid) -> SchedulingRecord:
     )
 
 
+@lru_cache(maxsize=1)
 def _all_processors() -> frozenset[int]:
     """Return the processors that are in use on this host."""
     with open("/sys/devices/system/cpu/online", encoding="ascii") as file:
