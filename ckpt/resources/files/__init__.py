@@ -1,1 +1,5 @@
-"""What lies behind a file descriptor: one file per kind of open file description."""
+"""What is behind file descriptors: one module per kind of open file description.
+
+`table` is the resource that the engine sees: it finds the descriptions of a process, asks the
+kinds, and puts descriptors back under their numbers. `kind` says what a kind must offer.
+"""

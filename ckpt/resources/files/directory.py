@@ -1,0 +1,86 @@
+"""Open directories.
+
+Kernel: open(2), getdents64(2), lseek(2). The offset of a directory is a cookie of its file system,
+good for the same directory of the same file system: after a move to another host a listing that
+was under way may repeat or miss entries.
+
+Refused before the target is stopped: directories that are deleted, moved away, or of /proc/PID.
+"""
+
+import os
+import stat
+from collections.abc import Iterator
+
+import attrs
+
+from ckpt.process.remote import Reply
+from ckpt.resources.base import RestoreOptions
+from ckpt.resources.files.kind import Kind, Opening, flags_for_open
+from ckpt.resources.files.open_file import FdTable, OpenFile, Problem, path_problem
+from ckpt.resources.files.regular import problem as file_problem
+from ckpt.units import Fd
+
+
+@attrs.frozen(slots=True)
+class DirectoryRecord:
+    """A directory, and how far its listing is."""
+
+    path: str
+    offset: int
+    """A cookie of the file system."""
+
+
+def matches(file: OpenFile) -> bool:
+    """See `Kind.matches`."""
+    return stat.S_ISDIR(file.status.st_mode)
+
+
+def problem(file: OpenFile, table: FdTable) -> Problem | None:
+    """See `Kind.problem`."""
+    return file_problem(file, table) if file.info.locks else path_problem(file)
+
+
+def capture(file: OpenFile, _table: FdTable, _replies: list[Reply]) -> DirectoryRecord:
+    """See `Kind.capture`."""
+    return DirectoryRecord(file.link, file.info.pos)
+
+
+def check_files(
+    record: DirectoryRecord, _flags: int, _options: RestoreOptions
+) -> Iterator[Problem]:
+    """See `Kind.check_files`."""
+    problem = directory_problem(record.path)
+    if problem:
+        yield Problem(problem, "make the directory")
+
+
+def directory_problem(path: str) -> str:
+    """Return why the path cannot stand for the directory that it named; empty if it can."""
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        return f"cannot be opened ({error.strerror})"
+    return "" if stat.S_ISDIR(status.st_mode) else "is no directory any more"
+
+
+def open_again(record: DirectoryRecord, flags: int, _opening: Opening) -> Fd:
+    """See `Kind.open`."""
+    fd = os.open(record.path, flags_for_open(flags) | os.O_DIRECTORY)
+    if not flags & os.O_PATH and record.offset:
+        try:
+            os.lseek(fd, record.offset, os.SEEK_SET)
+        except OSError:
+            os.close(fd)
+            raise
+    return Fd(fd)
+
+
+DIRECTORY = Kind(
+    "directory",
+    DirectoryRecord,
+    matches=matches,
+    problem=problem,
+    capture=capture,
+    check_files=check_files,
+    open=open_again,
+)

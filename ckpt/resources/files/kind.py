@@ -1,0 +1,109 @@
+"""What a kind of open file description offers to `table`: how to recognise, capture and make it.
+
+A kind is one file of this folder with one `Kind` at its end, listed in `table.KINDS`. Its record is
+an attrs class of plain fields.
+"""
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Callable, Iterable
+from typing import Any, Generic, TypeVar
+
+import attrs
+
+from ckpt.process.remote import Call, Reply
+from ckpt.resources.base import Rebuilt, Restore, RestoreOptions
+from ckpt.resources.files.open_file import FdTable, OpenFile, Problem
+from ckpt.units import Fd, RemoteFd
+
+R = TypeVar("R")
+
+_SETTABLE = os.O_APPEND | os.O_NONBLOCK | os.O_DIRECT | os.O_NOATIME
+_AFTERWARDS = 0o20000
+"""O_ASYNC (FASYNC): needs its owner first, see `owners`."""
+
+
+@attrs.define(slots=True, eq=False)
+class Opening:
+    """What the descriptions of one process share while they are opened in the restorer."""
+
+    options: RestoreOptions
+    stack: contextlib.ExitStack
+    """Closes what is needed only until all are open."""
+    pipes: dict[int, tuple[Fd, Fd]] = attrs.field(factory=dict)
+    """Number of the pipe -> its read end, its write end."""
+
+
+@attrs.frozen(slots=True, eq=False)
+class Attaching:
+    """What a kind needs for its last touch, inside the restored process."""
+
+    rebuilt: Rebuilt
+    replaced_fds: frozenset[int]
+    """Descriptors that are not what they were: standard streams of ours."""
+
+
+def _no_problem(_file: OpenFile, _table: FdTable) -> Problem | None:
+    return None
+
+
+def _as_it_is(record: R) -> R:
+    return record
+
+
+def _nothing_to_ask(_file: OpenFile) -> list[Call]:
+    return []
+
+
+def _nothing_changed(_record: object, _flags: int, _options: RestoreOptions) -> Iterable[Problem]:
+    return ()
+
+
+def _nothing_missing(_record: object) -> Iterable[Problem]:
+    return ()
+
+
+@attrs.frozen(slots=True, eq=False)
+class Kind(Generic[R]):
+    """One kind of open file description."""
+
+    name: str
+    """Its key in the image."""
+    record: type[R]
+    matches: Callable[[OpenFile], bool]
+    """Tells whether a description is of this kind, whatever may be wrong with it."""
+    capture: Callable[[OpenFile, FdTable, list[Reply]], R]
+    """Given the frozen process, and the replies to `ask`."""
+    open: Callable[[R, int, Opening], Fd]
+    """Makes it anew in the restorer from its record and the flags of open(2), or raises OSError."""
+    problem: Callable[[OpenFile, FdTable], Problem | None] = _no_problem
+    """Tells why this one cannot be captured."""
+    ask: Callable[[OpenFile], list[Call]] = _nothing_to_ask
+    """What only the process itself can find out."""
+    settle: Callable[[R], R] = _as_it_is
+    """Completes the record after the thaw."""
+    check_files: Callable[[R, int, RestoreOptions], Iterable[Problem]] = _nothing_changed
+    """Tells what is missing or changed, before anything is started; warns of lesser changes."""
+    check_host: Callable[[R], Iterable[Problem]] = _nothing_missing
+    """Tells what this host does not let us have."""
+    attach: Callable[[R, RemoteFd, Attaching], Restore] | None = None
+    """Runs inside the process, once all descriptors have their numbers."""
+
+
+AnyKind = Kind[Any]
+
+
+def flags_for_open(flags: int) -> int:
+    """Return the flags with which open(2) makes a description that has `flags`."""
+    return (flags & ~_AFTERWARDS) | os.O_CLOEXEC
+
+
+def set_status_flags(fd: Fd, flags: int) -> None:
+    """Give a description, however it was made, those of `flags` that can be set later."""
+    fcntl.fcntl(fd, fcntl.F_SETFL, flags & _SETTABLE)
+
+
+def duplicate(fd: int) -> Fd:
+    """Return another descriptor on the same description, closed on exec."""
+    return Fd(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3))

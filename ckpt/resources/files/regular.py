@@ -1,0 +1,146 @@
+"""Regular files, and whatever is open by its name only (O_PATH).
+
+Kernel: open(2), lseek(2), /proc/PID/fdinfo for offset and flags, stat(2) for the identity.
+
+A file that any description of the process may write changes by the process's own hand: it may have
+grown since, and is taken as it is, said aloud; what it must not be is shorter than an offset in
+use. Any other file must be the same (`file_identity`). Nothing is copied into the image.
+
+Refused before the target is stopped: deleted files, files whose name was given to another file,
+files with locks or leases on them, files of /proc/PID. Not seen: dnotify requests, and that
+another process shares the offset.
+"""
+
+import os
+import stat
+from collections.abc import Iterator
+
+import attrs
+
+from ckpt.process.remote import Reply
+from ckpt.resources.base import RestoreOptions
+from ckpt.resources.file_identity import FileIdentity, describe_change, identify, with_build_id
+from ckpt.resources.files.kind import Kind, Opening, flags_for_open
+from ckpt.resources.files.open_file import (
+    FdTable,
+    OpenFile,
+    Problem,
+    is_made_by_the_kernel,
+    path_problem,
+)
+from ckpt.units import Fd
+
+
+@attrs.frozen(slots=True)
+class RegularRecord:
+    """A file, and where in it the description stands."""
+
+    file: FileIdentity
+    offset_bytes: int
+    written: bool
+    """Some description of the process may write it."""
+    by_name: bool
+    """Only its name counts: O_PATH, or a file that the kernel makes up as it is read."""
+
+
+def matches(file: OpenFile) -> bool:
+    """See `Kind.matches`."""
+    mode = file.status.st_mode
+    if file.path_only:
+        return not stat.S_ISDIR(mode)
+    return stat.S_ISREG(mode)
+
+
+def problem(file: OpenFile, _table: FdTable) -> Problem | None:
+    """See `Kind.problem`."""
+    if file.info.locks:
+        held = sorted({_LOCKS.get(lock.kind, lock.kind) for lock in file.info.locks})
+        return Problem(f"holds {' and '.join(held)} on the file, which is not supported yet")
+    return path_problem(file)
+
+
+_LOCKS = {
+    "FLOCK": "a lock of flock",
+    "POSIX": "a lock of fcntl",
+    "OFDLCK": "a lock of fcntl",
+    "LEASE": "a lease",
+    "DELEG": "a delegation",
+}
+
+
+def capture(file: OpenFile, table: FdTable, _replies: list[Reply]) -> RegularRecord:
+    """See `Kind.capture`."""
+    written = any(other.writable for other in table.same_inode(file))
+    by_name = file.path_only or is_made_by_the_kernel(file.link)
+    return RegularRecord(
+        file=identify(file.link, file.status),
+        offset_bytes=file.info.pos,
+        written=written,
+        by_name=by_name,
+    )
+
+
+def settle(record: RegularRecord) -> RegularRecord:
+    """See `Kind.settle`: a program that nobody writes may come from another place later."""
+    if record.written or record.by_name:
+        return record
+    return attrs.evolve(record, file=with_build_id(record.file))
+
+
+def check_files(record: RegularRecord, flags: int, options: RestoreOptions) -> Iterator[Problem]:
+    """See `Kind.check_files`."""
+    path = record.file.path
+    try:
+        now = os.lstat(path) if flags & os.O_NOFOLLOW else os.stat(path)
+    except OSError as error:
+        yield Problem(f"cannot be opened ({error.strerror})", "put the file back")
+        return
+    if record.by_name:
+        return
+    if not stat.S_ISREG(now.st_mode):
+        yield Problem("is no regular file any more", "put the file back")
+    elif path not in options.allow_changed:
+        change = _change_of(record, now, options)
+        if change:
+            yield Problem(change, f"put the file back, or --allow-changed {path}")
+
+
+def _change_of(record: RegularRecord, now: os.stat_result, options: RestoreOptions) -> str:
+    """Return what makes the file unusable; empty if nothing does. Warn of lesser changes."""
+    file = record.file
+    if not record.written:
+        return describe_change(file)
+    if now.st_size < min(record.offset_bytes, file.size_bytes):
+        return f"has {now.st_size} bytes now, and the process is at byte {record.offset_bytes}"
+    if now.st_size != file.size_bytes:
+        options.warn(
+            f"{file.path} has {now.st_size} bytes now, had {file.size_bytes} at the checkpoint:"
+            " the process goes on at its old offset"
+        )
+    elif now.st_mtime_ns != file.mtime_ns:
+        options.warn(f"{file.path} was written to since the checkpoint, and is taken as it is")
+    return ""
+
+
+def open_again(record: RegularRecord, flags: int, _opening: Opening) -> Fd:
+    """See `Kind.open`."""
+    fd = os.open(record.file.path, flags_for_open(flags))
+    if not flags & os.O_PATH and record.offset_bytes:
+        try:
+            os.lseek(fd, record.offset_bytes, os.SEEK_SET)
+        except OSError:
+            os.close(fd)
+            raise
+    return Fd(fd)
+
+
+REGULAR = Kind(
+    "regular",
+    RegularRecord,
+    matches=matches,
+    problem=problem,
+    capture=capture,
+    settle=settle,
+    check_files=check_files,
+    open=open_again,
+)
