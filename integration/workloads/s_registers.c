@@ -251,6 +251,8 @@ static void damage(int number, siginfo_t *info, void *context)
 	int kind = info->si_value.sival_int;
 
 	(void)number;
+	if (damaged)
+		return;			/* sent once too often: a second flip would heal it */
 	if (kind <= SYSCALL) {
 		uc->uc_mcontext.gregs[REG_R12] ^= 1;
 		damaged = 1;
