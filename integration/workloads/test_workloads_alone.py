@@ -214,3 +214,30 @@ def test_callers_at_the_same_time_build_one_binary(tmp_path, monkeypatch):
     assert [path.name for path in (tmp_path / "cache").iterdir() if path.name[0] != "."] == [
         binaries.pop().name
     ]
+
+
+# Those whose one range of pages stays where it is and holds still between commands.
+EXACT = sorted(set(TRACKER_CASES) - {"t_mremap", "t_free", "t_brk_stack", "t_full_speed", "t_exec"})
+
+
+@pytest.mark.parametrize("case", EXACT)
+def test_the_pages_a_case_names_are_those_whose_content_changed(tmp_path, case):
+    with Program("tracker_cases", case, cwd=tmp_path) as program:
+        address, length = program.ask("where").split()[:2]
+        start, n_bytes = int(address, 16), int(length)
+
+        def content() -> list[bytes]:
+            with open(f"/proc/{program.pid}/mem", "rb", buffering=0) as memory:
+                memory.seek(start)
+                whole = memory.read(n_bytes)
+            return [whole[at : at + 4096] for at in range(0, n_bytes, 4096)]
+
+        before = content()
+        for step in TRACKER_CASES[case] * 3:
+            assert program.ask(f"step {step}") == "stepped"
+            after = content()
+            different = {start + 4096 * i for i, page in enumerate(after) if page != before[i]}
+            pages = changed(program)
+            assert set(pages["written"]) <= different
+            assert different <= set(pages["written"]) | set(pages["gone"])
+            before = after

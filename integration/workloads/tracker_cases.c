@@ -150,6 +150,7 @@ static void prepare_file_private(void)
 	data_fd = make_data_file("tracker_cases", 32);
 	add_book("file", map_or_die(NULL, 32 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE, data_fd, 0), 32,
 		 FILE_ID, 1);
+	version = 1;			/* the file's own: what is written must differ from it */
 }
 
 /* As a linker does with relocated data: written once, then read-only. */
