@@ -6,13 +6,15 @@ timer_settime(2). Ids come back as they were, gaps included: with prctl(2)
 PR_TIMER_CREATE_RESTORE_IDS (Linux 6.15), else by making and deleting timers until the kernel's
 count, which starts at 0 in a new process, arrives there (about 10 s for a million).
 
-Every timer is armed with the time that was left, last of all. Not exactly as it was:
+Every timer is armed with the time that was left, last of all, minus what has passed since on the
+process's own clock. Not exactly as it was:
 
 - A timer that was set to an absolute time of CLOCK_REALTIME goes by the time that was left.
 - Overruns that were counted but not delivered are lost.
 - The kernel does not tell whose clock a timer of CLOCK_THREAD_CPUTIME_ID counts: it is taken for
   the clock of the thread that is notified, or else of the first thread.
 - A timer whose thread to be notified had ended comes back silent, as it was.
+- Processor time starts at zero again; its timers go by the time that was left.
 - A CPU-time clock of another process fails the restore if that process is not there.
 """
 
@@ -33,10 +35,12 @@ from ckpt.process.remote import Call, In, InOut, Out, Reply, call
 from ckpt.resources.base import Capture, Rebuilt, Resource, Restore, Stage, Stopped, expect
 from ckpt.units import iter_batches
 
-_ITIMERS = (0, 1, 2)
-"""ITIMER_REAL, ITIMER_VIRTUAL, ITIMER_PROF."""
+_ITIMER_REAL = 0
+_ITIMERS = (_ITIMER_REAL, 1, 2)
+"""And ITIMER_VIRTUAL, ITIMER_PROF."""
 _INTERVAL_AND_VALUE = struct.Struct("<4q")
 """`struct itimerval` (seconds, microseconds) and `struct itimerspec` (seconds, nanoseconds)."""
+_TIMESPEC = struct.Struct("<qq")
 _SIGEVENT = struct.Struct("<Qiii")
 _SIGEVENT_BYTES = 64
 _TIMER_ID_BYTES = 4
@@ -46,6 +50,8 @@ SIGEV_SIGNAL, SIGEV_NONE, SIGEV_THREAD, SIGEV_THREAD_ID = 0, 1, 2, 4
 _NOTIFY = {"signal": SIGEV_SIGNAL, "none": SIGEV_NONE, "thread": SIGEV_THREAD}
 
 _CLOCK_MONOTONIC = 1
+_CPU_CLOCKS = (2, 3)
+"""CLOCK_PROCESS_CPUTIME_ID, CLOCK_THREAD_CPUTIME_ID; /proc writes them as negative numbers."""
 _THREAD_CPU_CLOCK = -2
 """CLOCK_THREAD_CPUTIME_ID as /proc writes it: of thread 0, which is whoever asks."""
 _CPUCLOCK_THREAD_SCHED = 0b110
@@ -88,12 +94,15 @@ class TimersRecord:
     """Those that are armed."""
     posix_timers: tuple[PosixTimerRecord, ...]
     """Ascending by id."""
+    monotonic_ns: int
+    """CLOCK_MONOTONIC of the process when it was asked for the rest."""
 
 
 def capture(stopped: Stopped) -> Capture[TimersRecord]:
     """List the timers from outside, ask inside for the time that is left."""
     listed = sorted(procfs_task.read_timers(stopped.pid), key=lambda timer: timer.timer_id)
-    replies = yield [
+    now, *replies = yield [
+        _ask_clock(),
         *(call(NR.getitimer, which, Out(_INTERVAL_AND_VALUE.size)) for which in _ITIMERS),
         *(call(NR.timer_gettime, t.timer_id, Out(_INTERVAL_AND_VALUE.size)) for t in listed),
     ]
@@ -101,7 +110,17 @@ def capture(stopped: Stopped) -> Capture[TimersRecord]:
     return TimersRecord(
         tuple(_iter_interval_timers(replies[:n_interval])),
         tuple(map(_record_of, listed, replies[n_interval:])),
+        _nanoseconds(now),
     )
+
+
+def _ask_clock() -> Call:
+    return call(NR.clock_gettime, _CLOCK_MONOTONIC, Out(_TIMESPEC.size))
+
+
+def _nanoseconds(reply: Reply) -> int:
+    seconds, nanoseconds = _TIMESPEC.unpack(reply.outs[0])
+    return int(seconds * _NS_PER_S + nanoseconds)
 
 
 def _iter_interval_timers(replies: Iterable[Reply]) -> Iterator[IntervalTimerRecord]:
@@ -153,7 +172,9 @@ def restore(record: TimersRecord, rebuilt: Rebuilt) -> Restore:
             yield from _create_with_ids(record.posix_timers)
         else:
             yield from _create_counting(record.posix_timers)
-    expect("arming timers", (yield list(_iter_arming(record))))
+    (now,) = yield [_ask_clock()]
+    passed_ns = max(0, _nanoseconds(now) - record.monotonic_ns)
+    expect("arming timers", (yield list(_iter_arming(record, passed_ns))))
 
 
 def _create_with_ids(timers: tuple[PosixTimerRecord, ...]) -> Restore:
@@ -245,14 +266,20 @@ def _judge_id(wanted: int, reply: Reply) -> None:
         raise RestoreFailed("making timers", f"a timer got id {got}, not {wanted}")
 
 
-def _iter_arming(record: TimersRecord) -> Iterator[Call]:
+def _iter_arming(record: TimersRecord, passed_ns: int) -> Iterator[Call]:
     for timer in record.posix_timers:
         if timer.left_ns:
-            when = _pack(timer.interval_ns, timer.left_ns, 1)
+            passed = 0 if _counts_processor_time(timer.clock) else passed_ns
+            when = _pack(timer.interval_ns, max(1, timer.left_ns - passed), 1)
             yield call(NR.timer_settime, timer.id, 0, when, 0)
     for itimer in record.interval_timers:
-        when = _pack(itimer.interval_ns, itimer.left_ns, _NS_PER_US)
-        yield call(NR.setitimer, itimer.which, when, 0)
+        passed = passed_ns if itimer.which == _ITIMER_REAL else 0
+        left_ns = max(_NS_PER_US, itimer.left_ns - passed)
+        yield call(NR.setitimer, itimer.which, _pack(itimer.interval_ns, left_ns, _NS_PER_US), 0)
+
+
+def _counts_processor_time(clock: int) -> bool:
+    return clock < 0 or clock in _CPU_CLOCKS
 
 
 TIMERS = Resource("timers", TimersRecord, Stage.LATE, capture=capture, restore=restore)
