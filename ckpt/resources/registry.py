@@ -8,14 +8,40 @@ from collections.abc import Mapping
 from typing import Any
 
 from ckpt.process.seed import ClockOffsets
+from ckpt.resources import clocks
 from ckpt.resources.base import Resource
+from ckpt.resources.credentials import CREDENTIALS
+from ckpt.resources.files.table import FILES
+from ckpt.resources.filesystem import FILESYSTEM
+from ckpt.resources.identity import IDENTITY, TASK_MODES
+from ckpt.resources.limits import LIMITS
 from ckpt.resources.memory import MEMORY
 from ckpt.resources.registers import REGISTERS
+from ckpt.resources.scheduling import SCHEDULING
+from ckpt.resources.signals import SIGNALS, THREAD_SIGNALS
+from ckpt.resources.threads import THREAD as THREAD_ITSELF
+from ckpt.resources.timers import TIMERS
 
-PROCESS: tuple[Resource[Any], ...] = (MEMORY,)
+PROCESS: tuple[Resource[Any], ...] = (
+    MEMORY,
+    FILES,
+    FILESYSTEM,
+    clocks.CLOCKS,
+    IDENTITY,
+    SIGNALS,
+    # Behind the queued signals, which a lower limit of them could refuse.
+    LIMITS,
+    TIMERS,
+)
 """What the threads of a process share; captured and restored on the leader."""
 
 THREAD: tuple[Resource[Any], ...] = (
+    THREAD_ITSELF,
+    THREAD_SIGNALS,
+    SCHEDULING,
+    CREDENTIALS,
+    # A change of ids clears two of these.
+    TASK_MODES,
     # The last of all: the thread then is what it was, and only waits to be let go.
     REGISTERS,
 )
@@ -24,10 +50,11 @@ THREAD: tuple[Resource[Any], ...] = (
 
 def highest_fd(resources: Mapping[str, Any]) -> int:
     """Return the highest descriptor number of a process image, -1 if it has none."""
-    files = resources.get("files")
+    files = resources.get(FILES.name)
     return -1 if files is None else int(files.highest_fd)
 
 
 def clock_offsets(resources: Mapping[str, Any]) -> ClockOffsets | None:
     """Return what a new time namespace must add, so that the clocks go on; None: stay in ours."""
-    return resources.get("clocks")
+    record = resources.get(clocks.CLOCKS.name)
+    return None if record is None else clocks.offsets_for(record)
