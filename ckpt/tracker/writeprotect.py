@@ -12,11 +12,12 @@ markers in a sparse mapping of 64 GiB would cost 128 MiB of page tables.
 Kernel: userfaultfd(2), ioctl_userfaultfd(2), Documentation/admin-guide/mm/pagemap.rst.
 """
 
+import contextlib
 import os
 
 import attrs
 
-from ckpt.errors import CkptError, FeatureMissing, TargetGone
+from ckpt.errors import CkptError, FeatureMissing, NotPermitted, TargetGone
 from ckpt.kernel import pagemap, pidfd, userfaultfd
 from ckpt.kernel.arch import NR
 from ckpt.kernel.pagemap import (
@@ -52,16 +53,6 @@ class WriteProtect:
         """Close our descriptor; tracking goes on as long as a keeper has another."""
         os.close(self.fd)
 
-    def arm(self, pid: Pid, own: Spans) -> Spans:
-        """Register all of `own` and protect what is written there; return what was written.
-
-        Mappings that another userfaultfd watches stay unregistered: they read as written.
-        """
-        for span in iter_ranges(own):
-            self._register(pid, span)
-        with opened_pagemap(pid) as fd:
-            return _protect(fd, own)
-
     def _register(self, pid: Pid, span: AddrRange) -> None:
         try:
             userfaultfd.register(self.fd, span, userfaultfd.UFFDIO_REGISTER_MODE_WP, pid=pid)
@@ -76,12 +67,31 @@ class WriteProtect:
         """See `base.Tracker.collect`."""
         with opened_pagemap(pid) as fd:
             written = _protect(fd, own)
-            populated, unwritten = _classify(fd, own)
-        # Mappings that are new get registered after they were classified: page table entries that
-        # moved with them (mremap) may still look protected. What the second pass finds written
-        # was written in between, by somebody outside.
-        written_late = self.arm(pid, own)
-        return Scan(populated, subtract(subtract(unwritten, written), written_late))
+            seen = _classify(fd, own)
+        # Registered after they were looked at: what is new now was not protected until now.
+        for span in iter_ranges(own):
+            self._register(pid, span)
+        for span in iter_ranges(seen.unwatched):
+            self._write_protect(pid, span)
+        return Scan(seen.populated, subtract(seen.unwritten, written))
+
+    def _write_protect(self, pid: Pid, span: AddrRange) -> None:
+        # Not by PAGEMAP_SCAN: a mapping that lost its registration (mremap of a neighbour that it
+        # had been merged with) keeps the mark of protection on pages that are writable again, and
+        # the scan would take them to be protected. This sets both.
+        with contextlib.suppress(OSError, NotPermitted):  # see _register
+            userfaultfd.write_protect(
+                self.fd, span, userfaultfd.UFFDIO_WRITEPROTECT_MODE_WP, pid=pid
+            )
+
+
+@attrs.frozen(slots=True)
+class _Seen:
+    populated: Spans
+    unwritten: Spans
+    """Pages that are protected, in mappings that are registered."""
+    unwatched: Spans
+    """Pages in mappings that are not registered."""
 
 
 def _protect(fd: Fd, own: Spans) -> Spans:
@@ -101,10 +111,11 @@ def _protect(fd: Fd, own: Spans) -> Spans:
     return join(written)
 
 
-def _classify(fd: Fd, own: Spans) -> tuple[Spans, Spans]:
-    """Return the pages that exist, and those of them that are protected and registered."""
+def _classify(fd: Fd, own: Spans) -> _Seen:
+    """Return which pages exist, and what is known of them."""
     populated: Spans = []
     unwritten: Spans = []
+    unwatched: Spans = []
     in_swap: Spans = []
     for span in iter_ranges(own):
         regions = pagemap.scan(
@@ -117,12 +128,14 @@ def _classify(fd: Fd, own: Spans) -> tuple[Spans, Spans]:
         )
         for start, end, categories in regions:
             (in_swap if categories & PAGE_IS_SWAPPED else populated).append((start, end))
-            if categories & (PAGE_IS_WPALLOWED | PAGE_IS_WRITTEN) == PAGE_IS_WPALLOWED:
+            if not categories & PAGE_IS_WPALLOWED:
+                unwatched.append((start, end))
+            elif not categories & PAGE_IS_WRITTEN:
                 unwritten.append((start, end))
     populated += pagemap.drop_markers(fd, in_swap)
     exists = join(populated)
     # MADV_DONTNEED of a private file mapping leaves a marker that looks protected: no page.
-    return exists, intersect(join(unwritten), exists)
+    return _Seen(exists, intersect(join(unwritten), exists), join(unwatched))
 
 
 def create_inside(pid: Pid, arena: Arena, task: Task) -> WriteProtect:
