@@ -21,7 +21,16 @@ import attrs
 
 from ckpt.engine.capture import Capturing, examine, settle
 from ckpt.engine.identity import read_exec_id
-from ckpt.engine.pages import Copy, DropEqual, Pool, build_runs, covered, own_spans, split
+from ckpt.engine.pages import (
+    Copy,
+    DropEqual,
+    Pool,
+    build_runs,
+    covered,
+    own_spans,
+    split,
+    untrusted_spans,
+)
 from ckpt.engine.records import ProcessImage, encode_processes, space_name
 from ckpt.engine.tracking import Tracking, drop_epoch, tracking
 from ckpt.errors import HostFull, ImageError
@@ -42,7 +51,7 @@ from ckpt.tracker.base import TrackerName
 from ckpt.tracker.choose import AUTO, Plan, choose_tracker, plan_generation
 from ckpt.tracker.epoch import Epoch, read_epoch
 from ckpt.tracker.populated import opened_pagemap, scan_populated
-from ckpt.tracker.spans import Spans, join, total_bytes
+from ckpt.tracker.spans import Spans, join, subtract, total_bytes
 from ckpt.units import GenerationNo, Pid
 
 
@@ -246,7 +255,7 @@ def _copy(work: _Work, memory: MemoryRecord) -> tuple[Copy, Spans]:
         drop = DropEqual(work.parent, space_name(work.pid))
         copy.read_all(scan.populated, drop)
         return copy, drop.unchanged(scan.populated, copy.stored)
-    parts = split(scan, work.in_parent)
+    parts = split(scan, subtract(work.in_parent, untrusted_spans(memory)))
     copy.read_all(parts.data)
     return copy, parts.parent
 

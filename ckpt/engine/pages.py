@@ -36,6 +36,14 @@ def own_spans(memory: MemoryRecord) -> Spans:
     return join((vma.start, vma.end) for vma in memory.vmas if vma.has_own_pages)
 
 
+def untrusted_spans(memory: MemoryRecord) -> Spans:
+    """Return the mappings that change without a fault of this address space: mergeable ones.
+
+    Merging equal pages (KSM, MADV_MERGEABLE) drops the soft-dirty bit of the pages.
+    """
+    return join((vma.start, vma.end) for vma in memory.vmas if "mg" in vma.flags)
+
+
 def covered(table: RunTable) -> Spans:
     """Return the pages that a generation, with its ancestors, holds the content of.
 

@@ -374,6 +374,19 @@ def soft_dirty(entries: "npt.NDArray[np.uint64]") -> "npt.NDArray[np.bool_]":
     return dirty
 
 
+def exclusive(entries: "npt.NDArray[np.uint64]") -> "npt.NDArray[np.bool_]":
+    """Tell for each entry whether the page is present and mapped nowhere else, the zero page never.
+
+    Pages in swap count as exclusive: what is there is content.
+
+    Kernel: bits 56 (4.2), 62 and 63 of pagemap.
+    """
+    import numpy as np
+
+    mapped_once: npt.NDArray[np.bool_] = (entries & np.uint64(PM_MMAP_EXCLUSIVE | PM_SWAP)) != 0
+    return mapped_once
+
+
 def runs_of(mask: "npt.NDArray[np.bool_]", start: int) -> list[Run]:
     """Return the runs of True in `mask`, whose first element is the page at `start`.
 

@@ -41,5 +41,9 @@ class SoftDirty:
         else:
             for span in iter_chunks(own):
                 entries = pagemap.read_entries(fd, span)
-                dirty += pagemap.runs_of(pagemap.soft_dirty(entries), span.start)
+                # Entries cannot tell the shared zero page (MADV_DONTNEED, then a read: not dirty)
+                # from content. It is never mapped exclusively; nor is what was shared by a fork,
+                # which is then stored once more than it had to be.
+                doubtful = pagemap.soft_dirty(entries) | ~pagemap.exclusive(entries)
+                dirty += pagemap.runs_of(doubtful, span.start)
         return join(dirty)
