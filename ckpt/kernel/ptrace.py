@@ -35,6 +35,7 @@ class Request(enum.IntEnum):
     CONT = 7
     SINGLESTEP = 9
     DETACH = 17
+    SYSCALL = 24
     SETOPTIONS = 0x4200
     GETEVENTMSG = 0x4201
     GETSIGINFO = 0x4202
@@ -184,6 +185,15 @@ def cont(tid: Tid, sig: int = 0) -> None:
 def singlestep(tid: Tid) -> None:
     """Let a stopped thread run one instruction."""
     _request(Request.SINGLESTEP, tid)
+
+
+def cont_to_syscall(tid: Tid) -> None:
+    """Let a stopped thread run to the next entry into, or exit from, a system call.
+
+    The stop reads as SIGTRAP but is no signal: unlike that of a single step, it leaves the thread's
+    action for SIGTRAP alone.
+    """
+    _request(Request.SYSCALL, tid)
 
 
 def detach(tid: Tid, sig: int = 0) -> None:

@@ -87,7 +87,7 @@ class Task:
         ptrace.set_sigmask(self.tid, sigmask)
         ptrace.set_registers(self.tid, registers)
 
-    def wait_for(self, sig: int, *, step: bool = False) -> None:
+    def wait_for(self, sig: int, *, to_syscall: bool = False) -> None:
         """Wait until the thread, which runs our code, stops with `sig`.
 
         Threads or processes that it makes meanwhile (clone events) are noted in `made`.
@@ -109,17 +109,20 @@ class Task:
                 self.deferred_stop |= status.sig == _SIGSTOP
             elif status.kind is ptrace.Kind.EVENT:
                 self.made.append(Tid(ptrace.get_event_message(self.tid)))
-            if step:
-                ptrace.singlestep(self.tid)
+            if to_syscall:
+                ptrace.cont_to_syscall(self.tid)
             else:
                 ptrace.cont(self.tid)
 
     def run_single(self, insn: RemoteAddr, nr: NR, *args: int) -> Reply:
-        """Run one system call by stepping over the `syscall` instruction at `insn`.
+        """Run one system call by the `syscall` instruction at `insn`, without code of ours.
 
-        For the few calls that make and remove an arena, and where no arena may be. About 0.05 ms.
+        For the few calls that make and remove an arena, and where no arena may be. About 0.06 ms.
+        It stops at entry and exit of the call: a single step would end in a SIGTRAP that the kernel
+        forces, and that would undo the target's own action for it.
         """
         self.prepare_to_run(arch.single_call_registers(self.registers, insn, nr, args), ALL_SIGNALS)
-        ptrace.singlestep(self.tid)
-        self.wait_for(_SIGTRAP, step=True)
+        for _ in ("entry", "exit"):
+            ptrace.cont_to_syscall(self.tid)
+            self.wait_for(_SIGTRAP, to_syscall=True)
         return Reply(Call(nr, args), arch.result_of(ptrace.get_registers(self.tid)))
