@@ -26,7 +26,7 @@ Example:
 @click.option("--kill", is_flag=True, help="End the process once the checkpoint is on disk.")
 @click.option(
     "--tracker",
-    type=click.Choice([AUTO, *TrackerName]),
+    type=click.Choice([AUTO, *(name.value for name in TrackerName)]),
     default=AUTO,
     show_default=True,
     help="How to learn which pages were written.",
@@ -37,7 +37,7 @@ def command(
     pid: int, incremental: bool, kill: bool, tracker: str, as_json: bool, image_dir: str
 ) -> None:
     """Checkpoint a running process into IMAGE_DIR, which is made if it does not exist."""
-    options = DumpOptions(incremental=incremental, kill=kill, tracker=str(tracker))
+    options = DumpOptions(incremental=incremental, kill=kill, tracker=tracker)
     result = dump(pid, image_dir, options)
     if incremental and result.reason:
         note(f"full checkpoint: {result.reason}")
