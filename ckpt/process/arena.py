@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 import attrs
 
 from ckpt.errors import HostFull, TargetGone
-from ckpt.kernel import ptrace
+from ckpt.kernel import process_vm, ptrace
 from ckpt.kernel.arch import NR
 from ckpt.kernel.arch import x86_64 as arch
 from ckpt.kernel.procfs import maps, status
@@ -29,7 +29,7 @@ from ckpt.process.task import ALL_SIGNALS, Task
 from ckpt.units import AddrRange, Pid, RemoteAddr, addr_range
 
 _PROT_READ, _PROT_WRITE, _PROT_EXEC = 1, 2, 4
-_MAP_PRIVATE, _MAP_ANONYMOUS, MAP_FIXED_NOREPLACE = 0x02, 0x20, 0x100000
+_MAP_PRIVATE, _MAP_FIXED, _MAP_ANONYMOUS, MAP_FIXED_NOREPLACE = 0x02, 0x10, 0x20, 0x100000
 
 _SIGURG, _SIGCHLD, _SIGWINCH = 23, 17, 28
 _FRAME_PAGES = 4
@@ -159,8 +159,29 @@ def map_arena(task: Task, insn: RemoteAddr, at: RemoteAddr | None = None) -> Rem
         )
     base = RemoteAddr(reply.value)
     memory.write(Pid(task.tid), base, arch.BATCH_CODE)
-    task.run_single(insn, NR.mprotect, base, arch.PAGE_SIZE, _PROT_READ | _PROT_EXEC)
+    reply = task.run_single(insn, NR.mprotect, base, arch.PAGE_SIZE, _PROT_READ | _PROT_EXEC)
+    if not reply.ok:
+        _map_code_unwritable(task, insn, base)
     return base
+
+
+def _map_code_unwritable(task: Task, insn: RemoteAddr, base: RemoteAddr) -> None:
+    """Map the code of an arena in a process that may not make memory executable (PR_SET_MDWE).
+
+    Memory that is executable from the start may be had, and a tracer may write what the process
+    may not.
+    """
+    flags = _MAP_PRIVATE | _MAP_ANONYMOUS | _MAP_FIXED
+    prot = _PROT_READ | _PROT_EXEC
+    reply = task.run_single(insn, NR.mmap, base, arch.PAGE_SIZE, prot, flags, -1, 0)
+    code = arch.BATCH_CODE
+    pieces = [(int(base), 0, len(code))]
+    if not reply.ok or process_vm.write_mem(task.tid, pieces, code) < len(code):
+        task.run_single(insn, NR.munmap, base, ARENA_SIZE)
+        raise HostFull(
+            f"process {task.tid} may have no executable memory for our code ({reply})",
+            "a security module, or PR_SET_MDWE, forbids it",
+        )
 
 
 @contextlib.contextmanager
