@@ -94,36 +94,42 @@ class TaskModesRecord:
 def look(target: Target) -> Iterator[Finding]:
     """Name what one process alone cannot be brought back with."""
     pid = target.pid
-    try:
-        for tid in procfs_files.list_tids(pid):
-            yield from _iter_thread_findings(target, tid)
-    except TargetGone as gone:
-        if gone.pid == pid:
-            raise
+    ours = {name: _namespace(Pid(os.getpid()), name) for name in _NAMESPACES}
+    for tid in procfs_files.list_tids(pid):
+        subject = f"process {pid}" if tid == Tid(pid) else f"thread {tid}"
+        try:
+            yield from _iter_task_findings(target, tid, subject)
+            yield from _iter_namespace_findings(tid, subject, ours)
+        except TargetGone:
+            if tid == Tid(pid):
+                raise
     yield from _iter_children_findings(pid)
 
 
-def _iter_thread_findings(target: Target, tid: Tid) -> Iterator[Finding]:
+def _iter_task_findings(target: Target, tid: Tid, subject: str) -> Iterator[Finding]:
     pid = target.pid
-    subject = f"process {pid}" if tid == Tid(pid) else f"thread {tid}"
     if procfs_status.read_task_status(pid, tid).seccomp_mode:
         yield Finding(subject, "is confined by seccomp, which is not supported yet")
+    if tid == Tid(pid) or not target.features.kcmp:
+        return
+    for kind, spoken in ((KcmpType.FILES, "file descriptors"), (KcmpType.FS, "directories")):
+        if kcmp(pid, tid, kind) != Ordering.EQUAL:
+            yield Finding(subject, f"has {spoken} of its own, which is not supported")
+
+
+def _iter_namespace_findings(tid: Tid, subject: str, ours: dict[str, str]) -> Iterator[Finding]:
     for name, spoken in _NAMESPACES.items():
-        if _namespace(Pid(tid), name) != _namespace(Pid(os.getpid()), name):
+        theirs = _namespace(tid, name)
+        if theirs and theirs != ours[name]:
             yield Finding(
                 subject,
                 f"is in another {spoken} namespace than ckpt, which is not supported yet",
                 "run ckpt inside that namespace",
             )
-    if tid == Tid(pid) or not target.features.kcmp:
-        return
-    for kind, spoken in ((KcmpType.FILES, "file descriptors"), (KcmpType.FS, "directories")):
-        if kcmp(pid, Pid(tid), kind) != Ordering.EQUAL:
-            yield Finding(subject, f"has {spoken} of its own, which is not supported")
 
 
-def _namespace(pid: Pid, name: str) -> str:
-    """Return the name of a namespace; empty if this kernel has none of that kind."""
+def _namespace(pid: Pid | Tid, name: str) -> str:
+    """Return the name of a namespace; empty if there is none of that kind, or the task ended."""
     try:
         return procfs_files.read_link(pid, f"ns/{name}")
     except TargetGone:
