@@ -9,7 +9,7 @@ security/commoncap.c for what each step does to the sets.
 
 The order, so that no step takes away what a later one needs:
 
-    SECBIT_NO_SETUID_FIXUP      ids can change and capabilities stay
+    securebits for the time     ids can change and capabilities stay, ambient ones can be raised
     groups, gids, uids
     inheritable set             while the bounding set still allows it
     ambient set                 needs permitted and inheritable, and securebits that allow it
@@ -144,13 +144,19 @@ def _judge(record: CredentialsRecord, now: CredentialsRecord, rebuilt: Rebuilt) 
 
 def _iter_changes(record: CredentialsRecord, now: CredentialsRecord) -> Iterator[Call]:
     """Yield the calls that lead from `now` to `record`."""
+    meanwhile = _securebits_meanwhile(record, now)
+    if meanwhile != now.securebits:
+        yield call(NR.prctl, Prctl.SET_SECUREBITS, meanwhile)
     yield from _iter_id_changes(record, now)
     if record.inheritable != now.inheritable:
         yield _capset(attrs.evolve(now, inheritable=record.inheritable))
-    yield from _iter_ambient_changes(record, now)
+    if record.ambient != now.ambient:
+        yield call(NR.prctl, Prctl.CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
+        for number in _bits(record.ambient):
+            yield call(NR.prctl, Prctl.CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, number, 0, 0)
     for number in _bits(now.bounding & ~record.bounding):
         yield call(NR.prctl, Prctl.CAPBSET_DROP, number)
-    if record.securebits != now.securebits or _changes_uids(record, now):
+    if record.securebits != meanwhile:
         yield call(NR.prctl, Prctl.SET_SECUREBITS, record.securebits)
     if (record.permitted, record.effective) != (now.permitted, now.effective):
         yield _capset(record)
@@ -158,13 +164,17 @@ def _iter_changes(record: CredentialsRecord, now: CredentialsRecord) -> Iterator
         yield call(NR.prctl, Prctl.SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 
 
-def _changes_uids(record: CredentialsRecord, now: CredentialsRecord) -> bool:
-    return record.uids != now.uids
+def _securebits_meanwhile(record: CredentialsRecord, now: CredentialsRecord) -> int:
+    """Return securebits under which the steps do what they should and nothing else."""
+    bits = now.securebits
+    if record.uids != now.uids:
+        bits |= _NO_SETUID_FIXUP
+    if record.ambient and record.ambient != now.ambient:
+        bits &= ~_NO_CAP_AMBIENT_RAISE
+    return bits
 
 
 def _iter_id_changes(record: CredentialsRecord, now: CredentialsRecord) -> Iterator[Call]:
-    if _changes_uids(record, now):
-        yield call(NR.prctl, Prctl.SET_SECUREBITS, now.securebits | _NO_SETUID_FIXUP)
     if record.groups != now.groups:
         raw = struct.pack(f"<{len(record.groups)}I", *record.groups)
         yield call(NR.setgroups, len(record.groups), In(raw) if raw else 0)
@@ -178,16 +188,6 @@ def _iter_set_ids(setres: NR, setfs: NR, wanted: _Ids, now: _Ids) -> Iterator[Ca
         # setres* has set it to the effective one.
         if wanted[3] != wanted[1]:
             yield call(setfs, wanted[3])
-
-
-def _iter_ambient_changes(record: CredentialsRecord, now: CredentialsRecord) -> Iterator[Call]:
-    if record.ambient == now.ambient:
-        return
-    yield call(NR.prctl, Prctl.CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
-    if record.ambient and now.securebits & _NO_CAP_AMBIENT_RAISE:
-        yield call(NR.prctl, Prctl.SET_SECUREBITS, _NO_SETUID_FIXUP)
-    for number in _bits(record.ambient):
-        yield call(NR.prctl, Prctl.CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, number, 0, 0)
 
 
 def _capset(sets: CredentialsRecord) -> Call:
