@@ -1,6 +1,7 @@
 """The promise: what a batch holds is what the calls say, and each reply finds its own memory."""
 
 import errno
+import itertools
 import struct
 
 import pytest
@@ -143,7 +144,7 @@ def test_no_two_arguments_share_memory(calls):
                     assert memory(batch, pointer, len(data)) == data
                     spans.append((pointer, pointer + len(data)))
     spans = sorted(span for span in spans if span[0] < span[1])
-    assert all(before[1] <= after[0] for before, after in zip(spans, spans[1:], strict=False))
+    assert all(before[1] <= after[0] for before, after in itertools.pairwise(spans))
     assert not spans or (spans[0][0] >= AT + len(calls) * arch.CALL_SIZE)
     assert not spans or spans[-1][1] <= AT + len(batch)
 
