@@ -74,9 +74,13 @@ def advance(epoch: Epoch) -> None:
     try:
         STATE_DIR.mkdir(mode=0o700, exist_ok=True)
         fd, temporary = tempfile.mkstemp(dir=STATE_DIR, prefix=".epoch-")
-        with os.fdopen(fd, "w", encoding="ascii") as file:
-            json.dump(attrs.asdict(epoch), file)
-        os.rename(temporary, _path(epoch.process.pid))
+        try:
+            with os.fdopen(fd, "w", encoding="ascii") as file:
+                json.dump(attrs.asdict(epoch), file)
+            os.rename(temporary, _path(epoch.process.pid))
+        except OSError:
+            os.unlink(temporary)
+            raise
     except OSError as error:
         raise HostFull(
             f"cannot note in {STATE_DIR} what the tracker is armed against ({error.strerror})",
