@@ -1,0 +1,124 @@
+"""The promise: an epoch is read as it was written, or not at all."""
+
+import json
+import stat
+
+import attrs
+import pytest
+
+from ckpt.errors import HostFull
+from ckpt.process.tree import Identity
+from ckpt.tracker import epoch as module
+from ckpt.tracker.base import TrackerName
+from ckpt.tracker.epoch import Epoch, advance, invalidate, read_epoch
+from ckpt.units import GenerationNo, Pid
+
+PID = Pid(4711)
+EPOCH = Epoch(
+    process=Identity("boot", PID, 1234),
+    exec_id="7ffe0-00ff",
+    chain_id="ab" * 16,
+    generation=GenerationNo(7),
+    tracker=TrackerName.WRITEPROTECT,
+    keeper=Identity("boot", Pid(4712), 1235),
+)
+
+
+@pytest.fixture(autouse=True)
+def state(tmp_path, monkeypatch):
+    """Use a directory of the test's own, which is not there yet."""
+    monkeypatch.setattr(module, "STATE_DIR", tmp_path / "state")
+    return tmp_path / "state"
+
+
+@pytest.mark.parametrize("keeper", [EPOCH.keeper, None])
+@pytest.mark.parametrize("tracker", TrackerName)
+def test_what_was_written_is_read(tracker, keeper):
+    written = attrs.evolve(EPOCH, tracker=tracker, keeper=keeper)
+    advance(written)
+    assert read_epoch(PID) == written
+    assert isinstance(read_epoch(PID).tracker, TrackerName)
+
+
+def test_each_process_has_its_own():
+    other = attrs.evolve(EPOCH, process=Identity("boot", Pid(4), 1), generation=GenerationNo(0))
+    advance(EPOCH)
+    advance(other)
+    invalidate(PID)
+    assert read_epoch(PID) is None
+    assert read_epoch(Pid(4)) == other
+
+
+def test_the_newer_one_replaces_the_older(state):
+    advance(EPOCH)
+    advance(attrs.evolve(EPOCH, generation=GenerationNo(8)))
+    assert read_epoch(PID).generation == 8
+    assert [path.name for path in state.iterdir()] == ["4711.epoch"], "and leaves nothing else"
+
+
+def test_the_directory_is_nobody_elses(state):
+    advance(EPOCH)
+    assert stat.S_IMODE(state.stat().st_mode) == 0o700
+    assert stat.S_IMODE((state / "4711.epoch").stat().st_mode) == 0o600
+
+
+def test_nothing_was_ever_written():
+    assert read_epoch(PID) is None
+    invalidate(PID)
+
+
+def test_invalidate_twice():
+    advance(EPOCH)
+    invalidate(PID)
+    invalidate(PID)
+    assert read_epoch(PID) is None
+
+
+def without(key):
+    raw = attrs.asdict(EPOCH)
+    del raw[key]
+    return json.dumps(raw)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        "17",
+        "\xff",
+        *map(without, ["process", "exec_id", "chain_id", "generation", "tracker", "keeper"]),
+        json.dumps(attrs.asdict(EPOCH) | {"tracker": "telepathy"}),
+        json.dumps(attrs.asdict(EPOCH) | {"generation": "seven"}),
+        json.dumps(attrs.asdict(EPOCH) | {"process": {"pid": 4711}}),
+        json.dumps(attrs.asdict(EPOCH) | {"process": 4711}),
+        json.dumps(attrs.asdict(EPOCH) | {"keeper": [1]}),
+    ],
+)
+def test_what_cannot_be_understood_is_no_epoch(state, text):
+    state.mkdir()
+    (state / "4711.epoch").write_bytes(text.encode("latin-1"))
+    assert read_epoch(PID) is None
+
+
+def test_a_state_directory_that_is_none(state):
+    state.write_text("a file")
+    with pytest.raises(HostFull, match="will be full") as caught:
+        advance(EPOCH)
+    assert str(state) in str(caught.value)
+    assert read_epoch(PID) is None
+
+
+def test_a_failed_write_leaves_nothing_behind(state):
+    """Something is in the way of the rename: the whole content was written by then."""
+    advance(EPOCH)
+    in_the_way = state / "4712.epoch"
+    in_the_way.mkdir()
+    other = attrs.evolve(EPOCH, process=Identity("boot", Pid(4712), 1))
+    with pytest.raises(HostFull, match="Is a directory"):
+        advance(other)
+    assert sorted(path.name for path in state.iterdir()) == ["4711.epoch", "4712.epoch"]
+    assert list(in_the_way.iterdir()) == []
+    assert read_epoch(PID) == EPOCH
