@@ -4,8 +4,8 @@ Kernel: tcp(7), ip(7), ipv6(7), socket(7), getsockopt(2) on a duplicate (pidfd_g
 for the state, the backlog (tcpi_sacked of a listening socket) and the queue (tcpi_unacked).
 
 Options are set where a new socket of this host has another value: sockets that are accepted later
-inherit them. While a socket is bound, SO_REUSEADDR is on: connections of the old process may still
-be in TIME_WAIT.
+inherit them. A port is refused, before anything starts, while somebody else has it, or while closed
+connections of a program that did not set SO_REUSEADDR wait for their end (TIME_WAIT).
 
 Refused before the target is stopped: connected and half-closed sockets, connections that wait to
 be accepted, packet filters, kernel TLS, other protocols, other network namespaces. Not seen, and so
@@ -31,7 +31,7 @@ _FAMILIES = {1: "unix", _AF_INET: "IPv4", _AF_INET6: "IPv6", 16: "netlink", 17: 
 _SOCK_STREAM, _SOCK_CLOEXEC = 1, os.O_CLOEXEC
 _IPPROTO_TCP, _IPPROTO_UDP = 6, 17
 _SOL, _TCP, _IP, _IPV6 = 1, _IPPROTO_TCP, 0, 41
-_SO_REUSEADDR, _SO_SNDBUF, _SO_RCVBUF, _SO_GET_FILTER = 2, 7, 8, 26
+_SO_SNDBUF, _SO_RCVBUF, _SO_GET_FILTER = 7, 8, 26
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE, _SO_BUF_LOCK = 32, 33, 72
 _SNDBUF_LOCK, _RCVBUF_LOCK = 1, 2
 _TCP_INFO_OPTION, _TCP_ULP = 11, 31
@@ -42,6 +42,7 @@ _UNACKED, _SACKED, _SEGS_OUT = 8 + 4, 8 + 5, 8 + 24 + 4
 _EADDRINUSE = 98
 
 _NUMBERS: dict[str, tuple[int, int]] = {
+    "SO_REUSEADDR": (_SOL, 2),
     "SO_DONTROUTE": (_SOL, 5),
     "SO_KEEPALIVE": (_SOL, 9),
     "SO_OOBINLINE": (_SOL, 10),
@@ -104,7 +105,6 @@ class TcpRecord:
     scope_id: int
     backlog: int
     """Of listen(2); -1 if it does not listen."""
-    reuse_address: bool
     numbers: dict[str, int]
     """Option name -> value, those of `_NUMBERS`."""
     structs: dict[str, bytes]
@@ -228,7 +228,6 @@ def capture(file: OpenFile, table: FdTable, _replies: list[Reply]) -> TcpRecord:
             flow_info=flow_info,
             scope_id=scope_id,
             backlog=info[_SACKED] if info[0] == _TCP_LISTEN else -1,
-            reuse_address=bool(sock.getsockopt(_SOL, _SO_REUSEADDR)),
             numbers=_read_numbers(sock),
             structs=_read_structs(sock),
             # The kernel doubles what was asked for, to have room for its own records.
@@ -271,7 +270,11 @@ def check_host(record: TcpRecord) -> Iterator[Problem]:
         with _new_socket(record.family) as sock:
             _bind(record, sock)
     except OSError as error:
-        remedy = "end whoever listens there" if error.errno == _EADDRINUSE else ""
+        remedy = (
+            "end who has it; its closed connections take a minute"
+            if error.errno == _EADDRINUSE
+            else ""
+        )
         yield Problem(f"cannot be bound to {record.where} here ({error.strerror})", remedy)
 
 
@@ -289,7 +292,6 @@ def _bind(record: TcpRecord, sock: Socket) -> None:
     if record.receive_buffer_bytes:
         sock.setsockopt(_SOL, _SO_RCVBUFFORCE, record.receive_buffer_bytes)
     if record.port:
-        sock.setsockopt(_SOL, _SO_REUSEADDR, 1)
         sock.bind(record.sockaddr)
 
 
@@ -299,7 +301,6 @@ def open_again(record: TcpRecord, flags: int, _opening: Opening) -> Fd:
         _bind(record, sock)
         if record.backlog >= 0:
             sock.listen(record.backlog)
-        sock.setsockopt(_SOL, _SO_REUSEADDR, int(record.reuse_address))
         fd = duplicate(sock.fileno())
     set_status_flags(fd, flags)
     return fd

@@ -1,0 +1,1 @@
+"""What lies behind descriptors, captured from real processes and rebuilt in a seed."""
