@@ -16,9 +16,10 @@ from collections.abc import Iterator
 
 import attrs
 
-from ckpt.errors import FreezeTimeout, TargetGone, TargetRefused
+from ckpt.errors import FreezeTimeout, NotPermitted, TargetGone, TargetRefused
 from ckpt.kernel import ptrace
 from ckpt.kernel.procfs import status
+from ckpt.kernel.procfs.stat import read_task_stat
 from ckpt.process import interrupted, sleeping
 from ckpt.process.sleeping import Sleep
 from ckpt.process.task import Task
@@ -86,15 +87,15 @@ def freeze(
 
 def _stop_all(frozen: Frozen, options: ptrace.Option, timeout_s: float) -> None:
     deadline_s = time.monotonic() + timeout_s
-    while True:
-        new = [tid for tid in list_tids(frozen.pid) if tid not in frozen.tasks]
+    # A first thread that has ended stays in the list as long as there are others.
+    seen: set[Tid] = set()
+    while new := [tid for tid in list_tids(frozen.pid) if tid not in seen]:
+        seen.update(new)
         asked = [tid for tid in new if _ask_to_stop(frozen, tid, options)]
         for tid in asked:
             task = frozen.tasks[tid]
             if not _wait_until_stopped(task, deadline_s, timeout_s):
                 del frozen.tasks[tid]
-        if not new:
-            break
     if Tid(frozen.pid) not in frozen.tasks:
         if frozen.tasks:
             raise TargetRefused(
@@ -113,7 +114,19 @@ def _ask_to_stop(frozen: Frozen, tid: Tid, options: ptrace.Option) -> bool:
     except TargetGone:
         frozen.tasks.pop(tid, None)
         return False
+    except NotPermitted:
+        # The answer of the kernel also for a thread that is about to vanish.
+        if _has_ended(frozen.pid, tid):
+            return False
+        raise
     return True
+
+
+def _has_ended(pid: Pid, tid: Tid) -> bool:
+    try:
+        return read_task_stat(pid, tid).state in "XZ"
+    except TargetGone:
+        return True
 
 
 def _wait_until_stopped(task: Task, deadline_s: float, timeout_s: float) -> bool:
