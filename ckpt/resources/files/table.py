@@ -259,7 +259,8 @@ def check_files(record: FilesRecord, options: RestoreOptions) -> Iterator[Findin
     """Name files that are missing or not what they were, and standard streams that are closed.
 
     Raises:
-        UsageError: `--inherit` names a descriptor that the process does not have.
+        UsageError: `--inherit` names a descriptor that the process does not have, or names one
+            description by two descriptors with different paths.
     """
     absent = options.inherit.keys() - {entry.fd for entry in record.fds}
     if absent:
@@ -328,14 +329,22 @@ def _plan_source(record: FilesRecord, entry: FdRecord) -> _Source:
 
 
 def _plan_sources(record: FilesRecord, options: RestoreOptions) -> list[_Source]:
-    """Return everything that must be opened, each once."""
+    """Return everything that must be opened, each once.
+
+    Raises:
+        UsageError: two of `--inherit` name one description and differ.
+    """
     sources: dict[str, _Source] = {}
     for entry in record.fds:
         source = _plan_source(record, entry)
         sources.setdefault(source.key, source)
         path = options.inherit.get(entry.fd)
-        if path is not None:
-            sources[source.key] = attrs.evolve(source, path=path, asked_by=entry.fd)
+        if path is None:
+            continue
+        other = sources[source.key]
+        if other.path not in ("", path):
+            raise UsageError(f"--inherit {other.asked_by} and {entry.fd} are one open file")
+        sources[source.key] = attrs.evolve(source, path=path, asked_by=entry.fd)
     return list(sources.values())
 
 

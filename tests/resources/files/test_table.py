@@ -1,0 +1,203 @@
+"""The record of all descriptors: what it refuses, and what follows from it without a kernel."""
+
+from types import SimpleNamespace
+
+import attrs
+import cattrs
+import pytest
+
+from ckpt.errors import UsageError
+from ckpt.image.codec import pack, unpack
+from ckpt.kernel.arch import NR
+from ckpt.resources.base import RestoreOptions
+from ckpt.resources.file_identity import FileIdentity
+from ckpt.resources.files import table
+from ckpt.resources.files.chardev import ChardevRecord
+from ckpt.resources.files.directory import DirectoryRecord
+from ckpt.resources.files.epoll import EpollItem, EpollRecord
+from ckpt.resources.files.eventfd import EventfdRecord
+from ckpt.resources.files.external import ExternalRecord
+from ckpt.resources.files.pipe import PipeRecord
+from ckpt.resources.files.regular import RegularRecord
+from ckpt.resources.files.table import Description, FdRecord, FilesRecord
+from ckpt.resources.files.tcp import TcpRecord
+from ckpt.resources.plain import structure
+
+O_RDWR = 2
+
+RECORDS = {
+    "regular": RegularRecord(
+        FileIdentity("/a \udcff", 10, 2**62, "ab"), 5, written=True, by_name=False
+    ),
+    "directory": DirectoryRecord("/d", 2**63 - 1),
+    "chardev": ChardevRecord("/dev/null", 1, 3),
+    "pipe": PipeRecord(4711, 65536, packets=True, content=(b"one", b"\xff")),
+    "tcp": TcpRecord(2, "127.0.0.1", 80, 0, 0, 128, {"IP_TTL": 64}, {"SO_LINGER": bytes(8)}, 0, 7),
+    "eventfd": EventfdRecord(2**64 - 1, semaphore=True),
+    "epoll": EpollRecord((EpollItem(3, 2**31 + 1, 2**64 - 1),)),
+    "external": ExternalRecord(1, "/dev/pts/0"),
+}
+
+
+def files(*kinds, fds=None):
+    """Return a record with one description of each kind; each at its own number, or at `fds`."""
+    descriptions = tuple(Description(kind, O_RDWR, RECORDS[kind]) for kind in kinds)
+    numbers = fds or {number: number for number in range(len(kinds))}
+    entries = (FdRecord(fd, at, close_on_exec=False) for fd, at in sorted(numbers.items()))
+    return FilesRecord(descriptions, tuple(entries))
+
+
+def plain(record):
+    converter = cattrs.Converter(unstruct_collection_overrides={tuple: list})
+    return unpack(pack(converter.unstructure(record)))
+
+
+def test_every_kind_has_an_example_here():
+    assert RECORDS.keys() == {kind.name for kind in (*table.KINDS, table.EXTERNAL)}
+
+
+def test_every_kind_survives_the_image():
+    record = files(*RECORDS)
+    assert structure(plain(record), FilesRecord) == record
+
+
+@pytest.mark.parametrize("kind", RECORDS)
+def test_a_field_of_a_wrong_type_is_refused(kind):
+    values = plain(files(kind))
+    for name, value in values["descriptions"][0]["record"].items():
+        broken = plain(files(kind))
+        broken["descriptions"][0]["record"][name] = 1.5 if isinstance(value, int) else 7
+        with pytest.raises(Exception, match=r".") as caught:
+            structure(broken, FilesRecord)
+        assert not isinstance(caught.value, AssertionError | AttributeError)
+
+
+@pytest.mark.parametrize("kind", RECORDS)
+def test_a_missing_field_is_refused(kind):
+    broken = plain(files(kind))
+    broken["descriptions"][0]["record"].popitem()
+    with pytest.raises(Exception, match=r"."):
+        structure(broken, FilesRecord)
+
+
+def test_a_kind_of_the_future_is_refused():
+    with pytest.raises(ValueError, match="unknown kind of file 'teapot'"):
+        Description("teapot", 0, {})
+
+
+@pytest.mark.parametrize(
+    "numbers", [(1, 1), (2, 1), (-1, 0), (0, 2**31)], ids=["twice", "order", "negative", "large"]
+)
+def test_impossible_numbers_are_refused(numbers):
+    entries = tuple(FdRecord(fd, 0, close_on_exec=False) for fd in numbers)
+    with pytest.raises(ValueError, match="descriptor"):
+        FilesRecord((Description("chardev", 0, RECORDS["chardev"]),), entries)
+
+
+def test_descriptors_and_descriptions_must_belong_together():
+    description = Description("chardev", 0, RECORDS["chardev"])
+    entry = FdRecord(0, 0, close_on_exec=False)
+    for descriptions, entries in (
+        ((description, description), (entry,)),
+        ((), (entry,)),
+        ((description,), (attrs.evolve(entry, description=-1),)),
+    ):
+        with pytest.raises(ValueError, match="belong together"):
+            FilesRecord(descriptions, entries)
+
+
+def test_hostile_values_of_the_kinds_are_refused():
+    for make in (
+        lambda: EventfdRecord(2**64, semaphore=False),
+        lambda: EpollItem(3, 2**32, 0),
+        lambda: ExternalRecord(3, ""),
+        lambda: PipeRecord(1, 2**40, packets=False, content=()),
+        lambda: attrs.evolve(RECORDS["tcp"], family=1),
+        lambda: attrs.evolve(RECORDS["tcp"], numbers={"SO_NOTHING": 1}),
+    ):
+        with pytest.raises(ValueError, match=r"."):
+            make()
+
+
+def test_the_highest_descriptor():
+    assert files().highest_fd == -1
+    assert files("chardev", fds={2: 0, 900: 0}).highest_fd == 900
+
+
+def closing(record):
+    return [one.args for one in table._iter_closing(record)]
+
+
+def test_everything_between_the_descriptors_is_closed():
+    last = 2**32 - 1
+    assert closing(files()) == [(0, last, 0)]
+    assert closing(files("chardev", "eventfd")) == [(2, last, 0)]
+    assert closing(files("chardev", fds={1: 0, 2: 0, 7: 0})) == [(0, 0, 0), (3, 6, 0), (8, last, 0)]
+
+
+def keys(record, **inherit):
+    chosen = {int(name[1:]): path for name, path in inherit.items()}
+    sources = table._plan_sources(record, RestoreOptions(inherit=chosen))
+    return {source.key: source.path for source in sources}
+
+
+def test_each_description_is_opened_once():
+    record = files("regular", "eventfd", fds={0: 0, 1: 0, 5: 1})
+    assert keys(record) == {"file 0": "", "file 1": ""}
+
+
+def test_a_stream_is_split_by_number_and_its_duplicates_follow():
+    record = files("external", fds={0: 0, 1: 0, 9: 0})
+    assert keys(record) == {"file 0 stream 0": "", "file 0 stream 1": ""}
+    only_duplicate = files("external", fds={9: 0})
+    assert keys(only_duplicate) == {"file 0 stream 1": ""}
+
+
+def test_inherit_replaces_one_stream_or_a_whole_description():
+    streams = files("external", fds={0: 0, 1: 0, 9: 0})
+    assert keys(streams, _9="/x") == {"file 0 stream 0": "", "file 0 stream 1 replaced": "/x"}
+    assert keys(streams, _0="/x") == {"file 0 stream 0 replaced": "/x", "file 0 stream 1": ""}
+    shared = files("regular", fds={3: 0, 4: 0})
+    assert keys(shared, _4="/x") == {"file 0 replaced": "/x"}
+
+
+def test_inherit_of_what_was_not_open_is_a_usage_error():
+    with pytest.raises(UsageError, match="--inherit 7"):
+        list(table.check_files(files("chardev"), RestoreOptions(inherit={7: "/x"})))
+
+
+def test_inherit_of_one_description_by_two_paths_is_a_usage_error():
+    shared = files("regular", fds={3: 0, 4: 0})
+    with pytest.raises(UsageError, match="--inherit 3 and 4 are one open file"):
+        keys(shared, _3="/x", _4="/y")
+    assert keys(shared, _3="/x", _4="/x") == {"file 0 replaced": "/x"}
+
+
+def watching(*fds):
+    return Description("epoll", O_RDWR, EpollRecord(tuple(EpollItem(fd, 1, 0) for fd in fds)))
+
+
+def test_an_epoll_is_filled_after_those_that_it_watches():
+    descriptions = (
+        watching(1, 2),
+        watching(2),
+        watching(3),
+        Description("eventfd", 0, RECORDS["eventfd"]),
+    )
+    entries = tuple(FdRecord(fd, fd, close_on_exec=False) for fd in range(4))
+    assert table._plan_attaching(FilesRecord(descriptions, entries)) == [3, 2, 1, 0]
+
+
+def test_epolls_in_a_circle_end_all_the_same():
+    entries = tuple(FdRecord(fd, fd, close_on_exec=False) for fd in range(2))
+    order = table._plan_attaching(FilesRecord((watching(1), watching(0)), entries))
+    assert sorted(order) == [0, 1]
+
+
+def test_a_descriptor_that_dup3_places():
+    record = files("chardev", fds={0: 0})
+    entry = attrs.evolve(record.fds[0], close_on_exec=True)
+
+    rebuilt = SimpleNamespace(inherited={"file 0 replaced": 77})
+    placed = table._place(record, entry, rebuilt)
+    assert (placed.nr, placed.args) == (NR.dup3, (77, 0, 0o2000000))
