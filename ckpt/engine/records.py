@@ -109,10 +109,27 @@ def decode_processes(manifest: Manifest, path: str) -> list[ProcessImage]:
     try:
         processes = [_decode_process(raw) for raw in _list(manifest.records, "processes")]
     except Exception as error:  # cattrs raises groups of whatever went wrong
-        raise ImageCorrupt(path, f"its records are not as they must be ({error})") from error
+        reason = f"its records are not as they must be ({_explain(error)})"
+        raise ImageCorrupt(path, reason) from error
     if not processes:
         raise ImageCorrupt(path, "it holds no process")
     return processes
+
+
+def _explain(error: BaseException) -> str:
+    """Return the first thing that is wrong, behind the way to it: `memory.vmas.1.prot: ...`.
+
+    cattrs nests groups, and notes on each exception the field or the index that it is about.
+    """
+    way: list[str] = []
+    while True:
+        for note in getattr(error, "__notes__", ()):
+            way.append(note if type(note) is str else str(getattr(note, "name", note.index)))
+        if not isinstance(error, BaseExceptionGroup):
+            break
+        error = error.exceptions[0]
+    what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+    return ": ".join(filter(None, (".".join(way), what)))
 
 
 def _list(raw: Mapping[str, Any], key: str) -> list[Any]:
@@ -135,4 +152,11 @@ def _decode_process(raw: dict[str, Any]) -> ProcessImage:
 
 def _decode_resources(raw: dict[str, Any], resources: tuple[Resource[Any], ...]) -> dict[str, Any]:
     structure = _converter().structure
-    return {resource.name: structure(raw[resource.name], resource.record) for resource in resources}
+    records: dict[str, Any] = {}
+    for resource in resources:
+        try:
+            records[resource.name] = structure(raw[resource.name], resource.record)
+        except Exception as error:
+            error.add_note(resource.name)
+            raise
+    return records

@@ -1,0 +1,240 @@
+"""The promise: every record comes back from an image as it went in, and nothing else is taken."""
+
+import types
+import typing
+
+import attrs
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ckpt.engine.records import ProcessImage, ThreadImage, decode_processes, encode_processes
+from ckpt.errors import ImageCorrupt
+from ckpt.image.codec import pack, unpack
+from ckpt.resources.files.table import EXTERNAL, KINDS, Description, FdRecord, FilesRecord
+from ckpt.resources.memory import MmFields
+from ckpt.resources.registry import PROCESS, THREAD
+from ckpt.units import Pid, Tid
+
+PATH = "/images/job/gen-000000/manifest"
+
+# What a path or a name of the target may hold: text, and bytes that are none.
+texts = st.binary(max_size=12).map(lambda raw: raw.decode(errors="surrogateescape"))
+PLAIN = {
+    int: st.integers(-(1 << 63), (1 << 64) - 1),
+    bool: st.booleans(),
+    str: texts,
+    bytes: st.binary(max_size=20),
+}
+
+# Fields whose record refuses what cannot be; each its own test where it is declared.
+NARROW = {
+    ("FilesystemRecord", "umask"): st.integers(0, 0o777),
+    ("PipeRecord", "capacity_bytes"): st.integers(0, 1 << 20),
+    ("TcpRecord", "family"): st.sampled_from([2, 10]),
+    ("TcpRecord", "numbers"): st.just({}),
+    ("TcpRecord", "structs"): st.just({}),
+    ("EventfdRecord", "count"): st.integers(0, (1 << 64) - 2),
+    ("EpollItem", "events"): st.integers(0, (1 << 32) - 1),
+    ("EpollItem", "data"): st.integers(0, (1 << 64) - 1),
+    ("ExternalRecord", "stream"): st.integers(0, 2),
+    ("OwnerRecord", "kind"): st.integers(0, 2),
+    ("OwnerRecord", "signal"): st.integers(0, 64),
+}
+
+
+def values_of(kind):
+    """Return a strategy for a type as it stands in a record."""
+    if attrs.has(kind):
+        return records_of(kind)
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is tuple and args[-1] is Ellipsis:
+        return st.lists(values_of(args[0]), max_size=3).map(tuple)
+    if origin is tuple:
+        return st.tuples(*map(values_of, args))
+    if origin in (typing.Union, types.UnionType):
+        return st.one_of(*map(values_of, args))
+    if kind is type(None):
+        return st.none()
+    return PLAIN[kind]
+
+
+def records_of(record):
+    """Return a strategy for a class of records."""
+    if record is FilesRecord:
+        return tables_of_files()
+    strategies = {}
+    for field in attrs.fields(attrs.resolve_types(record)):
+        narrow = NARROW.get((record.__name__, field.name))
+        strategies[field.name] = values_of(field.type) if narrow is None else narrow
+    return st.builds(record, **strategies)
+
+
+@st.composite
+def tables_of_files(draw):
+    kinds = draw(st.lists(st.sampled_from((*KINDS, EXTERNAL)), max_size=4))
+    numbers = draw(
+        st.sets(st.integers(0, 3000), min_size=len(kinds), max_size=2 * len(kinds)).map(sorted)
+    )
+    flags = PLAIN[int]
+    return FilesRecord(
+        tuple(Description(k.name, draw(flags), draw(records_of(k.record))) for k in kinds),
+        tuple(
+            FdRecord(fd, index % len(kinds), draw(st.booleans()))
+            for index, fd in enumerate(numbers)
+        ),
+    )
+
+
+images = st.builds(
+    ProcessImage,
+    pid=st.integers(1, 1 << 22).map(Pid),
+    stopped_by=st.integers(0, 64),
+    resources=st.fixed_dictionaries({r.name: records_of(r.record) for r in PROCESS}),
+    threads=st.lists(
+        st.builds(
+            ThreadImage,
+            tid=st.integers(1, 1 << 22).map(Tid),
+            resources=st.fixed_dictionaries({r.name: records_of(r.record) for r in THREAD}),
+        ),
+        min_size=1,
+        max_size=1,
+    ).map(tuple),
+)
+
+
+@attrs.frozen
+class Manifest:
+    """What `decode_processes` wants of one."""
+
+    records: object
+
+
+def decode(records):
+    return decode_processes(Manifest(records), PATH)
+
+
+def plain(image):
+    """Return the records as they come out of a manifest."""
+    return unpack(pack(encode_processes([image])))
+
+
+@settings(max_examples=50)
+@given(images)
+def test_what_went_in_comes_back(image):
+    assert decode(plain(image)) == [image]
+
+
+@settings(max_examples=50)
+@given(images)
+def test_every_resource_of_the_registry_is_stored(image):
+    (process,) = plain(image)["processes"]
+    assert process["resources"].keys() == {resource.name for resource in PROCESS}
+    for thread in process["threads"]:
+        assert thread["resources"].keys() == {resource.name for resource in THREAD}
+
+
+def iter_places(raw, way=()):
+    """Walk everything inside of plain values: the container and the key in it."""
+    entries = raw.items() if isinstance(raw, dict) else enumerate(raw)
+    for key, value in entries:
+        yield (*way, key)
+        if isinstance(value, dict | list):
+            yield from iter_places(value, (*way, key))
+
+
+def at(raw, way):
+    for key in way:
+        raw = raw[key]
+    return raw
+
+
+WRONG = [None, "text", b"bytes", 1.5, True, -1.0, [], {}, [None], {"x": 1}]
+
+
+def refuses(raw):
+    """Decode what must be refused."""
+    with pytest.raises(ImageCorrupt) as caught:
+        decode(raw)
+    assert caught.value.path == PATH
+    assert caught.value.exit_code == 31
+
+
+def fits(kind, wrong):
+    """Tell whether a wrong value happens to be right: of the same kind of plain value."""
+    return type(kind) is type(wrong) and (not isinstance(wrong, list | dict))
+
+
+@settings(max_examples=50)
+@given(images, st.data())
+def test_a_value_of_a_wrong_type_is_refused(image, data):
+    raw = plain(image)
+    way = data.draw(st.sampled_from(list(iter_places(raw))), "way")
+    wrong = data.draw(st.sampled_from([w for w in WRONG if not fits(at(raw, way), w)]), "value")
+    before = at(raw, way)
+    if isinstance(before, list) and isinstance(wrong, list) and not wrong:
+        wrong = [None]  # an empty list may be right
+    if isinstance(before, dict) and isinstance(wrong, dict) and before.keys() <= wrong.keys():
+        return
+    at(raw, way[:-1])[way[-1]] = wrong
+    refuses(raw)
+
+
+@settings(max_examples=50)
+@given(images, st.data())
+def test_a_missing_field_is_refused(image, data):
+    raw = plain(image)
+    # One field has a default: an image of a process before its settling has no build-ids.
+    ways = [way for way in iter_places(raw) if isinstance(way[-1], str) and way[-1] != "build_id"]
+    way = data.draw(st.sampled_from(ways), "way")
+    del at(raw, way[:-1])[way[-1]]
+    refuses(raw)
+
+
+@settings(max_examples=50)
+@given(images, st.data())
+def test_a_field_of_a_later_version_is_ignored(image, data):
+    raw = plain(image)
+    ways = [(), *(way for way in iter_places(raw) if isinstance(at(raw, way), dict))]
+    for way in ways:
+        if way[-1:] not in (("numbers",), ("structs",)):
+            at(raw, way)["of a later version"] = data.draw(st.sampled_from(WRONG))
+    assert decode(raw) == [image]
+
+
+@pytest.mark.parametrize("records", [{}, {"processes": None}, {"processes": []}, {"processes": 7}])
+def test_no_process(records):
+    refuses(records)
+
+
+def test_the_message_is_one_sentence():
+    with pytest.raises(ImageCorrupt) as caught:
+        decode({"processes": [{"pid": "seven", "stopped_by": 0}]})
+    assert "\n" not in str(caught.value)
+    assert "int expected, str found" in str(caught.value)
+
+
+def test_a_deep_error_names_its_field():
+    """A group of errors says only how many there are; the field is what helps."""
+    image = {
+        "pid": 1,
+        "stopped_by": 0,
+        "resources": {resource.name: {} for resource in PROCESS},
+        "threads": [],
+    }
+    with pytest.raises(ImageCorrupt) as caught:
+        decode({"processes": [image]})
+    assert "vmas" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_error_inside_of_a_list_names_the_way():
+    vma = dict.fromkeys(["start", "end", "prot", "file", "offset_bytes"], 0)
+    vma |= {"shared": False, "special": "", "flags": [], "name": ""}
+    file = {"path": "/x", "size_bytes": 0, "mtime_ns": 0}
+    mm = dict.fromkeys([field.name for field in attrs.fields(MmFields)], 0)
+    memory = {"vmas": [vma, vma | {"prot": "rw"}], "files": [], "mm": mm, "exe": file, "auxv": b""}
+    process = {"pid": 1, "stopped_by": 0, "resources": {"memory": memory}, "threads": []}
+    with pytest.raises(ImageCorrupt) as caught:
+        decode({"processes": [process]})
+    assert "memory.vmas.1.prot: int expected, str found" in str(caught.value)
