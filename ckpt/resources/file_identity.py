@@ -86,14 +86,34 @@ def _find_build_id(notes: bytes) -> str:
     return ""
 
 
-def describe_change(recorded: FileIdentity) -> str:
-    """Return how the file differs from what was recorded; empty if it is the same."""
+def describe_absence(recorded: FileIdentity) -> str:
+    """Return why there is no file of that name; empty if there is one, whatever is in it."""
     try:
-        now = os.stat(recorded.path)
+        os.stat(recorded.path)
     except FileNotFoundError:
         return "does not exist any more"
     except OSError as error:
         return f"cannot be read ({error.strerror})"
+    return ""
+
+
+def describe_loss(recorded: FileIdentity) -> str:
+    """Return what is gone of a file that may have changed; empty if it is as long as it was."""
+    absence = describe_absence(recorded)
+    if absence:
+        return absence
+    now = os.stat(recorded.path)
+    if now.st_size < recorded.size_bytes:
+        return f"has {now.st_size} bytes now, had {recorded.size_bytes}"
+    return ""
+
+
+def describe_change(recorded: FileIdentity) -> str:
+    """Return how the file differs from what was recorded; empty if it is the same."""
+    absence = describe_absence(recorded)
+    if absence:
+        return absence
+    now = os.stat(recorded.path)
     if now.st_size == recorded.size_bytes and now.st_mtime_ns == recorded.mtime_ns:
         return ""
     if recorded.build_id and read_build_id(recorded.path) == recorded.build_id:

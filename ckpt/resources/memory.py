@@ -10,13 +10,14 @@ memory, hugetlb pages, device memory, mapped files that are deleted. Two neighbo
 differ in nothing may come back as one.
 """
 
+import contextlib
 import ctypes
 import os
 from collections.abc import Iterable, Iterator, Mapping
 
 import attrs
 
-from ckpt.errors import Finding, UnsupportedState
+from ckpt.errors import Finding, RestoreFailed, UnsupportedState
 from ckpt.kernel import prctl
 from ckpt.kernel.arch import NR
 from ckpt.kernel.procfs import files as procfs_files
@@ -37,7 +38,9 @@ from ckpt.resources.base import (
 )
 from ckpt.resources.file_identity import (
     FileIdentity,
+    describe_absence,
     describe_change,
+    describe_loss,
     identify,
     with_build_id,
 )
@@ -276,13 +279,17 @@ class _FileTable:
 def check_files(record: MemoryRecord, options: RestoreOptions) -> Iterator[Finding]:
     """Name every mapped file that is missing or is not what it was.
 
-    A file that the process maps shared and may write has changed by the process's own hand.
+    A file that the process maps shared and may write has changed by the process's own hand; it
+    must only not be shorter.
     """
     written = _written_files(record)
     for index, identity in enumerate((*record.files, record.exe)):
-        if identity.path in options.allow_changed or index in written:
-            continue
-        change = describe_change(identity)
+        if identity.path in options.allow_changed:
+            change = describe_absence(identity)
+        elif index in written:
+            change = describe_loss(identity)
+        else:
+            change = describe_change(identity)
         if change:
             remedy = f"restore the file, or --allow-changed {identity.path}"
             yield Finding(f"mapped file {identity.path}", change, remedy)
@@ -294,13 +301,24 @@ def _written_files(record: MemoryRecord) -> set[int]:
 
 
 def prepare(record: MemoryRecord, _options: RestoreOptions) -> dict[str, Opened]:
-    """Open the mapped files and the executable, for the embryo to inherit."""
+    """Open the mapped files and the executable, for the embryo to inherit.
+
+    Raises:
+        RestoreFailed: one of them cannot be opened; none is left open.
+    """
     writable = _written_files(record)
+    wanted = [(_key(index), identity.path) for index, identity in enumerate(record.files)]
     opened: dict[str, Opened] = {}
-    for index, identity in enumerate(record.files):
-        flags = os.O_RDWR if index in writable else os.O_RDONLY
-        opened[_key(index)] = Opened(Fd(os.open(identity.path, flags | os.O_CLOEXEC)))
-    opened["exe"] = Opened(Fd(os.open(record.exe.path, os.O_RDONLY | os.O_CLOEXEC)))
+    with contextlib.ExitStack() as undo:
+        for index, (key, path) in enumerate([*wanted, ("exe", record.exe.path)]):
+            flags = os.O_RDWR if index in writable else os.O_RDONLY
+            try:
+                fd = Fd(os.open(path, flags | os.O_CLOEXEC))
+            except OSError as error:
+                raise RestoreFailed(f"opening {path}", error.strerror or str(error)) from error
+            undo.callback(os.close, fd)
+            opened[key] = Opened(fd)
+        undo.pop_all()
     return opened
 
 
