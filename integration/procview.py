@@ -1,0 +1,104 @@
+"""What /proc says of a process, in a form that a restore must bring back unchanged.
+
+Left out is what cannot be equal or is no state: times and counters, addresses of kernel objects,
+the inode numbers of pipes and sockets (named by order of appearance instead), what ckpt's own
+tracker adds to a mapping (`uw`).
+"""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+_STATUS_FIELDS = (
+    *("Name", "Umask", "Tgid", "Uid", "Gid", "Groups", "Threads"),
+    *("SigPnd", "ShdPnd", "SigBlk", "SigIgn", "SigCgt"),
+    *("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp"),
+    *("Cpus_allowed_list", "THP_enabled"),
+)
+_VOLATILE_FLAGS = frozenset({"sd", "uw", "um", "ac", "??"})
+# oom_score follows memory use; ptrace changes it for a moment.
+_FILES = (
+    "limits",
+    "timers",
+    "oom_score_adj",
+    "personality",
+    "coredump_filter",
+    "cmdline",
+    "environ",
+)
+
+
+def view(pid: int) -> dict[str, Any]:
+    """Return everything comparable; two views of the same state are equal."""
+    root = Path("/proc", str(pid))
+    tids = sorted(int(path.name) for path in (root / "task").iterdir())
+    return {
+        "maps": _maps(root),
+        "fds": _fds(root),
+        "cwd": str((root / "cwd").readlink()),
+        "root": str((root / "root").readlink()),
+        "exe": str((root / "exe").readlink()),
+        "files": {name: (root / name).read_bytes() for name in _FILES},
+        "auxv": (root / "auxv").read_bytes(),
+        "threads": {tid: _status(root / "task" / str(tid)) for tid in tids},
+    }
+
+
+def _status(task: Path) -> dict[str, str]:
+    lines = (task / "status").read_text().splitlines()
+    fields = dict(line.split(":", 1) for line in lines)
+    return {name: fields[name].strip() for name in _STATUS_FIELDS if name in fields}
+
+
+def _maps(root: Path) -> list[tuple[int, int, str, str]]:
+    """Return (start, end, what) with neighbours that differ in nothing joined, as a kernel may."""
+    joined: list[tuple[int, int, str, str]] = []
+    start = end = offset = 0
+    head = ""
+    for line in (root / "smaps").read_text().splitlines():
+        found = re.match(r"([0-9a-f]+)-([0-9a-f]+) (\S+) ([0-9a-f]+) (\S+) (\d+) *(.*)", line)
+        if found:
+            start, end, offset = (int(found[i], 16) for i in (1, 2, 4))
+            head = f"{found[3]} {found[5]} {found[6]} {found[7]}"
+            if found[6] != "0":
+                head += f" at {offset - start:x}"
+        elif line.startswith("VmFlags:") and "[vsyscall]" not in head:
+            flags = " ".join(sorted(set(line.split()[1:]) - _VOLATILE_FLAGS))
+            if joined and joined[-1][1:] == (start, head, flags):
+                joined[-1] = (joined[-1][0], end, head, flags)
+            else:
+                joined.append((start, end, head, flags))
+    return joined
+
+
+def _fds(root: Path) -> dict[int, tuple[str, str]]:
+    names: dict[str, str] = {}
+    fds: dict[int, tuple[str, str]] = {}
+    for name in sorted(os.listdir(root / "fd"), key=int):
+        link = str((root / "fd" / name).readlink())
+        if re.match(r"(pipe|socket):", link):
+            link = names.setdefault(link, f"{link.split(':')[0]} number {len(names)}")
+        info = (root / "fdinfo" / name).read_text()
+        info = re.sub(r"^(mnt_id|ino|eventfd-id):.*\n", "", info, flags=re.MULTILINE)
+        info = re.sub(r" pos:\S+ ino:\S+ sdev:\S+", "", info)
+        # An epoll lists its targets in the order of kernel addresses.
+        fds[int(name)] = (link, "".join(sorted(info.splitlines(keepends=True))))
+    return fds
+
+
+def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """Return one line for each thing that differs."""
+    found: list[str] = []
+    for key in before:
+        if isinstance(before[key], dict):
+            for name in before[key].keys() | after[key].keys():
+                left, right = before[key].get(name), after[key].get(name)
+                if left != right:
+                    found.append(f"{key} {name}: {left!r} -> {right!r}")
+        elif isinstance(before[key], list):
+            found += [f"{key}: lost {one}" for one in before[key] if one not in after[key]]
+            found += [f"{key}: new {one}" for one in after[key] if one not in before[key]]
+        elif before[key] != after[key]:
+            found.append(f"{key}: {before[key]!r} -> {after[key]!r}")
+    return found
