@@ -55,7 +55,9 @@ def look(target: Target) -> Iterator[Finding]:
     pid = target.pid
     for tid in list_tids(pid):
         if int(tid) != int(pid) and kcmp(pid, tid, KcmpType.FS) is not Ordering.EQUAL:
-            yield Finding(f"thread {tid}", "has a working directory of its own")
+            yield Finding(
+                f"thread {tid}", "has a working directory of its own, which is not supported yet"
+            )
     if not os.path.samefile(f"/proc/{pid}/ns/mnt", "/proc/self/ns/mnt"):
         yield Finding("mounts", "the process is in another mount namespace")
     yield from _iter_findings(pid)

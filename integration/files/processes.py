@@ -96,10 +96,14 @@ def look(pid: Pid, resource: Resource = FILES) -> list[str]:
     return [str(finding) for finding in resource.look(Target(pid, FEATURES))]
 
 
-def capture(pid: Pid, resource: Resource = FILES):
-    """Look, freeze, capture; the record has been through an image's encoding."""
+def capture(pid: Pid, resource: Resource = FILES, *, meanwhile=nothing):
+    """Look, freeze, capture; the record has been through an image's encoding.
+
+    `meanwhile` runs between look and freeze.
+    """
     target = Target(pid, FEATURES)
     assert [str(finding) for finding in resource.look(target)] == []
+    meanwhile()
     with (
         freeze(pid, ptrace.Option.NONE) as frozen,
         arena(pid, frozen.tgid, frozen.leader) as lent,

@@ -1,6 +1,7 @@
 """Event counters, and how an older kernel is asked whether one is a semaphore."""
 
 import os
+import resource
 
 import pytest
 
@@ -9,7 +10,7 @@ from ckpt.kernel.procfs.fdinfo import read_fdinfo
 from ckpt.process.arena import arena
 from ckpt.process.freezer import freeze
 from ckpt.resources.files.eventfd import plan_probe, read_probe
-from integration.files.processes import brought_back, opened_by
+from integration.files.processes import brought_back, capture, opened_by, rebuilt
 
 HUGE = 2**64 - 2
 
@@ -58,3 +59,19 @@ def test_the_probe_tells_a_semaphore_and_leaves_the_count(mode, count):
         assert read_probe(replies) is bool(mode)
         info = read_fdinfo(pid, 3)
     assert info.eventfd.count == count
+
+
+def test_more_descriptors_than_our_own_soft_limit():
+    def prepare():
+        for number in range(400):
+            os.eventfd(number)
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with opened_by(prepare) as pid:
+        record = capture(pid)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (300, hard))
+    try:
+        with rebuilt(record, pid) as built:
+            assert built.capture() == record
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

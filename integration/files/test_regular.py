@@ -5,17 +5,21 @@ import fcntl
 import os
 import stat
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
 
-from ckpt.errors import RestoreFailed, UsageError
+from ckpt.errors import RestoreFailed, UnsupportedState, UsageError
 from ckpt.kernel.arch import NR
 from ckpt.kernel.libc import syscall
 from ckpt.process.remote import Out, call
 from ckpt.resources.base import RestoreOptions
 from ckpt.resources.files.table import FILES
+from ckpt.resources.filesystem import FILESYSTEM
 from integration.files.processes import brought_back, capture, look, opened_by, rebuilt
+
+CLONE_FS, CLONE_FILES = 0x200, 0x400
 
 
 @pytest.fixture
@@ -357,3 +361,53 @@ def test_inherit_must_name_a_descriptor_of_the_process(text):
         record = capture(pid)
     with pytest.raises(UsageError, match="--inherit 4"):
         findings(record, inherit={4: "/dev/null"})
+
+
+# ---- what happens between look and freeze
+
+
+def test_a_file_that_is_renamed_after_the_look_is_known_by_its_new_name(text, tmp_path):
+    with opened_by(lambda: os.open(text, os.O_RDONLY)) as pid:
+        record = capture(pid, meanwhile=lambda: os.rename(text, tmp_path / "new"))
+    assert record.descriptions[-1].record.file.path == str(tmp_path / "new")
+
+
+def test_a_file_that_is_written_after_the_look_is_known_as_it_is_then(text):
+    with opened_by(lambda: os.open(text, os.O_RDWR)) as pid:
+        record = capture(pid, meanwhile=lambda: os.truncate(text, 17))
+    assert record.descriptions[-1].record.file.size_bytes == 17
+
+
+def test_a_file_that_is_deleted_after_the_look_is_refused(text):
+    with (
+        opened_by(lambda: os.open(text, os.O_RDONLY)) as pid,
+        pytest.raises(UnsupportedState, match="is deleted"),
+    ):
+        capture(pid, meanwhile=lambda: os.unlink(text))
+
+
+# ---- threads
+
+
+@pytest.mark.parametrize(
+    ("flag", "resource", "problem"),
+    [
+        (CLONE_FILES, FILES, "has descriptors of its own, which is not supported yet"),
+        (CLONE_FS, FILESYSTEM, "has a working directory of its own, which is not supported yet"),
+    ],
+)
+def test_a_thread_with_a_table_of_its_own_is_refused(flag, resource, problem, tmp_path):
+    def live(ready):
+        assert ctypes.CDLL(None).unshare(flag) == 0
+        (tmp_path / "tid").write_text(str(threading.get_native_id()))
+        ready.set()
+        threading.Event().wait()
+
+    def prepare():
+        ready = threading.Event()
+        threading.Thread(target=live, args=(ready,), daemon=True).start()
+        ready.wait()
+
+    with opened_by(prepare) as pid:
+        found = look(pid, resource)
+    assert found == [f"thread {(tmp_path / 'tid').read_text()}: {problem}"]

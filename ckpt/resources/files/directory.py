@@ -17,7 +17,6 @@ from ckpt.process.remote import Reply
 from ckpt.resources.base import RestoreOptions
 from ckpt.resources.files.kind import Kind, Opening, flags_for_open
 from ckpt.resources.files.open_file import FdTable, OpenFile, Problem, path_problem
-from ckpt.resources.files.regular import problem as file_problem
 from ckpt.units import Fd
 
 
@@ -35,9 +34,9 @@ def matches(file: OpenFile) -> bool:
     return stat.S_ISDIR(file.status.st_mode)
 
 
-def problem(file: OpenFile, table: FdTable) -> Problem | None:
+def problem(file: OpenFile, _table: FdTable) -> Problem | None:
     """See `Kind.problem`."""
-    return file_problem(file, table) if file.info.locks else path_problem(file)
+    return path_problem(file)
 
 
 def capture(file: OpenFile, _table: FdTable, _replies: list[Reply]) -> DirectoryRecord:

@@ -7,8 +7,7 @@ grown since, and is taken as it is, said aloud; what it must not be is shorter t
 use. Any other file must be the same (`file_identity`). Nothing is copied into the image.
 
 Refused before the target is stopped: deleted files, files whose name was given to another file,
-files with locks or leases on them, files of /proc/PID. Not seen: dnotify requests, and that
-another process shares the offset.
+files of /proc/PID. Not seen: dnotify requests, and that another process shares the offset.
 """
 
 import os
@@ -53,19 +52,7 @@ def matches(file: OpenFile) -> bool:
 
 def problem(file: OpenFile, _table: FdTable) -> Problem | None:
     """See `Kind.problem`."""
-    if file.info.locks:
-        held = sorted({_LOCKS.get(lock.kind, lock.kind) for lock in file.info.locks})
-        return Problem(f"holds {' and '.join(held)} on the file, which is not supported yet")
     return path_problem(file)
-
-
-_LOCKS = {
-    "FLOCK": "a lock of flock",
-    "POSIX": "a lock of fcntl",
-    "OFDLCK": "a lock of fcntl",
-    "LEASE": "a lease",
-    "DELEG": "a delegation",
-}
 
 
 def capture(file: OpenFile, table: FdTable, _replies: list[Reply]) -> RegularRecord:

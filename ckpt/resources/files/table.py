@@ -40,13 +40,14 @@ from ckpt.resources.base import (
     Target,
     expect,
 )
-from ckpt.resources.files import external
+from ckpt.resources.files import external, locks
 from ckpt.resources.files.chardev import CHARDEV
 from ckpt.resources.files.directory import DIRECTORY
 from ckpt.resources.files.epoll import EPOLL, EpollRecord
 from ckpt.resources.files.eventfd import EVENTFD
 from ckpt.resources.files.external import EXTERNAL, ExternalRecord
 from ckpt.resources.files.kind import AnyKind, Attaching, Opening
+from ckpt.resources.files.locks import LockRecord
 from ckpt.resources.files.open_file import STANDARD_STREAMS, FdTable, OpenFile, Problem
 from ckpt.resources.files.pipe import PIPE
 from ckpt.resources.files.regular import REGULAR
@@ -59,6 +60,8 @@ KINDS: tuple[AnyKind, ...] = (REGULAR, DIRECTORY, CHARDEV, PIPE, TCP, EVENTFD, E
 
 _BY_NAME = {kind.name: kind for kind in (*KINDS, EXTERNAL)}
 _MAX_FD = 2**31 - 1
+_OTHER_FILES = 256
+"""More than a restore has open besides."""
 _LAST = 2**32 - 1
 """For close_range: up to the highest."""
 
@@ -72,6 +75,8 @@ class Description:
     """Access mode and status flags of open(2)."""
     record: Any
     """The record of its kind; given as plain values (from an image) it is made one."""
+    locks: tuple[LockRecord, ...] = ()
+    """Those that are held through it."""
 
     def __attrs_post_init__(self) -> None:
         """Refuse an unknown kind; turn plain values into the kind's record."""
@@ -139,7 +144,7 @@ def classify(file: OpenFile, table: FdTable) -> tuple[AnyKind | None, Problem | 
     problem = Problem(f"is {_describe(file.link)}, which is not supported yet")
     for kind in KINDS:
         if kind.matches(file):
-            found = kind.problem(file, table)
+            found = kind.problem(file, table) or locks.problem(file)
             if found is None:
                 return kind, None
             problem = found
@@ -196,7 +201,10 @@ def capture(stopped: Stopped) -> Capture[FilesRecord]:
         replies = iter((yield [one for calls in asked for one in calls]))
         descriptions = tuple(
             Description(
-                kind.name, file.flags, kind.capture(file, table, [next(replies) for _ in calls])
+                kind.name,
+                file.flags,
+                kind.capture(file, table, [next(replies) for _ in calls]),
+                locks.capture(file),
             )
             for kind, file, calls in zip(kinds, table.files, asked, strict=True)
         )
@@ -357,12 +365,24 @@ def prepare(record: FilesRecord, options: RestoreOptions) -> dict[str, Opened]:
     opened: dict[str, Opened] = {}
     with contextlib.ExitStack() as undo, contextlib.ExitStack() as helpers:
         opening = Opening(options, helpers)
-        for source in _plan_sources(record, options):
+        sources = _plan_sources(record, options)
+        _make_room(len(sources))
+        for source in sources:
             fd = _open(record.descriptions[source.index], source, opening)
             undo.callback(os.close, fd)
             opened[source.key] = Opened(fd)
         undo.pop_all()
     return opened
+
+
+def _make_room(n_files: int) -> None:
+    """Raise our own soft limit of open files, as far as the hard one lets us."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    need = min(n_files + _OTHER_FILES, hard)
+    if need > soft:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (need, hard))
 
 
 def _open(description: Description, source: _Source, opening: Opening) -> Fd:
@@ -390,6 +410,19 @@ def restore(record: FilesRecord, rebuilt: Rebuilt) -> Restore:
         if attach:
             fd = RemoteFd(record.fds_of(index)[0])
             yield from attach(description.record, fd, attaching)
+    yield from _restore_locks(record, attaching)
+
+
+def _restore_locks(record: FilesRecord, attaching: Attaching) -> Restore:
+    """Take all locks, now that no close in the process can drop them."""
+    for index, description in enumerate(record.descriptions):
+        fd = record.fds_of(index)[0]
+        if not description.locks:
+            continue
+        if fd in attaching.replaced_fds:
+            attaching.rebuilt.warn(f"fd {fd} is another file now, on which nothing is locked")
+            continue
+        yield from locks.restore(description.locks, RemoteFd(fd), description.name)
 
 
 def _place(record: FilesRecord, entry: FdRecord, rebuilt: Rebuilt) -> Call:

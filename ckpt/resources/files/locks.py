@@ -1,0 +1,139 @@
+"""Locks that a process holds on the files it has open: of fcntl(2), by process or by description,
+and of flock(2).
+
+    kind    belongs to               asked for by        gone with
+    POSIX   process and file         F_SETLK             any close of that file by the process
+    OFD     open file description    F_OFD_SETLK         the last close of the description
+    FLOCK   open file description    flock(2)            the last close of the description
+
+The `lock:` lines of fdinfo show each of them once, at the description that it was asked through.
+They are taken again inside the restored process, after the last descriptor was closed there.
+
+Kernel: fcntl_locking(2), flock(2), proc_pid_fdinfo(5), fs/locks.c (`show_fd_locks`).
+
+Refused before the target is stopped: leases, delegations, mandatory locks. A lock that another
+process has taken meanwhile fails the restore. Between the end of the old process and the restore
+nothing holds the locks.
+"""
+
+import fcntl
+import struct
+from collections.abc import Iterable
+
+import attrs
+
+from ckpt.errors import RestoreFailed
+from ckpt.kernel.arch import NR
+from ckpt.kernel.procfs.fdinfo import FileLock
+from ckpt.process.remote import Call, In, InOut, Reply, call
+from ckpt.resources.base import Restore, expect
+from ckpt.resources.files.open_file import OpenFile, Problem
+from ckpt.units import RemoteFd
+
+_FLOCK = struct.Struct("<hh4xqqi4x")
+"""`struct flock` of include/uapi/asm-generic/fcntl.h: type, whence, start, len, pid."""
+_SEEK_SET = 0
+_EAGAIN, _EACCES = 11, 13
+_F_OFD_GETLK, _F_OFD_SETLK = 36, 37
+_SET = {"POSIX": fcntl.F_SETLK, "OFDLCK": _F_OFD_SETLK}
+_GET = {"POSIX": fcntl.F_GETLK, "OFDLCK": _F_OFD_GETLK}
+_WHOLE_FILES = "FLOCK"
+_KINDS = (*_SET, _WHOLE_FILES)
+_TO_THE_END = -1
+_REFUSED = {"LEASE": "a lease", "DELEG": "a delegation"}
+
+
+@attrs.frozen(slots=True)
+class LockRecord:
+    """One lock on one file."""
+
+    kind: str
+    """`POSIX`, `OFDLCK` or `FLOCK`, as the kernel calls them."""
+    exclusive: bool
+    """For writing; else shared."""
+    first_byte: int
+    last_byte: int
+    """-1: up to the end of the file, however it grows."""
+
+    def __attrs_post_init__(self) -> None:
+        """Refuse what neither fcntl nor flock would take."""
+        if self.kind not in _KINDS:
+            raise ValueError(f"unknown kind of lock {self.kind!r}")
+        if self.first_byte < 0 or (
+            self.last_byte != _TO_THE_END and self.last_byte < self.first_byte
+        ):
+            raise ValueError(f"no bytes can be locked from {self.first_byte} to {self.last_byte}")
+
+    @property
+    def type(self) -> int:
+        """F_RDLCK or F_WRLCK."""
+        return fcntl.F_WRLCK if self.exclusive else fcntl.F_RDLCK
+
+    @property
+    def flock(self) -> bytes:
+        """Its `struct flock`."""
+        length = 0 if self.last_byte == _TO_THE_END else self.last_byte - self.first_byte + 1
+        return _FLOCK.pack(self.type, _SEEK_SET, self.first_byte, length, 0)
+
+
+def problem(file: OpenFile) -> Problem | None:
+    """Tell why the locks on a description cannot be captured; None if they can, or are none."""
+    refused = sorted({what for what in map(_refuse, file.info.locks) if what})
+    if not refused:
+        return None
+    return Problem(f"holds {' and '.join(refused)} on the file, which is not supported")
+
+
+def _refuse(lock: FileLock) -> str:
+    """Return what a user calls a lock that cannot be captured; empty if it can."""
+    if lock.kind not in _KINDS:
+        return _REFUSED.get(lock.kind, f"a lock of kind {lock.kind}")
+    if lock.state != "ADVISORY" or lock.mode not in ("READ", "WRITE"):
+        return "a mandatory lock"
+    return ""
+
+
+def capture(file: OpenFile) -> tuple[LockRecord, ...]:
+    """Return the locks that are held through a description."""
+    return tuple(
+        LockRecord(
+            kind=lock.kind,
+            exclusive=lock.mode == "WRITE",
+            first_byte=lock.start,
+            last_byte=_TO_THE_END if lock.end is None else lock.end,
+        )
+        for lock in file.info.locks
+    )
+
+
+def restore(locks: Iterable[LockRecord], fd: RemoteFd, name: str) -> Restore:
+    """Take the locks again, through `fd`, a descriptor of the restored process.
+
+    Raises:
+        RestoreFailed: another process holds one of them now.
+    """
+    locks = tuple(locks)
+    replies = yield [_plan(lock, fd) for lock in locks]
+    for lock, reply in zip(locks, replies, strict=True):
+        if reply.error in (_EAGAIN, _EACCES):
+            asked = [call(NR.fcntl, fd, _GET[lock.kind], InOut(lock.flock))] * (lock.kind in _GET)
+            raise RestoreFailed(f"locking {name}", _explain((yield asked)))
+    expect(f"locking {name}", replies)
+
+
+def _plan(lock: LockRecord, fd: RemoteFd) -> Call:
+    if lock.kind == _WHOLE_FILES:
+        operation = fcntl.LOCK_EX if lock.exclusive else fcntl.LOCK_SH
+        return call(NR.flock, fd, operation | fcntl.LOCK_NB)
+    return call(NR.fcntl, fd, _SET[lock.kind], In(lock.flock))
+
+
+def _explain(replies: list[Reply]) -> str:
+    """Say who holds a lock that was refused, as far as the kernel tells."""
+    holder = "another process"
+    for reply in replies:
+        kind, _, _, _, pid = _FLOCK.unpack(reply.outs[0])
+        # An OFD lock belongs to no process: the kernel says -1.
+        if reply.ok and kind != fcntl.F_UNLCK and pid > 0:
+            holder = f"process {pid}"
+    return f"{holder} holds a lock on it that the checkpoint had; end that process, or its use"
