@@ -1,7 +1,6 @@
 """Regular files, directories and devices: offsets, flags, sharing, and what may have changed."""
 
 import ctypes
-import fcntl
 import os
 import stat
 import subprocess
@@ -334,21 +333,6 @@ def test_a_file_that_has_another_ones_name_is_refused(tmp_path):
     finally:
         if mounted:
             subprocess.run(["umount", hidden], check=True)
-
-
-def test_locks_are_refused(text):
-    def prepare():
-        fcntl.flock(os.open(text, os.O_RDWR), fcntl.LOCK_EX)
-        fcntl.lockf(os.open(text, os.O_RDWR), fcntl.LOCK_EX, 10)
-        fcntl.fcntl(os.open(text + "2", os.O_RDWR | os.O_CREAT), fcntl.F_SETLEASE, fcntl.F_WRLCK)
-
-    with opened_by(prepare) as pid:
-        found = look(pid)
-    assert [line.split("): ")[1] for line in found] == [
-        "holds a lock of flock on the file, which is not supported yet",
-        "holds a lock of fcntl on the file, which is not supported yet",
-        "holds a lease on the file, which is not supported yet",
-    ]
 
 
 def test_a_file_of_a_process_is_refused():

@@ -1,5 +1,4 @@
-"""Locks that a process holds on the files it has open: of fcntl(2), by process or by description,
-and of flock(2).
+"""Locks that a process holds on the files it has open.
 
     kind    belongs to               asked for by        gone with
     POSIX   process and file         F_SETLK             any close of that file by the process
@@ -103,6 +102,8 @@ def capture(file: OpenFile) -> tuple[LockRecord, ...]:
             last_byte=_TO_THE_END if lock.end is None else lock.end,
         )
         for lock in file.info.locks
+        # What stands in for a file that is gone (`external`) is captured whatever is held on that.
+        if not _refuse(lock)
     )
 
 
@@ -116,8 +117,7 @@ def restore(locks: Iterable[LockRecord], fd: RemoteFd, name: str) -> Restore:
     replies = yield [_plan(lock, fd) for lock in locks]
     for lock, reply in zip(locks, replies, strict=True):
         if reply.error in (_EAGAIN, _EACCES):
-            asked = [call(NR.fcntl, fd, _GET[lock.kind], InOut(lock.flock))] * (lock.kind in _GET)
-            raise RestoreFailed(f"locking {name}", _explain((yield asked)))
+            raise RestoreFailed(f"locking {name}", _explain((yield _plan_asking(lock, fd))))
     expect(f"locking {name}", replies)
 
 
@@ -126,6 +126,13 @@ def _plan(lock: LockRecord, fd: RemoteFd) -> Call:
         operation = fcntl.LOCK_EX if lock.exclusive else fcntl.LOCK_SH
         return call(NR.flock, fd, operation | fcntl.LOCK_NB)
     return call(NR.fcntl, fd, _SET[lock.kind], In(lock.flock))
+
+
+def _plan_asking(lock: LockRecord, fd: RemoteFd) -> list[Call]:
+    """Return what asks who holds a lock; nothing can for flock."""
+    if lock.kind == _WHOLE_FILES:
+        return []
+    return [call(NR.fcntl, fd, _GET[lock.kind], InOut(lock.flock))]
 
 
 def _explain(replies: list[Reply]) -> str:
