@@ -1,0 +1,132 @@
+"""What one process alone cannot be brought back with is named before it is touched."""
+
+import ctypes
+import os
+import signal
+import struct
+import threading
+
+import attrs
+import pytest
+
+from ckpt.kernel.prctl import Prctl
+from ckpt.resources.clocks import CLOCKS, ClocksRecord
+from ckpt.resources.credentials import CREDENTIALS
+from ckpt.resources.identity import IDENTITY
+from ckpt.resources.limits import LIMITS, LimitRecord
+from ckpt.resources.threads import THREAD
+from integration.freezer.targets import child
+from integration.resources.embryos import FEATURES, capture, look
+
+_CLONE_FILES, _CLONE_NEWNS, _CLONE_NEWUTS = 0x400, 0x20000, 0x4000000
+_SECCOMP_MODE_FILTER = 2
+_ALLOW = 0x7FFF_0000
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def nothing():
+    pass
+
+
+def succeed(result):
+    if result:
+        raise OSError(ctypes.get_errno(), "the child could not prepare itself")
+
+
+def test_an_ordinary_process_is_not_refused():
+    with child(nothing) as pid:
+        assert look(IDENTITY, pid) == []
+        assert look(THREAD, pid) == []
+
+
+def test_a_child_is_named():
+    def have_a_child():
+        if os.fork() == 0:
+            libc.prctl(Prctl.SET_PDEATHSIG, signal.SIGKILL)
+            while True:
+                signal.pause()
+
+    with child(have_a_child) as pid:
+        (finding,) = look(IDENTITY, pid)
+        assert "has a child process" in finding
+
+
+def test_a_child_that_was_not_waited_for_is_named():
+    def have_a_zombie():
+        ended = os.fork()
+        if ended == 0:
+            os._exit(0)
+        os.waitid(os.P_PID, ended, os.WEXITED | os.WNOWAIT)
+
+    with child(have_a_zombie) as pid:
+        (finding,) = look(IDENTITY, pid)
+        assert "was not waited for" in finding
+
+
+def test_seccomp_is_named():
+    def confine():
+        class Filter(ctypes.Structure):
+            _fields_ = (("n", ctypes.c_ushort), ("code", ctypes.c_void_p))
+
+        code = ctypes.create_string_buffer(struct.pack("<HBBI", 0x06, 0, 0, _ALLOW))
+        program = Filter(1, ctypes.addressof(code))
+        succeed(libc.prctl(Prctl.SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+        succeed(libc.prctl(Prctl.SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(program)))
+
+    with child(confine) as pid:
+        (finding,) = look(IDENTITY, pid)
+        assert "seccomp" in finding
+
+
+@pytest.mark.parametrize(("flag", "name"), [(_CLONE_NEWUTS, "host name"), (_CLONE_NEWNS, "mount")])
+def test_another_namespace_is_named(flag, name):
+    with child(lambda: succeed(libc.unshare(flag))) as pid:
+        (finding,) = look(IDENTITY, pid)
+        assert f"another {name} namespace" in finding
+
+
+def test_a_thread_with_descriptors_of_its_own_is_named():
+    def unshare_in_a_thread():
+        done = threading.Event()
+
+        def live_apart():
+            succeed(libc.unshare(_CLONE_FILES))
+            done.set()
+            signal.pause()
+
+        threading.Thread(target=live_apart).start()
+        done.wait()
+
+    with child(unshare_in_a_thread) as pid:
+        (finding,) = look(IDENTITY, pid)
+        assert "file descriptors of its own" in finding
+
+
+def test_a_hard_limit_that_cannot_be_raised_is_named():
+    features = attrs.evolve(FEATURES, capabilities=FEATURES.capabilities - {"sys_resource"})
+    with child(nothing) as pid:
+        record = capture(LIMITS, pid)
+    assert list(LIMITS.check_host(record, features)) == []
+    files = next(limit for limit in record.limits if limit.resource == 7)
+    higher = LimitRecord(7, files.soft, files.hard + 1)
+    record = attrs.evolve(record, limits=(higher,))
+    (finding,) = LIMITS.check_host(record, features)
+    assert "RLIMIT_NOFILE" in str(finding)
+    with_capability = attrs.evolve(FEATURES, capabilities=frozenset({"sys_resource"}))
+    assert list(LIMITS.check_host(record, with_capability)) == []
+
+
+def test_capabilities_that_we_lack_are_named():
+    with child(nothing) as pid:
+        record = capture(CREDENTIALS, pid)
+    assert list(CREDENTIALS.check_host(record, FEATURES)) == []
+    beyond = attrs.evolve(record, permitted=record.permitted | 1 << 62)
+    (finding,) = CREDENTIALS.check_host(beyond, FEATURES)
+    assert "cap_62" in str(finding)
+
+
+def test_a_host_without_time_namespaces_is_named():
+    record = ClocksRecord(1, 1)
+    assert list(CLOCKS.check_host(record, FEATURES)) == []
+    (finding,) = CLOCKS.check_host(record, attrs.evolve(FEATURES, timens=False))
+    assert "time namespace" in str(finding)
