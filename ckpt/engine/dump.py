@@ -27,7 +27,7 @@ from ckpt.engine.pages import (
     Pool,
     build_runs,
     covered,
-    own_spans,
+    own_mappings,
     split,
     untrusted_spans,
 )
@@ -51,7 +51,7 @@ from ckpt.tracker.base import TrackerName
 from ckpt.tracker.choose import AUTO, Plan, choose_tracker, plan_generation
 from ckpt.tracker.epoch import Epoch, read_epoch
 from ckpt.tracker.populated import opened_pagemap, scan_populated
-from ckpt.tracker.spans import Spans, join, subtract, total_bytes
+from ckpt.tracker.spans import Own, Spans, join, subtract, total_bytes
 from ckpt.units import GenerationNo, Pid
 
 
@@ -206,8 +206,9 @@ def _estimate_bytes(pid: Pid, features: Features, plan: Plan) -> int:
     """Return how much memory to touch before the freeze: what may have to be held, roughly."""
     vmas = iter_own_vmas(maps.read_maps(pid))
     spans = join((vma.span.start, vma.span.end) for vma in vmas if not vma.shared)
+    own = Own(anonymous=[], mapped=spans)
     with opened_pagemap(pid) as fd:
-        n_bytes = total_bytes(scan_populated(fd, spans, features))
+        n_bytes = total_bytes(scan_populated(fd, own, features))
     return n_bytes // 8 if plan.parent is not None else n_bytes
 
 
@@ -249,7 +250,7 @@ def _capture(work: _Work, frozen: Frozen) -> ProcessImage:
 
 def _copy(work: _Work, memory: MemoryRecord) -> tuple[Copy, Spans]:
     """Scan and read what must be stored; return it, and the pages that the parent holds."""
-    scan = work.tracking.collect(own_spans(memory))
+    scan = work.tracking.collect(own_mappings(memory))
     copy = Copy(work.pid, work.writer, work.pool)
     if work.parent is not None and work.tracking.name is TrackerName.COMPARE:
         drop = DropEqual(work.parent, space_name(work.pid))

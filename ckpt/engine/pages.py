@@ -22,7 +22,7 @@ from ckpt.kernel import process_vm
 from ckpt.resources.memory import MemoryRecord
 from ckpt.tracker.base import Scan
 from ckpt.tracker.compare import equal_pages
-from ckpt.tracker.spans import Spans, intersect, join, subtract
+from ckpt.tracker.spans import Own, Spans, intersect, join, subtract
 from ckpt.units import AddrRange, Pid, RemoteAddr
 
 CHUNK_BYTES = 4 << 20
@@ -31,9 +31,13 @@ HOLD_BYTES = 64 << 20
 """How much is held in memory until the target runs again; more is compressed while it stands."""
 
 
-def own_spans(memory: MemoryRecord) -> Spans:
-    """Return the addresses whose pages can be the process's own."""
-    return join((vma.start, vma.end) for vma in memory.vmas if vma.has_own_pages)
+def own_mappings(memory: MemoryRecord) -> Own:
+    """Return the mappings whose pages can be the process's own."""
+    own = [vma for vma in memory.vmas if vma.has_own_pages]
+    return Own(
+        anonymous=join((vma.start, vma.end) for vma in own if vma.file < 0),
+        mapped=join((vma.start, vma.end) for vma in own if vma.file >= 0),
+    )
 
 
 def untrusted_spans(memory: MemoryRecord) -> Spans:

@@ -23,7 +23,7 @@ import attrs
 
 from ckpt.engine.identity import read_exec_id
 from ckpt.engine.layout import choose_arena, number_inherited, spans_of
-from ckpt.engine.pages import own_spans
+from ckpt.engine.pages import own_mappings
 from ckpt.engine.records import ProcessImage, ThreadImage, decode_processes
 from ckpt.engine.tracking import drop_epoch, tracking
 from ckpt.errors import CkptError, FileChanged, HostMismatch, NoGeneration, PidTaken, RestoreFailed
@@ -249,7 +249,7 @@ def _arm_and_let_go(work: _Work, embryo: Embryo, chain_id: str) -> None:
     with tracking(identity, exec_id, name, work.features) as lent:
         lent.attach(embryo.arena, embryo.leader)
         _unmap_arena(embryo)
-        lent.collect(own_spans(work.process.resources["memory"]))
+        lent.collect(own_mappings(work.process.resources["memory"]))
         try:
             lent.advance(chain_id, manifest.generation)
         except CkptError as error:

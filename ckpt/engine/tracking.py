@@ -18,7 +18,7 @@ from ckpt.tracker.compare import Compare
 from ckpt.tracker.epoch import Epoch, advance, invalidate
 from ckpt.tracker.full import Full
 from ckpt.tracker.softdirty import SoftDirty
-from ckpt.tracker.spans import Spans
+from ckpt.tracker.spans import Own
 from ckpt.tracker.writeprotect import WriteProtect, create_inside
 from ckpt.units import GenerationNo, Pid
 
@@ -58,7 +58,7 @@ class Tracking:
         if self.name is TrackerName.WRITEPROTECT and self._writeprotect is None:
             self._writeprotect = create_inside(self.pid, arena, task)
 
-    def collect(self, own: Spans) -> Scan:
+    def collect(self, own: Own) -> Scan:
         """Ask the tracker and re-arm it; from here on the old epoch is void."""
         invalidate(self.pid)
         return self._tracker().collect(self.pid, own)

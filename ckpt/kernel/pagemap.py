@@ -221,7 +221,7 @@ def _join_seam(regions: list[Region], found: list[tuple[int, ...]]) -> None:
             regions.pop()
 
 
-def scan_populated_private(fd: int, span: AddrRange) -> list[Run]:
+def scan_populated_private(fd: int, span: AddrRange, *, of_file: bool = True) -> list[Run]:
     """Return the pages of `span` whose content is the process's own: anonymous, not the zero page.
 
     In a private file mapping these are the pages that were copied on write. Pages in swap are
@@ -234,11 +234,12 @@ def scan_populated_private(fd: int, span: AddrRange) -> list[Run]:
     Raises:
         TargetGone: the address space has ended, by exec or with the process.
     """
+    absent = PAGE_IS_PFNZERO | (PAGE_IS_FILE if of_file else 0)
     regions = scan(
         fd,
         span,
-        category_mask=PAGE_IS_FILE | PAGE_IS_PFNZERO,
-        category_inverted=PAGE_IS_FILE | PAGE_IS_PFNZERO,
+        category_mask=absent,
+        category_inverted=absent,
         category_anyof_mask=PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
         return_mask=PAGE_IS_SWAPPED,
     )

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import attrs
 
-from ckpt.tracker.spans import Spans
+from ckpt.tracker.spans import Own, Spans
 from ckpt.units import Pid
 
 
@@ -40,11 +40,11 @@ class Tracker(Protocol):
     def name(self) -> TrackerName:
         """Which one it is."""
 
-    def collect(self, pid: Pid, own: Spans) -> Scan:
+    def collect(self, pid: Pid, own: Own) -> Scan:
         """Return what was written in the private mappings `own` since the epoch, and re-arm.
 
         State:  target frozen. Pages must be read after this call, not before.
-        Shape:  `own` and the result: ascending, disjoint, page aligned byte ranges.
+        Shape:  the result: ascending, disjoint, page aligned byte ranges.
 
         Raises:
             TargetGone: the process ended.

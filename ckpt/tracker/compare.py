@@ -9,7 +9,7 @@ import attrs
 from ckpt.kernel.features import Features
 from ckpt.tracker.base import Scan, TrackerName
 from ckpt.tracker.populated import opened_pagemap, scan_populated
-from ckpt.tracker.spans import Spans
+from ckpt.tracker.spans import Own
 from ckpt.units import Pid
 
 
@@ -20,7 +20,7 @@ class Compare:
     features: Features
     name: TrackerName = TrackerName.COMPARE
 
-    def collect(self, pid: Pid, own: Spans) -> Scan:
+    def collect(self, pid: Pid, own: Own) -> Scan:
         """See `base.Tracker.collect`."""
         with opened_pagemap(pid) as fd:
             return Scan(scan_populated(fd, own, self.features), [])

@@ -5,7 +5,7 @@ import attrs
 from ckpt.kernel.features import Features
 from ckpt.tracker.base import Scan, TrackerName
 from ckpt.tracker.populated import opened_pagemap, scan_populated
-from ckpt.tracker.spans import Spans
+from ckpt.tracker.spans import Own
 from ckpt.units import Pid
 
 
@@ -16,7 +16,7 @@ class Full:
     features: Features
     name: TrackerName = TrackerName.FULL
 
-    def collect(self, pid: Pid, own: Spans) -> Scan:
+    def collect(self, pid: Pid, own: Own) -> Scan:
         """See `base.Tracker.collect`."""
         with opened_pagemap(pid) as fd:
             return Scan(scan_populated(fd, own, self.features), [])

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from ckpt.kernel import pagemap
 from ckpt.kernel.features import Features
-from ckpt.tracker.spans import Spans, join
+from ckpt.tracker.spans import Own, Spans, join
 from ckpt.units import AddrRange, Fd, Pid, RemoteAddr
 
 _CHUNK_BYTES = 1 << 30
@@ -35,14 +35,16 @@ def iter_chunks(spans: Spans) -> Iterator[AddrRange]:
             yield AddrRange(RemoteAddr(at), RemoteAddr(min(at + _CHUNK_BYTES, end)))
 
 
-def scan_populated(fd: Fd, own: Spans, features: Features) -> Spans:
+def scan_populated(fd: Fd, own: Own, features: Features) -> Spans:
     """Return the pages inside `own` whose content is the process's own."""
     found: Spans = []
     if features.pagemap_scan:
-        for span in iter_ranges(own):
+        for span in iter_ranges(own.anonymous):
+            found += pagemap.scan_populated_private(fd, span, of_file=False)
+        for span in iter_ranges(own.mapped):
             found += pagemap.scan_populated_private(fd, span)
     else:
-        for span in iter_chunks(own):
+        for span in iter_chunks(own.all):
             entries = pagemap.read_entries(fd, span)
             found += pagemap.runs_of(pagemap.populated_private(entries), span.start)
     return join(found)

@@ -14,7 +14,7 @@ from ckpt.kernel import clear_refs, pagemap
 from ckpt.kernel.features import Features
 from ckpt.tracker.base import Scan, TrackerName
 from ckpt.tracker.populated import iter_chunks, iter_ranges, opened_pagemap, scan_populated
-from ckpt.tracker.spans import Spans, join, subtract
+from ckpt.tracker.spans import Own, Spans, join, subtract
 from ckpt.units import Fd, Pid
 
 
@@ -25,10 +25,10 @@ class SoftDirty:
     features: Features
     name: TrackerName = TrackerName.SOFTDIRTY
 
-    def collect(self, pid: Pid, own: Spans) -> Scan:
+    def collect(self, pid: Pid, own: Own) -> Scan:
         """See `base.Tracker.collect`."""
         with opened_pagemap(pid) as fd:
-            dirty = self._scan_dirty(fd, own)
+            dirty = self._scan_dirty(fd, own.all)
             clear_refs.clear_soft_dirty(pid)
             populated = scan_populated(fd, own, self.features)
         return Scan(populated, subtract(populated, dirty))

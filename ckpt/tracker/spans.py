@@ -6,7 +6,24 @@ pass over both lists: a little Python per range, none per page.
 
 from collections.abc import Iterable
 
+import attrs
+
 Spans = list[tuple[int, int]]
+
+
+@attrs.frozen(slots=True)
+class Own:
+    """The mappings whose pages can be the process's own; see `Spans` for their form."""
+
+    anonymous: Spans
+    mapped: Spans
+    """Private mappings of files: only the pages that were copied on write are its own. Telling them
+    costs four times as much, so it is asked only here (measured: 3.6 against 0.8 ms in 256 MiB)."""
+
+    @property
+    def all(self) -> Spans:
+        """Both."""
+        return join([*self.anonymous, *self.mapped])
 
 
 def intersect(left: Spans, right: Spans) -> Spans:

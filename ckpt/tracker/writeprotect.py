@@ -14,6 +14,7 @@ Kernel: userfaultfd(2), ioctl_userfaultfd(2), Documentation/admin-guide/mm/pagem
 
 import contextlib
 import os
+from collections.abc import Iterator
 
 import attrs
 
@@ -36,7 +37,7 @@ from ckpt.process.remote import call
 from ckpt.process.task import Task
 from ckpt.tracker.base import Scan, TrackerName
 from ckpt.tracker.populated import iter_ranges, opened_pagemap
-from ckpt.tracker.spans import Spans, intersect, join, subtract
+from ckpt.tracker.spans import Own, Spans, intersect, join, subtract
 from ckpt.units import AddrRange, Fd, Pid, RemoteFd
 
 _FEATURES = UffdFeature.WP_ASYNC | UffdFeature.WP_UNPOPULATED | UffdFeature.WP_HUGETLBFS_SHMEM
@@ -63,13 +64,13 @@ class WriteProtect:
             # watched. It is never believed to be clean, so nothing is lost.
             return
 
-    def collect(self, pid: Pid, own: Spans) -> Scan:
+    def collect(self, pid: Pid, own: Own) -> Scan:
         """See `base.Tracker.collect`."""
         with opened_pagemap(pid) as fd:
             written = _protect(fd, own)
-            seen = _classify(fd, own)
+            seen = _look(fd, own)
         # Registered after they were looked at: what is new now was not protected until now.
-        for span in iter_ranges(own):
+        for span in iter_ranges(own.all):
             self._register(pid, span)
         for span in iter_ranges(seen.unwatched):
             self._write_protect(pid, span)
@@ -94,15 +95,23 @@ class _Seen:
     """Pages in mappings that are not registered."""
 
 
-def _protect(fd: Fd, own: Spans) -> Spans:
+def _iter_absent(own: Own) -> Iterator[tuple[AddrRange, int]]:
+    """Walk the mappings, each with the categories of what is no page of the process's own."""
+    for span in iter_ranges(own.anonymous):
+        yield span, PAGE_IS_PFNZERO
+    for span in iter_ranges(own.mapped):
+        yield span, PAGE_IS_PFNZERO | PAGE_IS_FILE
+
+
+def _protect(fd: Fd, own: Own) -> Spans:
     """Return the pages that were written and protect them again, in one step."""
     written: Spans = []
-    for span in iter_ranges(own):
+    for span, absent in _iter_absent(own):
         regions = pagemap.scan(
             fd,
             span,
-            category_mask=PAGE_IS_WPALLOWED | PAGE_IS_WRITTEN | PAGE_IS_FILE,
-            category_inverted=PAGE_IS_FILE,
+            category_mask=PAGE_IS_WPALLOWED | PAGE_IS_WRITTEN | absent,
+            category_inverted=absent,
             category_anyof_mask=PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
             return_mask=PAGE_IS_WRITTEN,
             flags=PM_SCAN_WP_MATCHING,
@@ -111,18 +120,18 @@ def _protect(fd: Fd, own: Spans) -> Spans:
     return join(written)
 
 
-def _classify(fd: Fd, own: Spans) -> _Seen:
+def _look(fd: Fd, own: Own) -> _Seen:
     """Return which pages exist, and what is known of them."""
     populated: Spans = []
     unwritten: Spans = []
     unwatched: Spans = []
     in_swap: Spans = []
-    for span in iter_ranges(own):
+    for span, absent in _iter_absent(own):
         regions = pagemap.scan(
             fd,
             span,
-            category_mask=PAGE_IS_FILE | PAGE_IS_PFNZERO,
-            category_inverted=PAGE_IS_FILE | PAGE_IS_PFNZERO,
+            category_mask=absent,
+            category_inverted=absent,
             category_anyof_mask=PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
             return_mask=PAGE_IS_WPALLOWED | PAGE_IS_WRITTEN | PAGE_IS_SWAPPED,
         )

@@ -18,7 +18,7 @@ from ckpt.engine.pages import (
     build_runs,
     covered,
     iter_chunks,
-    own_spans,
+    own_mappings,
     split,
     untrusted_spans,
 )
@@ -80,7 +80,7 @@ def test_own_pages_are_those_of_private_mappings():
         vma(8, 9, special="[vdso]"),
         vma(10, 12),
     )
-    assert own_spans(record) == [(1 * PAGE, 5 * PAGE), (10 * PAGE, 12 * PAGE)]
+    assert own_mappings(record).all == [(1 * PAGE, 5 * PAGE), (10 * PAGE, 12 * PAGE)]
 
 
 def test_mergeable_memory_is_not_trusted_to_a_tracker():
@@ -122,7 +122,7 @@ def address_spaces(draw):
         )
         at = end
     record = memory(*vmas)
-    own = sorted(pages(own_spans(record)))
+    own = sorted(pages(own_mappings(record).all))
     fates = draw(st.lists(st.sampled_from("dp-"), min_size=len(own), max_size=len(own)))
     chosen = dict(zip(own, fates, strict=True))
     stored = {page for page, fate in chosen.items() if fate == "d"}
