@@ -40,8 +40,9 @@ class SchedulingRecord:
     nice: int
     rt_priority: int
     runtime_ns: int
-    """This and the next two: of SCHED_DEADLINE."""
+    """Of SCHED_DEADLINE; of an ordinary policy the length of its slices (Linux 6.12)."""
     deadline_ns: int
+    """This and the next: of SCHED_DEADLINE."""
     period_ns: int
     util_min: int
     """0 to 1024; both are 0 where the kernel has no utilisation clamps."""
@@ -141,13 +142,17 @@ def _set_processors(processors: tuple[int, ...], rebuilt: Rebuilt) -> None:
 def _attr_of(record: SchedulingRecord, now: SchedulingRecord) -> sched.sched_attr:
     clamped = (record.util_min, record.util_max) != (now.util_min, now.util_max)
     has_clamps = bool(record.util_max and now.util_max)
+    # An ordinary slice that is set is kept as set, even if it equals the default: 0 leaves it alone.
+    runtime_ns = record.runtime_ns
+    if record.policy != sched.SchedPolicy.DEADLINE and runtime_ns == now.runtime_ns:
+        runtime_ns = 0
     return sched.sched_attr(
         size=ctypes.sizeof(sched.sched_attr),
         sched_policy=record.policy,
         sched_flags=record.flags | (_CLAMPS if clamped and has_clamps else 0),
         sched_nice=record.nice,
         sched_priority=record.rt_priority,
-        sched_runtime=record.runtime_ns,
+        sched_runtime=runtime_ns,
         sched_deadline=record.deadline_ns,
         sched_period=record.period_ns,
         sched_util_min=record.util_min,
