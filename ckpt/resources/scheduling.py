@@ -142,7 +142,7 @@ def _set_processors(processors: tuple[int, ...], rebuilt: Rebuilt) -> None:
 def _attr_of(record: SchedulingRecord, now: SchedulingRecord) -> sched.sched_attr:
     clamped = (record.util_min, record.util_max) != (now.util_min, now.util_max)
     has_clamps = bool(record.util_max and now.util_max)
-    # An ordinary slice that is set is kept as set, even if it equals the default: 0 leaves it alone.
+    # A slice that is set stays set, even if it equals the default: 0 leaves it alone.
     runtime_ns = record.runtime_ns
     if record.policy != sched.SchedPolicy.DEADLINE and runtime_ns == now.runtime_ns:
         runtime_ns = 0
