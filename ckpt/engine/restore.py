@@ -278,7 +278,7 @@ def _let_go(process: ProcessImage, embryo: Embryo) -> None:
     for task in embryo.tasks.values():
         task.disturbed = True
         task.put_back()
-    if process.stopped_by:
+    if process.stopped_by or any(task.deferred_stop for task in embryo.tasks.values()):
         os.kill(process.pid, signal.SIGSTOP)
     for task in embryo.tasks.values():
         ptrace.detach(task.tid)
