@@ -9,12 +9,16 @@ that does nothing by default and has no handler in the target: the loop ends by 
 itself. Traced, it is our stop. If we were killed meanwhile, it is nothing, and the next
 instruction, rt_sigreturn on the prepared frame, gives the task its own registers back.
 
+It lies apart from every mapping of the target (`choose_place`). The kernel would merge it with a
+neighbour of the same kind, and a merged mapping counts as written as a whole (soft-dirty bits).
+
 The mapping is made and removed by single calls through a `syscall` instruction of the target
 (`task.run_single`): windows of about 0.1 ms in which a killed ckpt would leave the task astray.
 """
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import attrs
 
@@ -36,6 +40,8 @@ _FRAME_PAGES = 4
 _DATA_OFFSET = arch.PAGE_SIZE * (1 + _FRAME_PAGES)
 ARENA_SIZE = arch.PAGE_SIZE * 80
 """Bytes of the whole mapping; only the pages that a batch needs are ever touched."""
+_APART = 1 << 20
+"""Bytes between an arena and its neighbours; a mapping that grows down keeps as many free."""
 
 
 def find_syscall_insn(pid: Pid) -> RemoteAddr:
@@ -184,11 +190,26 @@ def _map_code_unwritable(task: Task, insn: RemoteAddr, base: RemoteAddr) -> None
         )
 
 
+def choose_place(vmas: Sequence[maps.Vma]) -> RemoteAddr | None:
+    """Return addresses for an arena in the widest hole below a mapping, None if all are narrow.
+
+    Args:
+        vmas: all mappings of the process, ascending.
+    """
+    holes = [
+        (above.span.start - below.span.end, above.span.start)
+        for below, above in pairwise(vmas)
+        if above.span.end <= arch.USER_END  # the vsyscall page is the kernel's
+    ]
+    width, end = max(holes, default=(0, 0))
+    return RemoteAddr(end - _APART - ARENA_SIZE) if width >= ARENA_SIZE + 2 * _APART else None
+
+
 @contextlib.contextmanager
 def arena(pid: Pid, tgid: int, task: Task) -> Iterator[Arena]:
     """Lend an arena in the stopped process `pid`; gone again on the way out, whatever happened."""
     insn = find_syscall_insn(pid)
-    base = map_arena(task, insn)
+    base = map_arena(task, insn, choose_place(maps.read_maps(pid)))
     try:
         yield Arena(pid, tgid, base, insn)
     finally:
