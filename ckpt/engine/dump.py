@@ -12,9 +12,11 @@ advance       the epoch is now the new generation
 """
 
 import contextlib
+import gc
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import attrs
@@ -212,12 +214,25 @@ def _estimate_bytes(pid: Pid, features: Features, plan: Plan) -> int:
     return n_bytes // 8 if plan.parent is not None else n_bytes
 
 
+@contextlib.contextmanager
+def _without_gc() -> Iterator[None]:
+    """Let no garbage collection of ours fall into the freeze."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
 def _run(work: _Work, started_s: float) -> Manifest:
     """Freeze, take everything, thaw, commit."""
     trace = ptrace.Option.NONE
     if "sys_admin" in work.features.capabilities:
         trace |= ptrace.Option.SUSPEND_SECCOMP
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_without_gc())
         frozen = stack.enter_context(freeze(work.pid, trace, work.options.freeze_timeout_s))
         image = _capture(work, frozen)
         memory: MemoryRecord = image.resources["memory"]

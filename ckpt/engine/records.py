@@ -6,26 +6,20 @@ The manifest's `records` hold one entry per process:
                     "threads": [{"tid": 7, "resources": {NAME: {...}}}]}]}
 
 Nothing in an image is trusted: a field of a wrong type is `ImageCorrupt`, an unknown field is one
-of a newer minor version and is left alone. cattrs is imported when the first record is converted,
-after the target runs again.
+of a newer minor version and is left alone.
 """
 
 from collections.abc import Mapping
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import attrs
 
 from ckpt.errors import ImageCorrupt
 from ckpt.image.format import Manifest
 from ckpt.resources.base import Resource
+from ckpt.resources.plain import strict, structure, unstructure
 from ckpt.resources.registry import PROCESS, THREAD
 from ckpt.units import Pid, Tid
-
-if TYPE_CHECKING:
-    from cattrs import Converter
-
-R = TypeVar("R")
 
 
 @attrs.frozen
@@ -58,35 +52,18 @@ def space_name(pid: Pid) -> str:
     return f"mm-{pid}"
 
 
-@lru_cache(maxsize=1)
-def _converter() -> "Converter":
-    from cattrs import Converter
-
-    converter = Converter(unstruct_collection_overrides={tuple: list})
-    for kind in (int, str, bytes, bool, float):
-        converter.register_structure_hook(kind, _strict)
-    return converter
-
-
-def _strict(value: object, kind: type[R]) -> R:
-    if type(value) is not kind:
-        raise TypeError(f"{kind.__name__} expected, {type(value).__name__} found")
-    return value
-
-
 def encode_processes(processes: list[ProcessImage]) -> dict[str, object]:
     """Return the manifest's `records` for these processes."""
-    to_plain = _converter().unstructure
     return {
         "processes": [
             {
                 "pid": process.pid,
                 "stopped_by": process.stopped_by,
-                "resources": {k: to_plain(v) for k, v in process.resources.items()},
+                "resources": {k: unstructure(v) for k, v in process.resources.items()},
                 "threads": [
                     {
                         "tid": thread.tid,
-                        "resources": {k: to_plain(v) for k, v in thread.resources.items()},
+                        "resources": {k: unstructure(v) for k, v in thread.resources.items()},
                     }
                     for thread in process.threads
                 ],
@@ -133,17 +110,17 @@ def _explain(error: BaseException) -> str:
 
 
 def _list(raw: Mapping[str, Any], key: str) -> list[Any]:
-    return _strict(raw[key], list)
+    return strict(raw[key], list)
 
 
 def _decode_process(raw: dict[str, Any]) -> ProcessImage:
     return ProcessImage(
-        pid=Pid(_strict(raw["pid"], int)),
-        stopped_by=_strict(raw["stopped_by"], int),
+        pid=Pid(strict(raw["pid"], int)),
+        stopped_by=strict(raw["stopped_by"], int),
         resources=_decode_resources(raw["resources"], PROCESS),
         threads=tuple(
             ThreadImage(
-                Tid(_strict(thread["tid"], int)), _decode_resources(thread["resources"], THREAD)
+                Tid(strict(thread["tid"], int)), _decode_resources(thread["resources"], THREAD)
             )
             for thread in _list(raw, "threads")
         ),
@@ -151,7 +128,6 @@ def _decode_process(raw: dict[str, Any]) -> ProcessImage:
 
 
 def _decode_resources(raw: dict[str, Any], resources: tuple[Resource[Any], ...]) -> dict[str, Any]:
-    structure = _converter().structure
     records: dict[str, Any] = {}
     for resource in resources:
         try:

@@ -1,7 +1,6 @@
-"""Plain values (of an image) to records, strictly: no value is bent to the type that is wanted.
+"""Records to plain values (of an image) and back, strictly: no value is bent to a wanted type.
 
-For records that hold other records whose class is told by a name beside them. cattrs is imported
-when the first one is converted: a dump never needs it while the target stands still.
+By cattrs, which is imported when the first record is converted: after the target runs again.
 """
 
 from collections.abc import Mapping
@@ -18,13 +17,18 @@ R = TypeVar("R")
 def _converter() -> "Converter":
     from cattrs import Converter
 
-    converter = Converter()
+    converter = Converter(unstruct_collection_overrides={tuple: list})
     for kind in (int, str, bytes, bool, float):
-        converter.register_structure_hook(kind, _strict)
+        converter.register_structure_hook(kind, strict)
     return converter
 
 
-def _strict(value: object, kind: type[R]) -> R:
+def strict(value: object, kind: type[R]) -> R:
+    """Return `value` if it is of exactly this type.
+
+    Raises:
+        TypeError: it is not.
+    """
     if type(value) is not kind:
         raise TypeError(f"{kind.__name__} expected, {type(value).__name__} found")
     return value
@@ -37,3 +41,8 @@ def structure(values: Mapping[str, object], record: type[R]) -> R:
         Exception: a field is missing or has a wrong type (cattrs raises groups of errors).
     """
     return _converter().structure(values, record)
+
+
+def unstructure(record: object) -> object:
+    """Return a record as plain values: maps, lists, numbers, text, bytes."""
+    return _converter().unstructure(record)

@@ -11,6 +11,7 @@ from ckpt.process.seed import ClockOffsets
 from ckpt.resources import clocks
 from ckpt.resources.base import Resource
 from ckpt.resources.credentials import CREDENTIALS
+from ckpt.resources.files.owners import FILE_OWNERS
 from ckpt.resources.files.table import FILES
 from ckpt.resources.filesystem import FILESYSTEM
 from ckpt.resources.identity import IDENTITY, TASK_MODES
@@ -29,6 +30,8 @@ PROCESS: tuple[Resource[Any], ...] = (
     clocks.CLOCKS,
     IDENTITY,
     SIGNALS,
+    # Names threads, which exist by then.
+    FILE_OWNERS,
     # Behind the queued signals, which a lower limit of them could refuse.
     LIMITS,
     TIMERS,
