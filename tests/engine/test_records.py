@@ -38,8 +38,8 @@ NARROW = {
     ("EpollItem", "events"): st.integers(0, (1 << 32) - 1),
     ("EpollItem", "data"): st.integers(0, (1 << 64) - 1),
     ("ExternalRecord", "stream"): st.integers(0, 2),
-    ("OwnerRecord", "kind"): st.integers(0, 2),
-    ("OwnerRecord", "signal"): st.integers(0, 64),
+    ("Owner", "kind"): st.integers(0, 2),
+    ("Owner", "signal"): st.integers(0, 64),
 }
 
 
