@@ -100,7 +100,8 @@ def _explain(error: BaseException) -> str:
     """
     way: list[str] = []
     while True:
-        for note in getattr(error, "__notes__", ()):
+        # The outer ones were added later.
+        for note in reversed(getattr(error, "__notes__", [])):
             way.append(note if type(note) is str else str(getattr(note, "name", note.index)))
         if not isinstance(error, BaseExceptionGroup):
             break

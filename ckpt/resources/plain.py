@@ -5,7 +5,8 @@ By cattrs, which is imported when the first record is converted: after the targe
 
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import TYPE_CHECKING, TypeVar
+from types import GenericAlias
+from typing import TYPE_CHECKING, TypeVar, get_args
 
 if TYPE_CHECKING:
     from cattrs import Converter
@@ -20,7 +21,31 @@ def _converter() -> "Converter":
     converter = Converter(unstruct_collection_overrides={tuple: list})
     for kind in (int, str, bytes, bool, float):
         converter.register_structure_hook(kind, strict)
+    converter.register_structure_hook_func(
+        lambda kind: isinstance(kind, GenericAlias) and kind.__origin__ is tuple,
+        lambda value, kind: _structure_tuple(converter, value, kind),
+    )
     return converter
+
+
+def _structure_tuple(
+    converter: "Converter", value: object, kind: type[tuple[object, ...]]
+) -> tuple[object, ...]:
+    """Take a list and nothing else, of the right length: cattrs alone takes whatever iterates."""
+    values: list[object] = strict(value, list)
+    kinds = get_args(kind)
+    if kinds[-1] is Ellipsis:
+        kinds = (kinds[0],) * len(values)
+    if len(kinds) != len(values):
+        raise ValueError(f"{len(kinds)} values expected, {len(values)} found")
+    structured = []
+    for index, (one, its_kind) in enumerate(zip(values, kinds, strict=True)):
+        try:
+            structured.append(converter.structure(one, its_kind))
+        except Exception as error:
+            error.add_note(str(index))
+            raise
+    return tuple(structured)
 
 
 def strict(value: object, kind: type[R]) -> R:
