@@ -48,7 +48,11 @@ def view(pid: int) -> dict[str, Any]:
 def _status(task: Path) -> dict[str, str]:
     lines = (task / "status").read_text().splitlines()
     fields = dict(line.split(":", 1) for line in lines)
-    return {name: fields[name].strip() for name in _STATUS_FIELDS if name in fields}
+    view = {name: fields[name].strip() for name in _STATUS_FIELDS if name in fields}
+    for name in ("SigPnd", "ShdPnd"):
+        # One that is not blocked is on its way into the program: there for a moment, then gone.
+        view[name] = hex(int(view[name], 16) & int(view["SigBlk"], 16))
+    return view
 
 
 def _maps(root: Path) -> list[tuple[int, int, str, str]]:
