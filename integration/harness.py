@@ -1,9 +1,9 @@
 """Runs workloads under `ckpt`, as a user would: the command, its exit codes, its JSON.
 
-    with Program("writer", "--rate", "2000", cwd=tmp_path) as work:
-        dump(work.pid, image)
-    with Restored(image) as work:
-        assert work.ask("check") == "ok"
+with Program("writer", "--rate", "2000", cwd=tmp_path) as work:
+    dump(work.pid, image)
+with Restored(image) as work:
+    assert work.ask("check") == "ok"
 """
 
 import contextlib
@@ -59,14 +59,24 @@ class Restored(Dialogue):
         assert self.process.stderr is not None
         super().__init__(self.process.stdin.fileno(), self.process.stdout.fileno())
         try:
-            self.said: dict[str, Any] = json.loads(self.line())
+            self.said = self._result()
         except EOFError:
-            self.said = {}
-        if "pid" not in self.said:
             self.process.kill()
+            with self.process.stderr as stderr:
+                said = stderr.read().decode()
             self._close()
-            raise AssertionError(f"restore failed: {self.process.stderr.read().decode()}")
+            raise AssertionError(f"restore failed: {said}") from None
         self.pid = int(self.said["pid"])
+
+    def _result(self) -> dict[str, Any]:
+        """Return what `ckpt restore` says; the program runs by then, and may speak before it."""
+        early: list[str] = []
+        while '"restore_ms"' not in (line := self.line()):
+            early.append(line)
+        self._held = "".join(f"{line}\n" for line in early).encode() + self._held
+        result = json.loads(line)
+        assert isinstance(result, dict)
+        return result
 
     def quit(self) -> int:
         """Tell it to end and return its exit status, which is that of `ckpt restore`."""
