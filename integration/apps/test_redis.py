@@ -1,0 +1,110 @@
+"""redis-server with all its keys: full, three deltas, SIGKILL, back at the newest and at an older.
+
+What must be equal is redis's own digest of all keys and values. No client is connected while a
+checkpoint is taken.
+"""
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from integration.apps.app import App, Costs, is_running, kind_of_further_dumps, offered_trackers
+from integration.apps.resp import Redis
+from integration.harness import Restored, become_subreaper, dump
+
+MANY, FEWER = 1_000_000, 50_000
+VALUE_BYTES = "64"
+CHANGED = 2_000
+become_subreaper()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+class Server(App):
+    """A redis-server that listens and has its keys."""
+
+    def __init__(self, cwd: Path, n_keys: int) -> None:
+        self.port = free_port()
+        options = f"--port {self.port} --daemonize no --bind 127.0.0.1"
+        command = ["redis-server", *options.split(), "--enable-debug-command", "local"]
+        super().__init__([*command, "--save", ""], cwd)
+        while "Ready to accept connections" not in self.line():
+            pass
+        with Redis(self.port) as client:
+            assert client.ask("DEBUG", "POPULATE", str(n_keys), "key", VALUE_BYTES) == "OK"
+            assert client.ask("DBSIZE") == n_keys
+
+
+def change(port: int, nth: int, n_keys: int) -> None:
+    """Do some of everything to the data; each round differs."""
+    step = n_keys // CHANGED
+    keys = [f"key:{number * step + nth}" for number in range(CHANGED)]
+    with Redis(port) as client:
+        client.ask_all(["SET", key, f"{nth} {key}"] for key in keys[: CHANGED // 2])
+        client.ask_all(["DEL", key] for key in keys[CHANGED // 2 :])
+        client.ask_all(["RPUSH", "list", f"{nth}:{at}"] for at in range(CHANGED))
+        client.ask_all(
+            ["HSET", f"hash:{at % 7}", f"{nth}:{at}", key] for at, key in enumerate(keys)
+        )
+        client.ask_all(["ZADD", "sorted", str(at * nth), key] for at, key in enumerate(keys))
+        client.ask("INCR", "rounds")
+
+
+def digest(port: int) -> str:
+    with Redis(port) as client:
+        found = client.ask("DEBUG", "DIGEST")
+    assert isinstance(found, str)
+    assert set(found) != {"0"}, "redis holds nothing"
+    return found
+
+
+@pytest.mark.parametrize(
+    ("tracker", "n_keys"),
+    [(name, FEWER if nth else MANY) for nth, name in enumerate(offered_trackers())],
+)
+def test_redis_comes_back(tracker, n_keys, tmp_path, record_property):
+    image = tmp_path / "image"
+    further = kind_of_further_dumps(tracker)
+    costs = Costs(record_property, f"redis, {n_keys} keys, {tracker}")
+    with Server(tmp_path, n_keys) as server:
+        port = server.port
+        digests = [digest(port)]
+        costs.note(dump(server.pid, image, "--tracker", tracker))
+        for nth in range(1, 4):
+            change(port, nth, n_keys)
+            digests.append(digest(port))
+            dumped = dump(server.pid, image, "--tracker", tracker)
+            assert (dumped["generation"], dumped["kind"]) == (nth, further), dumped["reason"]
+            costs.note(dumped)
+        assert len(set(digests)) == 4, "some round has changed nothing"
+        assert digest(port) == digests[3], "the dumps have changed the living"
+    assert not is_running(server.pid)
+
+    with Restored(image) as back:
+        costs.note_restore(back.said)
+        assert back.pid == server.pid
+        assert digest(port) == digests[3]
+        change(port, 4, n_keys)
+        digests.append(digest(port))
+        dumped = dump(back.pid, image, "--tracker", tracker)
+        assert (dumped["generation"], dumped["kind"]) == (4, further), dumped["reason"]
+        costs.note(dumped)
+    for generation in (4, 1):
+        with Restored(image, "--at", str(generation)) as back:
+            costs.note_restore(back.said)
+            assert digest(port) == digests[generation]
+            with Redis(port) as client:
+                assert client.ask("GET", "rounds") == str(generation)
+                assert client.ask("PING") == "PONG"
+
+
+def test_a_redis_with_a_client_is_refused_by_name_and_goes_on(tmp_path):
+    with Server(tmp_path, 10) as server, Redis(server.port) as client:
+        assert client.ask("SET", "a", "b") == "OK"
+        with pytest.raises(AssertionError, match="connect"):
+            dump(server.pid, tmp_path / "image")
+        assert client.ask("GET", "a") == "b"
