@@ -148,7 +148,7 @@ def dump(pid: int, directory: str | Path, options: DumpOptions | None = None) ->
             warnings: list[str] = []
             if not options.kill:
                 try:
-                    lent.advance(chain.chain_id, manifest.generation)
+                    lent.advance(chain.chain_id, manifest.generation, manifest.digest)
                 except HostFull as error:
                     warnings.append(str(error))
     return _result_of(manifest, warnings)
@@ -167,15 +167,23 @@ def _decide(chain: Chain, lent: Tracking, epoch: Epoch | None, *, incremental: b
         lineage_of_process=_newest_is_of(chain, lent),
     )
     if plan.parent is not None:
-        try:
-            chain.lineage(plan.parent)
-        except ImageError as error:
-            plan = Plan(None, f"the chain is not whole ({error})")
+        plan = _check_parent(chain, plan, plan.parent, epoch)
     if not lent.take_over(epoch):
         if epoch is not None:
             drop_epoch(epoch)
         if plan.parent is not None:
             plan = Plan(None, "the keeper that held the tracker is gone")
+    return plan
+
+
+def _check_parent(chain: Chain, plan: Plan, parent: GenerationNo, epoch: Epoch | None) -> Plan:
+    """Take a parent only if it is whole, and is the very one that the tracker is armed against."""
+    try:
+        digest = chain.lineage(parent)[0].digest
+    except ImageError as error:
+        return Plan(None, f"the chain is not whole ({error})")
+    if plan.by_epoch and (epoch is None or epoch.digest != digest.hex()):
+        return Plan(None, f"generation {parent} was replaced by another of that number")
     return plan
 
 
@@ -247,12 +255,17 @@ def _run(work: _Work, started_s: float) -> Manifest:
             host=_host_facts(work),
             tracker=work.tracking.name,
             reason=work.plan.reason,
-            freeze_ms=frozen.freeze_ms,
+            freeze_ms=_freeze_ms(frozen),
             wall_ms=(time.monotonic() - started_s) * 1000,
         )
         if work.options.kill:
             _kill(frozen)
     return manifest
+
+
+def _freeze_ms(frozen: Frozen) -> float:
+    """Return how long the target stood still; until now, if it will not run again."""
+    return frozen.freeze_ms or (time.monotonic() - frozen.frozen_at_s) * 1000
 
 
 def _capture(work: _Work, frozen: Frozen) -> ProcessImage:

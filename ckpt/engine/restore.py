@@ -26,7 +26,17 @@ from ckpt.engine.layout import choose_arena, number_inherited, spans_of
 from ckpt.engine.pages import own_mappings
 from ckpt.engine.records import ProcessImage, ThreadImage, decode_processes
 from ckpt.engine.tracking import drop_epoch, tracking
-from ckpt.errors import CkptError, FileChanged, HostMismatch, NoGeneration, PidTaken, RestoreFailed
+from ckpt.errors import (
+    CkptError,
+    FeatureMissing,
+    FileChanged,
+    HostFull,
+    HostMismatch,
+    NoGeneration,
+    NotPermitted,
+    PidTaken,
+    RestoreFailed,
+)
 from ckpt.image.chain import Chain
 from ckpt.image.format import Manifest
 from ckpt.image.reader import PageReader
@@ -239,7 +249,10 @@ def _clone(thread: ThreadImage) -> Call:
 
 
 def _arm_and_let_go(work: _Work, embryo: Embryo, chain_id: str) -> None:
-    """Arm the tracker, take our arena away, and let all threads run."""
+    """Arm the tracker, take our arena away, and let all threads run.
+
+    That the tracker cannot be armed does not stop a restore: the next dump is then full.
+    """
     manifest = work.reader.manifest
     old = read_epoch(embryo.pid)
     if old is not None:
@@ -247,14 +260,22 @@ def _arm_and_let_go(work: _Work, embryo: Embryo, chain_id: str) -> None:
     name = _tracker_name(manifest, work.features)
     identity, exec_id = read_identity(embryo.pid), read_exec_id(embryo.pid)
     with tracking(identity, exec_id, name, work.features) as lent:
-        lent.attach(embryo.arena, embryo.leader)
+        armed = _succeeds(work, lambda: lent.attach(embryo.arena, embryo.leader))
         _unmap_arena(embryo)
-        lent.collect(own_mappings(work.process.resources["memory"]))
-        try:
-            lent.advance(chain_id, manifest.generation)
-        except CkptError as error:
-            work.warn(str(error))
+        if armed:
+            lent.collect(own_mappings(work.process.resources["memory"]))
+            _succeeds(work, lambda: lent.advance(chain_id, manifest.generation, manifest.digest))
         _let_go(work.process, embryo)
+
+
+def _succeeds(work: _Work, step: Callable[[], None]) -> bool:
+    """Do something that only the next delta needs; warn if this host or the process cannot."""
+    try:
+        step()
+    except (FeatureMissing, NotPermitted, HostFull) as error:
+        work.warn(f"the next incremental dump will be full: {error}")
+        return False
+    return True
 
 
 def _tracker_name(manifest: Manifest, features: Features) -> TrackerName:

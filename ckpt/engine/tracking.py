@@ -74,11 +74,21 @@ class Tracking:
         }
         return trackers[self.name](self.features)
 
-    def advance(self, chain_id: str, generation: GenerationNo) -> None:
+    def advance(self, chain_id: str, generation: GenerationNo, digest: bytes) -> None:
         """Note that the tracker is armed against a generation that is committed."""
         if self._writeprotect is not None and self._keeper is None:
             self._keeper = start_keeper(self.pid, self._writeprotect.fd)
-        advance(Epoch(self.process, self.exec_id, chain_id, generation, self.name, self._keeper))
+        advance(
+            Epoch(
+                process=self.process,
+                exec_id=self.exec_id,
+                chain_id=chain_id,
+                generation=generation,
+                digest=digest.hex(),
+                tracker=self.name,
+                keeper=self._keeper,
+            )
+        )
 
     def close(self) -> None:
         """Close our own descriptors; what a keeper holds goes on."""

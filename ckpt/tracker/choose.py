@@ -39,6 +39,8 @@ class Plan:
     """The generation that a delta is made against; None: a full one."""
     reason: str
     """Why it is full although a delta was asked for; empty otherwise."""
+    by_epoch: bool = False
+    """The delta relies on the epoch, so the parent must be the very one that it names."""
 
 
 def plan_generation(
@@ -85,7 +87,7 @@ def plan_generation(
         chain_id=chain_id,
         generations=generations,
     )
-    return Plan(None, distrust) if distrust else Plan(epoch.generation, "")
+    return Plan(None, distrust) if distrust else Plan(epoch.generation, "", by_epoch=True)
 
 
 def _why_not(

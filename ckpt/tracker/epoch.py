@@ -34,6 +34,8 @@ class Epoch:
     """Changes when the process calls exec (`engine/identity.py`)."""
     chain_id: str
     generation: GenerationNo
+    digest: str
+    """Of its manifest, hexadecimal: numbers are given again when a directory is cleared by hand."""
     tracker: TrackerName
     keeper: Identity | None
     """Who holds the userfaultfd, with the writeprotect tracker."""
@@ -52,6 +54,7 @@ def read_epoch(pid: Pid) -> Epoch | None:
             exec_id=str(raw["exec_id"]),
             chain_id=str(raw["chain_id"]),
             generation=GenerationNo(int(raw["generation"])),
+            digest=str(raw["digest"]),
             tracker=TrackerName(raw["tracker"]),
             keeper=Identity(**raw["keeper"]) if raw["keeper"] else None,
         )

@@ -77,6 +77,7 @@ EPOCH = Epoch(
     exec_id="exec",
     chain_id="chain",
     generation=GenerationNo(2),
+    digest="00ff",
     tracker=TrackerName.WRITEPROTECT,
     keeper=None,
 )
@@ -99,7 +100,7 @@ def plan(**changes):
 
 def test_a_delta_is_made_against_the_generation_that_armed_the_tracker():
     """Not against the newest: after a restore of an older one these are not the same."""
-    assert plan() == Plan(GenerationNo(2), "")
+    assert plan() == Plan(GenerationNo(2), "", by_epoch=True)
 
 
 def test_no_delta_unless_it_is_asked_for():

@@ -19,6 +19,7 @@ EPOCH = Epoch(
     exec_id="7ffe0-00ff",
     chain_id="ab" * 16,
     generation=GenerationNo(7),
+    digest="00ff",
     tracker=TrackerName.WRITEPROTECT,
     keeper=Identity("boot", Pid(4712), 1235),
 )

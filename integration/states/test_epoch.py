@@ -1,0 +1,44 @@
+"""The generation that a delta stands on must be the very one that the tracker was armed against."""
+
+import shutil
+
+from integration.harness import Restored, become_subreaper, dump
+from integration.workloads.driver import Program
+
+become_subreaper()
+
+
+def test_a_generation_replaced_by_hand_is_not_built_on(tmp_path):
+    image = tmp_path / "image"
+    with Program("tracker_cases", "t_write", cwd=tmp_path) as first:
+        dump(first.pid, image)
+        dump(first.pid, image)
+        shutil.rmtree(image / "gen-000001")
+        with Program("tracker_cases", "t_write", cwd=tmp_path) as other:
+            assert dump(other.pid, image)["generation"] == 1
+        result = dump(first.pid, image)
+        assert result["kind"] == "full"
+        assert "generation 1 was replaced" in result["reason"]
+
+
+def test_a_restored_process_goes_on_with_deltas_on_what_it_came_from(tmp_path):
+    image = tmp_path / "image"
+    with Program("tracker_cases", "t_write", cwd=tmp_path) as work:
+        for _ in range(3):
+            dump(work.pid, image)
+            assert work.ask("step one").startswith("stepped")
+    with Restored(image, "--at", "1") as work:
+        result = dump(work.pid, image)
+        assert (result["generation"], result["kind"]) == (3, "delta")
+    with Restored(image, "--at", "3") as work:
+        assert work.ask("check") == "ok"
+
+
+def test_kill_ends_the_target_after_the_commit(tmp_path):
+    image = tmp_path / "image"
+    with Program("tracker_cases", "t_write", cwd=tmp_path) as work:
+        result = dump(work.pid, image, "--kill")
+        assert result["freeze_ms"] > 0
+        assert work.process.wait(10) == -9
+    with Restored(image) as work:
+        assert work.ask("check") == "ok"
