@@ -19,7 +19,7 @@ import attrs
 from ckpt.errors import FreezeTimeout, NotPermitted, TargetGone, TargetRefused
 from ckpt.kernel import ptrace
 from ckpt.kernel.procfs import status
-from ckpt.kernel.procfs.stat import read_task_stat
+from ckpt.kernel.procfs.stat import read_stat, read_task_stat
 from ckpt.process import interrupted, sleeping
 from ckpt.process.sleeping import Sleep
 from ckpt.process.task import Task
@@ -28,8 +28,10 @@ from ckpt.process.tree import list_tids, refuse_untouchable
 from ckpt.units import Pid, Tid
 
 _SIGSTOP = 19
+_STOPPED = "tT"
 _SPIN_S = 0.002
 _NAP_S = 0.0002
+_REGAIN_S = 1.0
 DEFAULT_TIMEOUT_S = 10.0
 
 
@@ -81,6 +83,9 @@ def freeze(
         frozen.stopped_at_s = time.monotonic()
         frozen.sleeps = sleeping.confirm(pid, asleep, frozen.tasks, frozen.frozen_at_s)
         yield frozen
+    except TargetGone as error:
+        # A thread that is stopped ends only together with all others.
+        raise TargetGone(pid) from error
     finally:
         thaw(frozen)
 
@@ -92,16 +97,13 @@ def _stop_all(frozen: Frozen, options: ptrace.Option, timeout_s: float) -> None:
     while new := [tid for tid in list_tids(frozen.pid) if tid not in seen]:
         seen.update(new)
         asked = [tid for tid in new if _ask_to_stop(frozen, tid, options)]
-        for tid in asked:
+        # The leader last: if all are killed, its end is told only after ours of the others is seen.
+        for tid in reversed(asked):
             task = frozen.tasks[tid]
-            if not _wait_until_stopped(task, deadline_s, timeout_s):
+            if not _wait_until_stopped(frozen, task, deadline_s, timeout_s):
                 del frozen.tasks[tid]
     if Tid(frozen.pid) not in frozen.tasks:
-        if frozen.tasks:
-            raise TargetRefused(
-                frozen.pid, "has lost its first thread: such a process is not supported yet"
-            )
-        raise TargetGone(frozen.pid)
+        raise _without_leader(frozen)
     for task in frozen.tasks.values():
         task.read_state()
 
@@ -122,14 +124,29 @@ def _ask_to_stop(frozen: Frozen, tid: Tid, options: ptrace.Option) -> bool:
     return True
 
 
-def _has_ended(pid: Pid, tid: Tid) -> bool:
+def _state_of(pid: Pid, tid: Tid) -> str:
+    """Return the letter of a thread's state, X if it is gone."""
     try:
-        return read_task_stat(pid, tid).state in "XZ"
+        return read_task_stat(pid, tid).state
     except TargetGone:
-        return True
+        return "X"
 
 
-def _wait_until_stopped(task: Task, deadline_s: float, timeout_s: float) -> bool:
+def _has_ended(pid: Pid, tid: Tid) -> bool:
+    return _state_of(pid, tid) in "XZ"
+
+
+def _without_leader(frozen: Frozen) -> TargetGone | TargetRefused:
+    """Return what it means that the first thread has ended: all did, or it alone."""
+    others = (tid for tid in frozen.tasks if tid != Tid(frozen.pid))
+    if any(_state_of(frozen.pid, tid) in _STOPPED for tid in others):
+        return TargetRefused(
+            frozen.pid, "has lost its first thread: such a process is not supported yet"
+        )
+    return TargetGone(frozen.pid)
+
+
+def _wait_until_stopped(frozen: Frozen, task: Task, deadline_s: float, timeout_s: float) -> bool:
     """Wait for the stop; False if the thread ended instead."""
     spin_until_s = time.monotonic() + _SPIN_S
     while True:
@@ -139,6 +156,9 @@ def _wait_until_stopped(task: Task, deadline_s: float, timeout_s: float) -> bool
             if now_s > deadline_s:
                 raise FreezeTimeout(task.tid, timeout_s)
             if now_s > spin_until_s:
+                # The end of the first thread is not told before ours of all others is seen.
+                if task.tid == Tid(frozen.pid) and _has_ended(frozen.pid, task.tid):
+                    raise _without_leader(frozen)
                 time.sleep(_NAP_S)
             else:
                 os.sched_yield()
@@ -160,12 +180,56 @@ def thaw(frozen: Frozen) -> None:
         # While they are still stopped: none runs another instruction before it stops for that.
         with contextlib.suppress(ProcessLookupError):
             os.kill(frozen.pid, _SIGSTOP)
-    for task in frozen.tasks.values():
-        with contextlib.suppress(TargetGone):
-            _mend(frozen, task)
-            task.put_back()
-            ptrace.detach(task.tid)
+    # The leader last, see `_stop_all`.
+    tasks = sorted(frozen.tasks.values(), key=lambda task: task.tid == Tid(frozen.pid))
+    lost = [task for task in tasks if not _let_go(frozen, task)]
     frozen.thawed_at_s = time.monotonic()
+    for task in lost:
+        _regain(frozen, task)
+
+
+def _let_go(frozen: Frozen, task: Task) -> bool:
+    """Detach from a stopped thread; False if it does not stand still (any more)."""
+    try:
+        if not task.mended:
+            _mend(frozen, task)
+            task.mended = True
+        task.put_back()
+        ptrace.detach(task.tid)
+    except TargetGone:
+        return False
+    return True
+
+
+def _regain(frozen: Frozen, task: Task) -> None:
+    """See off a thread that could not be let go, for a moment at most.
+
+    Either it ends: then its parent must be able to wait for it, which our own unseen zombies
+    prevent. Or we were interrupted while it ran a batch, and it stops at the end of that. One that
+    never stopped at all (see `FreezeTimeout`) is ours until we end.
+    """
+    give_up_s = time.monotonic() + _REGAIN_S
+    while time.monotonic() < give_up_s and not _is_for_parent(frozen, task):
+        try:
+            stop = ptrace.wait(task.tid, block=False)
+        except TargetGone:
+            return
+        if stop is None:
+            time.sleep(_NAP_S)
+        elif stop.gone or _let_go(frozen, task):
+            return
+
+
+def _is_for_parent(frozen: Frozen, task: Task) -> bool:
+    """Tell whether it is a child of ours that has ended: whoever started it wants its status."""
+    if task.tid != Tid(frozen.pid):
+        return False
+    options = os.WEXITED | os.WNOHANG | os.WNOWAIT
+    try:
+        ended = os.waitid(os.P_PID, task.tid, options)
+        return ended is not None and read_stat(frozen.pid).ppid == os.getpid()
+    except (ChildProcessError, TargetGone):
+        return False
 
 
 def _mend(frozen: Frozen, task: Task) -> None:
@@ -179,5 +243,15 @@ def _mend(frozen: Frozen, task: Task) -> None:
 
 
 def forget(frozen: Frozen) -> None:
-    """Drop the tasks without letting them go: they have been killed."""
+    """See off all threads after a SIGKILL: none is let go, and their parent can wait for them."""
+    for task in sorted(frozen.tasks.values(), key=lambda task: task.tid == Tid(frozen.pid)):
+        with contextlib.suppress(TargetGone):
+            while not _is_for_parent(frozen, task) and not _is_gone(
+                ptrace.wait(task.tid, block=False)
+            ):
+                time.sleep(_NAP_S)
     frozen.tasks.clear()
+
+
+def _is_gone(stop: ptrace.WaitStatus | None) -> bool:
+    return stop is not None and stop.gone

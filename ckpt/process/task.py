@@ -38,6 +38,8 @@ class Task:
     rseq: ptrace.RseqConfiguration | None = None
     disturbed: bool = False
     """Registers or mask in the kernel are not its own at this moment."""
+    mended: bool = False
+    """`interrupted.mend` was done, which must not be done twice."""
     deferred_stop: bool = False
     """A SIGSTOP came while a remote call ran; it is sent again at the thaw."""
     made: list[Tid] = attrs.field(factory=list)
