@@ -18,7 +18,7 @@ from ckpt.units import Pid
 from integration.freezer.targets import await_state, child, disturb, state_of, status_lines
 from integration.workloads.driver import Program
 
-_PR_SET_MDWE, _PR_MDWE_REFUSE_EXEC_GAIN = 65, 1
+_PR_SET_MDWE, _PR_GET_MDWE, _PR_MDWE_REFUSE_EXEC_GAIN = 65, 66, 1
 _NOBODY = 65534
 MASKS = ("SigPnd", "ShdPnd", "SigBlk", "SigIgn", "SigCgt")
 
@@ -117,10 +117,12 @@ def test_a_process_that_handles_every_signal_is_not_told_of_our_work(tmp_path):
         assert program.ask("check") == "ok"
 
 
+@pytest.mark.skipif(
+    ctypes.CDLL(None).prctl(_PR_GET_MDWE, 0, 0, 0, 0) < 0, reason="this kernel has no PR_SET_MDWE"
+)
 def test_memory_that_may_not_be_made_executable_is_no_hindrance():
     def forbid():
-        if ctypes.CDLL(None).prctl(_PR_SET_MDWE, _PR_MDWE_REFUSE_EXEC_GAIN, 0, 0, 0):
-            pytest.skip("this kernel has no PR_SET_MDWE")
+        assert ctypes.CDLL(None).prctl(_PR_SET_MDWE, _PR_MDWE_REFUSE_EXEC_GAIN, 0, 0, 0) == 0
 
     with child(forbid) as pid:
         before = Path(f"/proc/{pid}/maps").read_text()
