@@ -124,8 +124,7 @@ again:  mov rdi, rsp
         syscall
 """
 POLL_CODE = bytes.fromhex(
-    "48b80000000001000000504889e7be01000000ba"
-    "ffffffffb8070000000f0583f8fc74e731ffb8e70000000f05"
+    "48b80000000001000000504889e7be01000000baffffffffb8070000000f0583f8fc74e731ffb8e70000000f05"
 )
 """`POLL_ASM`, assembled: waits for ever (but for EINTR) until descriptor 0 is readable, then exits;
 the keeper's body. The pollfd is on the stack: the kernel writes to it."""
