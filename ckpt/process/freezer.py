@@ -42,6 +42,7 @@ class Frozen:
     pid: Pid
     tgid: int
     """Its pid as it sees itself: the innermost of its pid namespaces."""
+    is_our_child: bool
     tasks: dict[Tid, Task]
     frozen_at_s: float
     """CLOCK_MONOTONIC when the first thread was asked to stop."""
@@ -76,8 +77,9 @@ def freeze(
     """
     refuse_untouchable(pid)
     ns_pid = status.read_status(pid).ns_pid
+    is_our_child = read_stat(pid).ppid == os.getpid()
     asleep = sleeping.look(pid)
-    frozen = Frozen(pid, ns_pid[-1], {}, time.monotonic())
+    frozen = Frozen(pid, ns_pid[-1], is_our_child, {}, time.monotonic())
     try:
         _stop_all(frozen, options, timeout_s)
         frozen.stopped_at_s = time.monotonic()
@@ -150,7 +152,7 @@ def _wait_until_stopped(frozen: Frozen, task: Task, deadline_s: float, timeout_s
     """Wait for the stop; False if the thread ended instead."""
     spin_until_s = time.monotonic() + _SPIN_S
     while True:
-        stop = ptrace.wait(task.tid, block=False)
+        stop = _look_at(frozen, task)
         if stop is None:
             now_s = time.monotonic()
             if now_s > deadline_s:
@@ -209,9 +211,9 @@ def _regain(frozen: Frozen, task: Task) -> None:
     never stopped at all (see `FreezeTimeout`) is ours until we end.
     """
     give_up_s = time.monotonic() + _REGAIN_S
-    while time.monotonic() < give_up_s and not _is_for_parent(frozen, task):
+    while time.monotonic() < give_up_s:
         try:
-            stop = ptrace.wait(task.tid, block=False)
+            stop = _look_at(frozen, task)
         except TargetGone:
             return
         if stop is None:
@@ -220,16 +222,25 @@ def _regain(frozen: Frozen, task: Task) -> None:
             return
 
 
-def _is_for_parent(frozen: Frozen, task: Task) -> bool:
-    """Tell whether it is a child of ours that has ended: whoever started it wants its status."""
-    if task.tid != Tid(frozen.pid):
-        return False
-    options = os.WEXITED | os.WNOHANG | os.WNOWAIT
-    try:
-        ended = os.waitid(os.P_PID, task.tid, options)
-        return ended is not None and read_stat(frozen.pid).ppid == os.getpid()
-    except (ChildProcessError, TargetGone):
-        return False
+def _look_at(frozen: Frozen, task: Task) -> ptrace.WaitStatus | None:
+    """Return what has become of a thread, None if nothing yet.
+
+    The end of a child of ours is left to be waited for by whoever started it, and wants its status.
+    """
+    if frozen.is_our_child and task.tid == Tid(frozen.pid):
+        options = os.WEXITED | os.WSTOPPED | os.WNOHANG | os.WNOWAIT
+        try:
+            seen = os.waitid(os.P_PID, task.tid, options)
+        except ChildProcessError:
+            raise TargetGone(task.tid) from None
+        if seen is None:
+            return None
+        if seen.si_code in _ENDINGS:
+            return ptrace.WaitStatus(task.tid, ptrace.Kind.EXITED, 0)
+    return ptrace.wait(task.tid, block=False)
+
+
+_ENDINGS = (os.CLD_EXITED, os.CLD_KILLED, os.CLD_DUMPED)
 
 
 def _mend(frozen: Frozen, task: Task) -> None:
@@ -246,9 +257,7 @@ def forget(frozen: Frozen) -> None:
     """See off all threads after a SIGKILL: none is let go, and their parent can wait for them."""
     for task in sorted(frozen.tasks.values(), key=lambda task: task.tid == Tid(frozen.pid)):
         with contextlib.suppress(TargetGone):
-            while not _is_for_parent(frozen, task) and not _is_gone(
-                ptrace.wait(task.tid, block=False)
-            ):
+            while not _is_gone(_look_at(frozen, task)):
                 time.sleep(_NAP_S)
     frozen.tasks.clear()
 
