@@ -1,5 +1,10 @@
 """`ckpt restore`: bring the process of an image directory back."""
 
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+
 import click
 
 from ckpt.cli.output import emit_json, json_option, note, say
@@ -72,4 +77,45 @@ def command(
         )
     elif detach:
         say(str(result.pid))
-    return 0 if detach else wait_for_end(result.pid)
+    if detach:
+        return 0
+    with _terminal_of(result.pid):
+        return wait_for_end(result.pid)
+
+
+@contextlib.contextmanager
+def _terminal_of(pid: int) -> Iterator[None]:
+    """Make a process that leads a group of its own the foreground of our terminal, if we are it."""
+    try:
+        ours = os.tcgetpgrp(0)
+        theirs = os.getpgid(pid)
+        ask = ours == os.getpgrp() and theirs != ours and os.getsid(pid) == os.getsid(0)
+    except OSError:  # no terminal, or it has ended already
+        ask = False
+    if not ask:
+        yield
+        return
+    with _ignoring(signal.SIGTTOU):
+        os.tcsetpgrp(0, theirs)
+        _continue_reader(pid, theirs)
+        try:
+            yield
+        finally:
+            os.tcsetpgrp(0, ours)
+
+
+def _continue_reader(pid: int, group: int) -> None:
+    """Continue a process that has tried to read the terminal since it was let go."""
+    with contextlib.suppress(ChildProcessError):
+        stop = os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG)
+        if stop is not None and stop.si_status == signal.SIGTTIN:
+            os.killpg(group, signal.SIGCONT)
+
+
+@contextlib.contextmanager
+def _ignoring(number: signal.Signals) -> Iterator[None]:
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)

@@ -11,6 +11,7 @@ Nothing here runs once per page: pages move in chunks of some MiB, fates in runs
 
 import mmap
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from queue import SimpleQueue
 
 import attrs
 
@@ -83,16 +84,21 @@ class Pool:
         """Make buffers for about `want_bytes`, at most `HOLD_BYTES` and at least three chunks."""
         n_chunks = min(max(-(-want_bytes // CHUNK_BYTES) + 1, 3), HOLD_BYTES // CHUNK_BYTES)
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
-        self._buffers = [mmap.mmap(-1, CHUNK_BYTES, flags=flags) for _ in range(n_chunks)]
-        self._free = list(self._buffers)
+        self._free: SimpleQueue[mmap.mmap] = SimpleQueue()
+        for _ in range(n_chunks):
+            self._free.put(mmap.mmap(-1, CHUNK_BYTES, flags=flags))
 
-    def take(self) -> mmap.mmap | None:
-        """Return a free buffer, None if all are in use."""
-        return self._free.pop() if self._free else None
+    def is_empty(self) -> bool:
+        """Tell whether all buffers are in use."""
+        return self._free.empty()
+
+    def take(self) -> mmap.mmap:
+        """Return a free buffer; waits until one is given back."""
+        return self._free.get()
 
     def give_back(self, buffer: mmap.mmap) -> Callable[[], None]:
         """Return what makes `buffer` free again; may be called in another thread."""
-        return lambda: self._free.append(buffer)
+        return lambda: self._free.put(buffer)
 
 
 @attrs.frozen(slots=True)
@@ -128,15 +134,10 @@ class Copy:
             self._held.append(_Chunk(buffer, len_bytes))
 
     def _take(self) -> mmap.mmap:
-        buffer = self._pool.take()
-        if buffer is not None:
-            return buffer
-        # More than can be held: the rest is compressed while the target stands.
-        self.store_all()
-        self._writer.flush()
-        buffer = self._pool.take()
-        assert buffer is not None, "a flushed writer has released its buffers"
-        return buffer
+        if self._pool.is_empty():
+            # More than can be held: the rest is compressed while the target stands.
+            self.store_all()
+        return self._pool.take()
 
     def store_all(self) -> None:
         """Hand everything that was read to the writer."""

@@ -140,7 +140,10 @@ def _check_host(process: ProcessImage, features: Features, options: RestoreOptio
         if os.path.exists(f"/proc/{thread.tid}"):
             raise PidTaken(thread.tid, _holder(thread.tid))
     records = list(_iter_records(process))
-    host = [f for resource, record in records for f in resource.check_host(record, features)]
+    # Threads have many in common.
+    host = dict.fromkeys(
+        f for resource, record in records for f in resource.check_host(record, features)
+    )
     if host:
         raise HostMismatch(tuple(host))
     files = [f for resource, record in records for f in resource.check_files(record, options)]
