@@ -24,7 +24,8 @@ from ckpt.kernel.arch.x86_64 import Registers
 from ckpt.units import RemoteAddr, Tid
 
 SIGINFO_SIZE = 128
-_MAX_XSTATE = 64 * 1024
+MAX_XSTATE = 64 * 1024
+"""More than any processor has; the room that `get_xstate` makes."""
 _SIGSET_SIZE = 8
 _WALL = 0x40000000
 
@@ -236,7 +237,7 @@ def set_registers(tid: Tid, registers: Registers) -> None:
 
 def get_xstate(tid: Tid) -> bytes:
     """Return the whole XSAVE area (NT_X86_XSTATE, standard format) of a stopped thread."""
-    buffer = ctypes.create_string_buffer(_MAX_XSTATE)
+    buffer = ctypes.create_string_buffer(MAX_XSTATE)
     iovec = iovec_struct(ctypes.addressof(buffer), len(buffer))
     _request(Request.GETREGSET, tid, RegSet.X86_XSTATE, ctypes.addressof(iovec))
     return buffer.raw[: iovec.len]

@@ -12,6 +12,7 @@ differ in nothing may come back as one.
 
 import contextlib
 import ctypes
+import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -20,9 +21,12 @@ import attrs
 from ckpt.errors import Finding, RestoreFailed, UnsupportedState
 from ckpt.kernel import prctl
 from ckpt.kernel.arch import NR
+from ckpt.kernel.arch import x86_64 as arch
+from ckpt.kernel.features import Features
 from ckpt.kernel.procfs import files as procfs_files
 from ckpt.kernel.procfs import maps
 from ckpt.kernel.procfs import stat as procfs_stat
+from ckpt.process import memory
 from ckpt.process.remote import Call, In, call
 from ckpt.resources.base import (
     Capture,
@@ -47,6 +51,7 @@ from ckpt.resources.file_identity import (
 from ckpt.units import AddrRange, Fd, Pid, RemoteAddr
 
 PROT_READ, PROT_WRITE, PROT_EXEC = 1, 2, 4
+_ANY_PROT = PROT_READ | PROT_WRITE | PROT_EXEC
 _MAP_SHARED, _MAP_PRIVATE, _MAP_ANONYMOUS = 0x01, 0x02, 0x20
 _MAP_GROWSDOWN, _MAP_NORESERVE, _MAP_FIXED_NOREPLACE = 0x0100, 0x4000, 0x100000
 _MREMAP_MAYMOVE, _MREMAP_FIXED = 1, 2
@@ -117,6 +122,23 @@ class MemoryRecord:
     mm: MmFields
     exe: FileIdentity
     auxv: bytes
+    vdso: str
+    """Digest of the vdso's code (`digest_of_vdso`): a restore moves its own kernel's to this place,
+    and the process has its entry points in memory."""
+
+    def __attrs_post_init__(self) -> None:
+        """Refuse an address space that cannot be."""
+        end = 0
+        for vma in self.vmas:
+            if not end <= vma.start < vma.end <= arch.USER_END or vma.start % arch.PAGE_SIZE:
+                raise ValueError(f"mapping {vma.start:x}-{vma.end:x} is out of order or range")
+            if vma.end % arch.PAGE_SIZE or vma.offset_bytes % arch.PAGE_SIZE:
+                raise ValueError(f"mapping {vma.start:x}-{vma.end:x} is not of whole pages")
+            if not -1 <= vma.file < len(self.files) or vma.prot & ~_ANY_PROT:
+                raise ValueError(f"mapping {vma.start:x}-{vma.end:x} has no such file, or prot")
+            if vma.special and vma.special not in KERNEL_VMAS:
+                raise ValueError(f"the kernel maps no {vma.special!r}")
+            end = vma.end
 
 
 def iter_own_vmas(vmas: Iterable[maps.Vma]) -> Iterator[maps.Vma]:
@@ -205,7 +227,12 @@ def capture(stopped: Stopped) -> Capture[MemoryRecord]:
         env_end=stat.env_end,
     )
     return MemoryRecord(
-        records, tuple(files.identities), mm, exe, procfs_files.read_bytes(pid, "auxv")
+        vmas=records,
+        files=tuple(files.identities),
+        mm=mm,
+        exe=exe,
+        auxv=procfs_files.read_bytes(pid, "auxv"),
+        vdso=digest_of_vdso(pid, vmas),
     )
 
 
@@ -274,6 +301,27 @@ class _FileTable:
             self._index[path] = len(self.identities)
             self.identities.append(identify(path, status))
         return self._index[path]
+
+
+def digest_of_vdso(pid: Pid, vmas: Iterable[maps.Vma]) -> str:
+    """Return a digest of the code of the vdso, empty if there is none."""
+    for vma in vmas:
+        if vma.path == "[vdso]":
+            return hashlib.sha256(memory.read(pid, vma.span.start, vma.span.len_bytes)).hexdigest()
+    return ""
+
+
+def check_host(record: MemoryRecord, _features: Features) -> Iterator[Finding]:
+    """Name what the kernel maps into each process otherwise than the image's kernel did."""
+    ours = list(maps.read_maps(Pid(os.getpid())))
+    here = {vma.path: vma.span.len_bytes for vma in ours}
+    remedy = "restore under the kernel that the image was made under"
+    for vma in record.vmas:
+        if vma.special and here.get(vma.special) != vma.end - vma.start:
+            yield Finding(vma.special, "this kernel has it in another size, or not at all", remedy)
+            return
+    if record.vdso != digest_of_vdso(Pid(os.getpid()), ours):
+        yield Finding("[vdso]", "the code that this kernel gives to processes is another", remedy)
 
 
 def check_files(record: MemoryRecord, options: RestoreOptions) -> Iterator[Finding]:
@@ -432,6 +480,7 @@ MEMORY = Resource(
     restore=restore,
     look=look,
     settle=settle,
+    check_host=check_host,
     check_files=check_files,
     prepare=prepare,
 )

@@ -8,13 +8,21 @@ interrupted call goes on, and with which time left. The XSTATE of a processor wi
 than this one is refused before anything starts (`HostMismatch`).
 """
 
+import ctypes
+from collections.abc import Iterator
+
 import attrs
 
+from ckpt.errors import Finding
 from ckpt.kernel import ptrace
 from ckpt.kernel.arch import x86_64 as arch
+from ckpt.kernel.features import Features
 from ckpt.process import interrupted
 from ckpt.process.sleeping import Sleep
 from ckpt.resources.base import Capture, Rebuilt, Resource, Restore, Stage, Stopped
+
+_MIN_XSTATE = 512 + 64
+"""The legacy area and the header (Intel SDM volume 1, 13.4)."""
 
 
 @attrs.frozen(slots=True)
@@ -30,6 +38,13 @@ class RegistersRecord:
     """The system call that was interrupted and must go on; -1 if none."""
     slept_ns: int
     """How much of its relative timeout had passed; 0 if it has none."""
+
+    def __attrs_post_init__(self) -> None:
+        """Refuse register sets that ptrace would not take."""
+        if len(self.prstatus) != ctypes.sizeof(arch.Registers):
+            raise ValueError(f"{len(self.prstatus)} bytes are no set of general registers")
+        if not _MIN_XSTATE <= len(self.xstate) <= ptrace.MAX_XSTATE:
+            raise ValueError(f"{len(self.xstate)} bytes are no extended state")
 
 
 def capture(stopped: Stopped) -> Capture[RegistersRecord]:
@@ -55,6 +70,24 @@ def restore(record: RegistersRecord, rebuilt: Rebuilt) -> Restore:
     ptrace.set_xstate(task.tid, record.xstate)
 
 
+def check_host(record: RegistersRecord, features: Features) -> Iterator[Finding]:
+    """Name what this processor cannot hold."""
+    if record.machine != arch.MACHINE:
+        yield Finding("processor", f"the image is of a {record.machine}, this is {arch.MACHINE}")
+    elif features.xsave_bytes and len(record.xstate) != features.xsave_bytes:
+        yield Finding(
+            "processor",
+            f"it saves {features.xsave_bytes} bytes of extended state, the image has"
+            f" {len(record.xstate)}",
+            "restore on a machine with the same processor features",
+        )
+
+
 REGISTERS = Resource(
-    "registers", RegistersRecord, Stage.CREDENTIALS, capture=capture, restore=restore
+    "registers",
+    RegistersRecord,
+    Stage.CREDENTIALS,
+    capture=capture,
+    restore=restore,
+    check_host=check_host,
 )

@@ -57,7 +57,7 @@ def vma(start, end, *, file=-1, shared=False, special="", flags=()):
 
 
 def memory(*vmas):
-    return MemoryRecord(tuple(vmas), (), MmFields(*[0] * 11), FileIdentity("/x", 0, 0), b"")
+    return MemoryRecord(tuple(vmas), (), MmFields(*[0] * 11), FileIdentity("/x", 0, 0), b"", "")
 
 
 def pages(spans):

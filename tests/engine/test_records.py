@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 from ckpt.engine.records import ProcessImage, ThreadImage, decode_processes, encode_processes
 from ckpt.errors import ImageCorrupt
 from ckpt.image.codec import pack, unpack
+from ckpt.resources.file_identity import FileIdentity
 from ckpt.resources.files.table import EXTERNAL, KINDS, Description, FdRecord, FilesRecord
-from ckpt.resources.memory import MmFields
+from ckpt.resources.memory import KERNEL_VMAS, MemoryRecord, MmFields, VmaRecord
 from ckpt.resources.registry import PROCESS, THREAD
 from ckpt.units import Pid, Tid
 
+PAGE_SIZE = 4096
 PATH = "/images/job/gen-000000/manifest"
 
 # What a path or a name of the target may hold: text, and bytes that are none.
@@ -38,6 +40,8 @@ NARROW = {
     ("EpollItem", "events"): st.integers(0, (1 << 32) - 1),
     ("EpollItem", "data"): st.integers(0, (1 << 64) - 1),
     ("ExternalRecord", "stream"): st.integers(0, 2),
+    ("RegistersRecord", "prstatus"): st.just(bytes(216)),
+    ("RegistersRecord", "xstate"): st.just(bytes(832)),
     ("Owner", "kind"): st.integers(0, 2),
     ("Owner", "signal"): st.integers(0, 64),
 }
@@ -63,11 +67,42 @@ def records_of(record):
     """Return a strategy for a class of records."""
     if record is FilesRecord:
         return tables_of_files()
+    if record is MemoryRecord:
+        return address_spaces()
     strategies = {}
     for field in attrs.fields(attrs.resolve_types(record)):
         narrow = NARROW.get((record.__name__, field.name))
         strategies[field.name] = values_of(field.type) if narrow is None else narrow
     return st.builds(record, **strategies)
+
+
+@st.composite
+def address_spaces(draw):
+    """Mappings in order, of whole pages, with files that are there."""
+    files = draw(st.lists(records_of(FileIdentity), max_size=2))
+    borders = draw(st.lists(st.integers(1, 1 << 20), max_size=6, unique=True).map(sorted))
+    vmas = tuple(
+        VmaRecord(
+            start=start * PAGE_SIZE,
+            end=end * PAGE_SIZE,
+            prot=draw(st.integers(0, 7)),
+            shared=draw(st.booleans()),
+            special=draw(st.sampled_from(["", *KERNEL_VMAS])),
+            file=draw(st.integers(-1, len(files) - 1)),
+            offset_bytes=draw(st.integers(0, 9)) * PAGE_SIZE,
+            flags=tuple(draw(st.lists(texts, max_size=3))),
+            name=draw(texts),
+        )
+        for start, end in zip(borders[::2], borders[1::2], strict=False)
+    )
+    return MemoryRecord(
+        vmas=vmas,
+        files=tuple(files),
+        mm=draw(records_of(MmFields)),
+        exe=draw(records_of(FileIdentity)),
+        auxv=draw(PLAIN[bytes]),
+        vdso=draw(texts),
+    )
 
 
 @st.composite

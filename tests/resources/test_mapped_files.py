@@ -29,7 +29,7 @@ def record_of(files):
         VmaRecord(at * PAGE, (at + 1) * PAGE, 3, bool(at), "", at, 0, ("mr", "mw"), "")
         for at in (0, 1)
     ]
-    return MemoryRecord(tuple(vmas), (read, written), NO_FIELDS, program, b"")
+    return MemoryRecord(tuple(vmas), (read, written), NO_FIELDS, program, b"", "")
 
 
 def findings(record, *allowed):
