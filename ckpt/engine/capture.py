@@ -17,6 +17,7 @@ from ckpt.process.arena import Arena
 from ckpt.process.freezer import Frozen
 from ckpt.process.remote import Call, Reply
 from ckpt.process.task import Task
+from ckpt.process.tree import ending_told
 from ckpt.resources.base import Capture, Resource, Stopped, Target
 from ckpt.resources.registry import PROCESS, THREAD
 from ckpt.units import Pid, Tid
@@ -24,7 +25,8 @@ from ckpt.units import Pid, Tid
 
 def look(pid: Pid, features: Features) -> list[Finding]:
     """Return everything that stands in the way of a dump; the target is not touched."""
-    return list(_iter_findings(Target(pid, features)))
+    with ending_told(pid):
+        return list(_iter_findings(Target(pid, features)))
 
 
 def _iter_findings(target: Target) -> Iterator[Finding]:
@@ -39,7 +41,8 @@ def examine(pid: Pid, features: Features) -> Target:
         UnsupportedState: it owns what cannot be captured; all findings at once.
     """
     target = Target(pid, features)
-    findings = tuple(_iter_findings(target))
+    with ending_told(pid):
+        findings = tuple(_iter_findings(target))
     if findings:
         raise UnsupportedState(pid, findings)
     return target

@@ -22,9 +22,9 @@ from ckpt.kernel.procfs import status
 from ckpt.kernel.procfs.stat import read_stat, read_task_stat
 from ckpt.process import interrupted, sleeping
 from ckpt.process.sleeping import Sleep
-from ckpt.process.task import Task
+from ckpt.process.task import Task, look_at
 from ckpt.process.timeouts import NS_PER_S
-from ckpt.process.tree import list_tids, refuse_untouchable
+from ckpt.process.tree import ending_told, has_ended, list_tids, refuse_untouchable
 from ckpt.units import Pid, Tid
 
 _SIGSTOP = 19
@@ -81,13 +81,12 @@ def freeze(
     asleep = sleeping.look(pid)
     frozen = Frozen(pid, ns_pid[-1], is_our_child, {}, time.monotonic())
     try:
-        _stop_all(frozen, options, timeout_s)
-        frozen.stopped_at_s = time.monotonic()
-        frozen.sleeps = sleeping.confirm(pid, asleep, frozen.tasks, frozen.frozen_at_s)
-        yield frozen
-    except TargetGone as error:
         # A thread that is stopped ends only together with all others.
-        raise TargetGone(pid) from error
+        with ending_told(pid):
+            _stop_all(frozen, options, timeout_s)
+            frozen.stopped_at_s = time.monotonic()
+            frozen.sleeps = sleeping.confirm(pid, asleep, frozen.tasks, frozen.frozen_at_s)
+            yield frozen
     finally:
         thaw(frozen)
 
@@ -120,7 +119,7 @@ def _ask_to_stop(frozen: Frozen, tid: Tid, options: ptrace.Option) -> bool:
         return False
     except NotPermitted:
         # The answer of the kernel also for a thread that is about to vanish.
-        if _has_ended(frozen.pid, tid):
+        if has_ended(Pid(tid)):
             return False
         raise
     return True
@@ -132,10 +131,6 @@ def _state_of(pid: Pid, tid: Tid) -> str:
         return read_task_stat(pid, tid).state
     except TargetGone:
         return "X"
-
-
-def _has_ended(pid: Pid, tid: Tid) -> bool:
-    return _state_of(pid, tid) in "XZ"
 
 
 def _without_leader(frozen: Frozen) -> TargetGone | TargetRefused:
@@ -159,7 +154,7 @@ def _wait_until_stopped(frozen: Frozen, task: Task, deadline_s: float, timeout_s
                 raise FreezeTimeout(task.tid, timeout_s)
             if now_s > spin_until_s:
                 # The end of the first thread is not told before ours of all others is seen.
-                if task.tid == Tid(frozen.pid) and _has_ended(frozen.pid, task.tid):
+                if task.tid == Tid(frozen.pid) and has_ended(frozen.pid):
                     raise _without_leader(frozen)
                 time.sleep(_NAP_S)
             else:
@@ -227,20 +222,7 @@ def _look_at(frozen: Frozen, task: Task) -> ptrace.WaitStatus | None:
 
     The end of a child of ours is left to be waited for by whoever started it, and wants its status.
     """
-    if frozen.is_our_child and task.tid == Tid(frozen.pid):
-        options = os.WEXITED | os.WSTOPPED | os.WNOHANG | os.WNOWAIT
-        try:
-            seen = os.waitid(os.P_PID, task.tid, options)
-        except ChildProcessError:
-            raise TargetGone(task.tid) from None
-        if seen is None:
-            return None
-        if seen.si_code in _ENDINGS:
-            return ptrace.WaitStatus(task.tid, ptrace.Kind.EXITED, 0)
-    return ptrace.wait(task.tid, block=False)
-
-
-_ENDINGS = (os.CLD_EXITED, os.CLD_KILLED, os.CLD_DUMPED)
+    return look_at(task.tid, reap=not frozen.is_our_child or task.tid != Tid(frozen.pid))
 
 
 def _mend(frozen: Frozen, task: Task) -> None:

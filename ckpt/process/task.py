@@ -5,7 +5,9 @@ thread, and is what the thread gets back, whatever ran in between. `freezer.py` 
 `arena.py` runs batches on them.
 """
 
+import os
 import struct
+import time
 
 import attrs
 
@@ -15,7 +17,8 @@ from ckpt.kernel.arch import NR
 from ckpt.kernel.arch import x86_64 as arch
 from ckpt.process import memory
 from ckpt.process.remote import Call, Reply
-from ckpt.units import RemoteAddr, Tid
+from ckpt.process.tree import has_ended
+from ckpt.units import Pid, RemoteAddr, Tid
 
 ALL_SIGNALS = 0xFFFF_FFFF_FFFF_FFFF
 _SIGTRAP, _SIGSTOP = 5, 19
@@ -23,6 +26,33 @@ _FAULTS = (4, 7, 8, 11)
 """SIGILL, SIGBUS, SIGFPE, SIGSEGV: the kernel forces them, blocked or not."""
 _RSEQ_CS_OFFSET = 8
 _RSEQ_CS = struct.Struct("<IIQQQ")
+_ENDINGS = (os.CLD_EXITED, os.CLD_KILLED, os.CLD_DUMPED)
+_SPIN_S = 0.002
+_NAP_S = 0.0002
+
+
+def look_at(tid: Tid, *, reap: bool) -> ptrace.WaitStatus | None:
+    """Return what has become of a traced thread, None if nothing yet.
+
+    Args:
+        tid: the thread.
+        reap: whether its end may be taken from whoever else would wait for it: its parent, if that
+            is this process too.
+
+    Raises:
+        TargetGone: we are not (any more) the tracer or the parent.
+    """
+    if not reap:
+        options = os.WEXITED | os.WSTOPPED | os.WNOHANG | os.WNOWAIT
+        try:
+            seen = os.waitid(os.P_PID, tid, options)
+        except ChildProcessError:
+            raise TargetGone(tid) from None
+        if seen is None:
+            return None
+        if seen.si_code in _ENDINGS:
+            return ptrace.WaitStatus(tid, ptrace.Kind.EXITED, 0)
+    return ptrace.wait(tid, block=False)
 
 
 @attrs.define(slots=True, eq=False)
@@ -98,8 +128,7 @@ class Task:
             TargetGone: it ended (SIGKILL, a group exit).
         """
         while True:
-            status = ptrace.wait(self.tid)
-            assert status is not None
+            status = self._wait()
             if status.gone:
                 raise TargetGone(self.tid)
             if status.kind is ptrace.Kind.SIGNAL:
@@ -115,6 +144,22 @@ class Task:
                 ptrace.cont_to_syscall(self.tid)
             else:
                 ptrace.cont(self.tid)
+
+    def _wait(self) -> ptrace.WaitStatus:
+        """Wait for the next stop, or the end.
+
+        Not in the kernel: if the whole process is killed, the end of its first thread is told only
+        after ours of all others is seen.
+        """
+        spin_until_s = time.monotonic() + _SPIN_S
+        while (status := look_at(self.tid, reap=False)) is None:
+            if time.monotonic() < spin_until_s:
+                os.sched_yield()
+            elif has_ended(Pid(self.tid)):
+                raise TargetGone(self.tid)
+            else:
+                time.sleep(_NAP_S)
+        return status
 
     def run_single(self, insn: RemoteAddr, nr: NR, *args: int) -> Reply:
         """Run one system call by the `syscall` instruction at `insn`, without code of ours.

@@ -3,12 +3,14 @@
 Reads /proc only; stops nothing. `freezer.py` stops what is listed here.
 """
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import attrs
 
-from ckpt.errors import TargetRefused
+from ckpt.errors import TargetError, TargetGone, TargetRefused
 from ckpt.kernel.procfs import files
 from ckpt.kernel.procfs import stat as procfs_stat
 from ckpt.kernel.procfs import status as procfs_status
@@ -48,6 +50,29 @@ def list_tids(pid: Pid) -> list[Tid]:
         TargetGone: the process does not exist.
     """
     return sorted(files.list_tids(pid), key=lambda tid: (tid != Tid(pid), tid))
+
+
+def has_ended(pid: Pid) -> bool:
+    """Tell whether the process, or the thread, is a zombie or does not exist any more."""
+    try:
+        return procfs_stat.read_stat(pid).state in "XZ"
+    except TargetGone:
+        return True
+
+
+@contextlib.contextmanager
+def ending_told(pid: Pid) -> Iterator[None]:
+    """Whatever fails in the block because the process has ended, say that.
+
+    Raises:
+        TargetGone: something failed, and the process is not there any more.
+    """
+    try:
+        yield
+    except (OSError, TargetError) as error:
+        if has_ended(pid):
+            raise TargetGone(pid) from error
+        raise
 
 
 def refuse_untouchable(pid: Pid) -> None:
