@@ -19,10 +19,18 @@ Example:
 
 
 @click.command("check", epilog=_EXAMPLE)
-@click.option("--pid", type=click.IntRange(min=1), help="A process to look at; it is not touched.")
+@click.option(
+    "--pid",
+    type=click.IntRange(min=1),
+    metavar="PID",
+    help="Also name what of this process cannot be checkpointed; it is not touched.",
+)
 @json_option
 def command(pid: int | None, as_json: bool) -> int:
-    """Say what this kernel offers and which tracker would be used; with --pid, what is refused."""
+    """Say what this kernel offers, and which tracker a dump would use.
+
+    With --pid, also what a dump of that process would refuse, and why; the exit code is 21 then.
+    """
     features = probe_features()
     findings: list[Finding] = []
     if pid is not None:

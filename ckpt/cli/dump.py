@@ -10,33 +10,47 @@ from ckpt.tracker.choose import AUTO
 
 _EXAMPLE = """\b
 Example:
-  ckpt dump --pid 4711 /var/ckpt/job            a full checkpoint; the process goes on
-  ckpt dump --pid 4711 --incremental /var/ckpt/job
+  ckpt dump --pid 4711 /var/ckpt/job                  all of its memory
+  ckpt dump --pid 4711 --incremental /var/ckpt/job    what was written since
+  ckpt dump --pid 4711 --incremental --kill /var/ckpt/job
 """
 
 
 @click.command("dump", epilog=_EXAMPLE)
-@click.option("--pid", type=click.IntRange(min=1), required=True, help="The process.")
+@click.option(
+    "--pid",
+    type=click.IntRange(min=1),
+    required=True,
+    metavar="PID",
+    help="The process to checkpoint.",
+)
 @click.option(
     "--incremental",
     is_flag=True,
-    help="Store only the pages written since the last checkpoint in IMAGE_DIR; a full one, and"
-    " why, where that would not be safe.",
+    help="Store only the pages written since the last checkpoint into IMAGE_DIR. Where that would"
+    " not be right, store all, and say why.",
 )
-@click.option("--kill", is_flag=True, help="End the process once the checkpoint is on disk.")
+@click.option(
+    "--kill",
+    is_flag=True,
+    help="End the process when its checkpoint is on disk; until then it stands still.",
+)
 @click.option(
     "--tracker",
     type=click.Choice([AUTO, *(name.value for name in TrackerName)]),
     default=AUTO,
     show_default=True,
-    help="How to learn which pages were written.",
+    help="How to learn which pages were written; auto takes the best that this kernel has.",
 )
 @json_option
 @click.argument("image_dir")
 def command(
     pid: int, incremental: bool, kill: bool, tracker: str, as_json: bool, image_dir: str
 ) -> None:
-    """Checkpoint a running process into IMAGE_DIR, which is made if it does not exist."""
+    """Add a checkpoint of a running process to IMAGE_DIR, which is made if it does not exist.
+
+    The process stands still while its memory is copied, and then goes on, unless --kill is given.
+    """
     options = DumpOptions(incremental=incremental, kill=kill, tracker=tracker)
     result = dump(pid, image_dir, options)
     if incremental and result.reason:
@@ -67,6 +81,6 @@ def _describe(result: DumpResult, image_dir: str) -> str:
     pages = result.pages
     return (
         f"generation {result.generation} ({result.kind}) in {image_dir}: {pages.data} pages stored"
-        f" in {result.stored_bytes / 1e6:.1f} MB, {pages.parent} unchanged; the process stood still"
+        f" in {result.stored_bytes / 1e6:.2f} MB, {pages.parent} unchanged; the process stood still"
         f" for {result.freeze_ms:.1f} ms (tracker {result.tracker})"
     )

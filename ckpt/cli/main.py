@@ -83,6 +83,7 @@ cli = LazyGroup(
     help="Checkpoint a running process from outside, again and again, each time with only the"
     " memory pages written since the last time; bring it back from any of these checkpoints.",
 )
+cli.epilog = "Run 'ckpt COMMAND --help' for the options of a command, and an example."
 cli.params.append(
     click.Option(
         ["--version"],

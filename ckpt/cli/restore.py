@@ -13,8 +13,9 @@ from ckpt.resources.base import RestoreOptions
 
 _EXAMPLE = """\b
 Example:
-  ckpt restore /var/ckpt/job                 the newest checkpoint; ends as the process ends
-  ckpt restore --at 3 --detach /var/ckpt/job
+  ckpt restore /var/ckpt/job                    the newest; ends as the process ends
+  ckpt restore --at 3 --detach /var/ckpt/job    an older one, in the background
+  ckpt restore --inherit 1=/tmp/output --detach /var/ckpt/job
 """
 
 
@@ -32,7 +33,7 @@ def _parse_inherit(
 
 @click.command("restore", epilog=_EXAMPLE)
 @click.option(
-    "--at", type=click.IntRange(min=0), metavar="N", help="Generation N instead of the newest."
+    "--at", type=click.IntRange(min=0), metavar="N", help="Take generation N instead of the newest."
 )
 @click.option("--detach", is_flag=True, help="Print the pid and return; do not wait for the end.")
 @click.option(
@@ -40,13 +41,13 @@ def _parse_inherit(
     multiple=True,
     callback=_parse_inherit,
     metavar="FD=PATH",
-    help="Open PATH as descriptor FD, instead of what the process had there.",
+    help="Open PATH as its descriptor FD instead of what it had there; may be repeated.",
 )
 @click.option(
     "--allow-changed",
     multiple=True,
     metavar="PATH",
-    help="Accept that the file PATH is not what it was.",
+    help="Accept that the file PATH has changed since the checkpoint; may be repeated.",
 )
 @json_option
 @click.argument("image_dir")
@@ -61,6 +62,8 @@ def command(
     """Bring the process of IMAGE_DIR back, with its pid, and wait until it ends.
 
     The exit status is that of the process (128 and the signal's number if a signal ended it).
+    Where its standard streams led to a terminal or to another process, it gets those of this
+    command.
     """
     options = RestoreOptions(allow_changed=frozenset(allow_changed), inherit=inherit)
     result = restore(image_dir, at, options)

@@ -13,7 +13,8 @@ from ckpt.image.format import Manifest
 
 _EXAMPLE = """\b
 Example:
-  ckpt show /var/ckpt/job
+  ckpt show /var/ckpt/job           a table
+  ckpt show --json /var/ckpt/job    all that is known of each generation
 """
 
 
@@ -21,7 +22,7 @@ Example:
 @json_option
 @click.argument("image_dir")
 def command(as_json: bool, image_dir: str) -> None:
-    """List the generations of IMAGE_DIR and the process behind them."""
+    """List the generations of IMAGE_DIR, and the process that they are of."""
     chain = Chain.open(Path(image_dir))
     manifests = [chain.manifest(number) for number in chain.generations()]
     if as_json:
@@ -69,7 +70,7 @@ def _describe(manifest: Manifest) -> str:
         pages.data,
         pages.parent,
         pages.zero,
-        f"{manifest.stored_bytes / 1e6:.1f}",
+        f"{manifest.stored_bytes / 1e6:.2f}",
         f"{manifest.freeze_ms:.1f}",
         manifest.tracker,
     )
