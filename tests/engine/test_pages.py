@@ -57,7 +57,8 @@ def vma(start, end, *, file=-1, shared=False, special="", flags=()):
 
 
 def memory(*vmas):
-    return MemoryRecord(tuple(vmas), (), MmFields(*[0] * 11), FileIdentity("/x", 0, 0), b"", "")
+    file = FileIdentity("/x", 0, 0)
+    return MemoryRecord(tuple(vmas), (file,), MmFields(*[0] * 11), file, b"", "")
 
 
 def pages(spans):
@@ -213,8 +214,9 @@ def test_a_pool_is_bounded(wanted, n_buffers):
     pool = Pool(wanted)
     buffers = [pool.take() for _ in range(n_buffers)]
     assert all(len(buffer) == CHUNK_BYTES for buffer in buffers)
-    assert pool.take() is None
+    assert pool.is_empty()
     pool.give_back(buffers[0])()
+    assert not pool.is_empty()
     assert pool.take() is buffers[0]
 
 
