@@ -19,7 +19,8 @@ TRACKER_CASES: dict[str, list[str]] = {
     "t_brk_stack": ["brk_grow", "stack_grow", "brk_shrink"],
     "t_file_private": ["write", "look", "relocate", "drop"],
     "t_fork": ["write", "only"],
-    "t_thp": ["one", "drop", "protect", "collapse"],
+    "t_thp": ["one", "drop", "protect", "collapse", "zero"],
+    "t_tables": ["exchange", "one"],
     "t_first_touch": ["write", "read", "kernel"],
     "t_full_speed": ["run"],
     "t_exec": ["exec"],
@@ -50,7 +51,7 @@ STATES: dict[str, list[str]] = {
     "s_rseq": ["run"],
     "s_limits": ["change"],
     "s_clocks": ["run"],
-    "heartbeat": ["write"],
+    "heartbeat": ["write", "cluster"],
 }
 DAMAGES: dict[str, list[str]] = {
     "s_files": [

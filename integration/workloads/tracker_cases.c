@@ -199,6 +199,14 @@ static void thp_collapse(void)
 	madvise(pages->addr, pages->n_pages * PAGE, 25 /* MADV_COLLAPSE */);
 }
 
+/* A whole huge page is given up and then read: the kernel may put its huge page of zeros there. */
+static void thp_zero(void)
+{
+	drop(0, HUGE_PAGES);
+	for (size_t page = 0; page < HUGE_PAGES; page++)
+		book_check_page(pages, page);
+}
+
 static void huge(char *argument)
 {
 	FILE *smaps = fopen("/proc/self/smaps", "re");
@@ -265,6 +273,51 @@ static void touch_kernel(void)
 	close(fds[0]);
 	close(fds[1]);
 	wrote(pages, cell, ++version);
+}
+
+/* ---- t_tables --------------------------------------------------------------------------------- */
+
+#define TABLE_PAGES 512ul		/* that one page table maps; moved whole when it lies alike */
+#define N_FILLED 64ul			/* of them, in each area */
+
+static unsigned char *spare;
+
+static void prepare_tables(void)
+{
+	unsigned char *at = map_huge(3 * TABLE_PAGES);
+
+	madvise(at, 3 * TABLE_PAGES * PAGE, MADV_NOHUGEPAGE);
+	for (size_t i = 0; i < 2; i++) {
+		struct book *book = add_book(i ? "right" : "left", at + i * TABLE_PAGES * PAGE, TABLE_PAGES,
+					     (i + 1) << 20, 0);
+
+		for (size_t page = 0; page < TABLE_PAGES; page += TABLE_PAGES / N_FILLED)
+			book_write_page(book, page, ++version);
+		book_write_page(book, TABLE_PAGES - 1, ++version);
+	}
+	spare = at + 2 * TABLE_PAGES * PAGE;
+}
+
+static void move_table(unsigned char *from, unsigned char *to)
+{
+	if (mremap(from, TABLE_PAGES * PAGE, TABLE_PAGES * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, to) != to)
+		die("mremap of a page table");
+}
+
+/* Two areas change places: no page is written, and each address has other content. */
+static void exchange(void)
+{
+	unsigned char *left = books[0].addr, *right = books[1].addr;
+
+	move_table(left, spare);
+	move_table(right, left);
+	move_table(spare, right);
+	map_back(spare, TABLE_PAGES * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	books[0].addr = right;
+	books[1].addr = left;
+	for (size_t i = 0; i < 2; i++)
+		for (size_t page = 0; page < TABLE_PAGES; page += TABLE_PAGES / N_FILLED)
+			note(MOVED, &books[i], page, 1);
 }
 
 /* ---- t_fork ----------------------------------------------------------------------------------- */
@@ -411,7 +464,9 @@ static const struct test_case {
 	 {{"write", cow_write}, {"look", look}, {"relocate", relocate}, {"drop", drop_part}}, NULL},
 	{"t_fork", prepare_plain, {{"write", fork_write}, {"only", fork_only}}, NULL},
 	{"t_thp", prepare_thp,
-	 {{"one", write_one}, {"drop", drop_part}, {"protect", thp_protect}, {"collapse", thp_collapse}}, NULL},
+	 {{"one", write_one}, {"drop", drop_part}, {"protect", thp_protect}, {"collapse", thp_collapse},
+	  {"zero", thp_zero}}, NULL},
+	{"t_tables", prepare_tables, {{"exchange", exchange}, {"one", write_one}}, NULL},
 	{"t_first_touch", prepare_first_touch,
 	 {{"write", touch_write}, {"read", touch_read}, {"kernel", touch_kernel}}, NULL},
 	{"t_full_speed", prepare_full_speed, {{"run", run_on}}, NULL},
