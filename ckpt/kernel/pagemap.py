@@ -345,6 +345,19 @@ def read_entries(fd: int, span: AddrRange) -> "npt.NDArray[np.uint64]":
     return words[: done // ENTRY_BYTES]
 
 
+def read_words(fd: int, span: AddrRange) -> "array[int]":
+    """Return the same for a small span as an array of numbers, without numpy.
+
+    Raises:
+        TargetGone: the address space has ended, by exec or with the process.
+    """
+    n_bytes = span.len_bytes // PAGE_SIZE * ENTRY_BYTES
+    raw = os.pread(fd, n_bytes, span.start // PAGE_SIZE * ENTRY_BYTES)
+    if len(raw) < n_bytes:
+        _check_alive(fd)
+    return array("Q", raw)
+
+
 def populated_private(entries: "npt.NDArray[np.uint64]") -> "npt.NDArray[np.bool_]":
     """Tell for each entry whether the page's content is the process's own.
 

@@ -2,7 +2,7 @@
 
 Reading the bits and clearing them are two steps, so the target must be frozen in between, and
 another process that writes into it then (process_vm_writev) would be missed. New and remapped
-mappings read as dirty by themselves.
+mappings read as dirty by themselves, but for page tables that were moved whole (`frames`).
 
 Kernel: Documentation/admin-guide/mm/soft-dirty.rst; /proc/PID/clear_refs; bit 55 of
 /proc/PID/pagemap, or PAGEMAP_SCAN with PAGE_IS_SOFT_DIRTY.
@@ -12,6 +12,7 @@ import attrs
 
 from ckpt.kernel import clear_refs, pagemap
 from ckpt.kernel.features import Features
+from ckpt.tracker import frames
 from ckpt.tracker.base import Scan, TrackerName
 from ckpt.tracker.populated import iter_chunks, iter_ranges, opened_pagemap, scan_populated
 from ckpt.tracker.spans import Own, Spans, join, subtract
@@ -31,7 +32,12 @@ class SoftDirty:
             dirty = self._scan_dirty(fd, own.all)
             clear_refs.clear_soft_dirty(pid)
             populated = scan_populated(fd, own, self.features)
-        return Scan(populated, subtract(populated, dirty))
+            unwritten = subtract(populated, dirty)
+            clean, witnesses = frames.confirm(
+                frames.table_reader(fd), populated, unwritten, frames.take(pid)
+            )
+        frames.note(pid, witnesses)
+        return Scan(populated, clean)
 
     def _scan_dirty(self, fd: Fd, own: Spans) -> Spans:
         dirty: Spans = []
