@@ -315,9 +315,11 @@ static void exchange(void)
 	map_back(spare, TABLE_PAGES * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	books[0].addr = right;
 	books[1].addr = left;
-	for (size_t i = 0; i < 2; i++)
+	for (size_t i = 0; i < 2; i++) {
 		for (size_t page = 0; page < TABLE_PAGES; page += TABLE_PAGES / N_FILLED)
 			note(MOVED, &books[i], page, 1);
+		note(MOVED, &books[i], TABLE_PAGES - 1, 1);
+	}
 }
 
 /* ---- t_fork ----------------------------------------------------------------------------------- */
