@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 # What the tests use beyond Python packages: a C compiler and the kernel's headers (structs are
 # compared with them), and the servers that are checkpointed.
 TEST_PACKAGES := gcc libc6-dev redis-server
+BENCH_PACKAGES := gcc libc6-dev
 KERNELS_PACKAGES := gcc libc6-dev qemu-system-x86 kmod
 
 # Set CKPT_NO_APT=1 to leave the system's packages alone.
@@ -44,6 +45,11 @@ test: $(STAMP) ## Run all tests of this kernel
 kernels: $(STAMP) ## Run the tracker tests under other kernels, in qemu
 	@$(PACKAGES) $(KERNELS_PACKAGES)
 	@$(BIN)/python -m pytest integration/kernels
+
+.PHONY: bench
+bench: $(STAMP) ## Measure freeze, start, full dumps and tracking (ARGS="--json freeze")
+	@$(PACKAGES) $(BENCH_PACKAGES)
+	@$(BIN)/python -m integration.bench $(ARGS)
 
 .PHONY: check
 check: lint types layers rules ## lint + types + layers + rules

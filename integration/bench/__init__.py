@@ -1,0 +1,1 @@
+"""What ckpt costs: `make bench`. Figures and no tests: nothing fails because a machine is slow."""
