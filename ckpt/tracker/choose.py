@@ -76,7 +76,9 @@ def plan_generation(
     if tracker is TrackerName.COMPARE:
         if lineage_of_process:
             return Plan(generations[-1], "")
-        return Plan(None, "the newest generation is of another process or program")
+        return Plan(
+            None, "the newest generation is of another process, or it has called exec since"
+        )
     if epoch is None:
         return Plan(None, "this process was not tracked since the last generation")
     distrust = _why_not(

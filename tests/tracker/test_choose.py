@@ -148,5 +148,5 @@ def test_compare_needs_no_epoch(epoch):
 
 def test_compare_does_not_mix_processes():
     assert plan(tracker=TrackerName.COMPARE, lineage_of_process=False) == Plan(
-        None, "the newest generation is of another process or program"
+        None, "the newest generation is of another process, or it has called exec since"
     )
