@@ -36,7 +36,7 @@ def measure(directory: Path) -> list[Section]:
         for number in range(ROUNDS + 1):
             for step in _PATTERNS:
                 found = _measure_dump(target, image, step)
-                found |= _measure_others(target, found[f"wall, {_PATTERNS[step]}"])
+                found |= _measure_others(target)
                 if number:  # the first round only warms up
                     for name, value in found.items():
                         values[name].append(value)
@@ -63,18 +63,15 @@ def _measure_dump(target: Heartbeat, image: Path, step: str) -> dict[str, float]
     return found
 
 
-def _measure_others(target: Heartbeat, wall_ms: float) -> dict[str, float]:
+def _measure_others(target: Heartbeat) -> dict[str, float]:
     """Measure what every dump is held against, in the same minute."""
-    n_bytes = target.n_pages // 100 * 4096
     stop_ms = time_stop(target.pid)
     target.gap()
-    time.sleep(wall_ms / 1000)
-    return {
+    found = {"python": time_python(_NOW), "libraries": time_python(_LIBRARIES)}
+    return found | {
         "gap, no dump": target.gap()[0],
-        "memcpy": time_memcpy(n_bytes),
+        "memcpy": time_memcpy(target.n_pages // 100 * 4096),
         "stop": stop_ms,
-        "python": time_python(_NOW),
-        "libraries": time_python(_LIBRARIES),
     }
 
 
@@ -107,7 +104,7 @@ def _freeze_section(values: dict[str, list[float]]) -> Section:
     samples += [
         memcpy,
         Sample("seize, interrupt, wait, detach alone", "ms", values["stop"]),
-        Sample("gap felt inside without a dump", "ms", values["gap, no dump"]),
+        Sample("gap felt inside while other commands ran", "ms", values["gap, no dump"]),
     ]
     title = f"freeze of an incremental dump: {MIB} MiB, 1 % written"
     return Section(
