@@ -7,6 +7,7 @@ tracker adds to a mapping (`uw`).
 
 import os
 import re
+import select
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ _STATUS_FIELDS = (
     *("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp"),
     *("Cpus_allowed_list", "THP_enabled"),
 )
+_LOOKS, _LOOK_EVERY_S = 100, 0.05
 _VOLATILE_FLAGS = frozenset({"sd", "uw", "um", "ac", "??"})
 # oom_score follows memory use; ptrace changes it for a moment.
 _FILES = (
@@ -105,4 +107,21 @@ def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
             found += [f"{key}: new {one}" for one in after[key] if one not in before[key]]
         elif before[key] != after[key]:
             found.append(f"{key}: {before[key]!r} -> {after[key]!r}")
+    return found
+
+
+def lasting_differences(before: dict[str, Any], pid: int) -> list[str]:
+    """Return the differences of the living process that stay.
+
+    A thread that was stopped in ppoll or sigsuspend has that call's mask only once it has run again
+    and is back in there, and nobody says when. Its pidfd paces the looks, and tells its end.
+    """
+    pidfd = os.pidfd_open(pid)
+    try:
+        for _ in range(_LOOKS):
+            found = differences(before, view(pid))
+            if not found or select.select([pidfd], [], [], _LOOK_EVERY_S)[0]:
+                return found
+    finally:
+        os.close(pidfd)
     return found

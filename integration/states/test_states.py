@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from integration.harness import Restored, become_subreaper, dump
-from integration.procview import differences, view
+from integration.procview import lasting_differences, view
 from integration.workloads.catalog import STATES
 from integration.workloads.driver import Dialogue, Program
 
@@ -47,7 +47,7 @@ def test_state_comes_back(program: str, tracker: str, tmp_path: Path) -> None:
         before = view(work.pid)
         assert work.ask("check") == "ok", "the dumps have changed the living"
     with Restored(image) as work:
-        assert not differences(before, view(work.pid))
+        assert not lasting_differences(before, work.pid)
         assert work.ask("check") == "ok"
         take(work, steps[0] if steps else None)
         assert dump(work.pid, image, "--tracker", tracker)["kind"] == result["kind"]
