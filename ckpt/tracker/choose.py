@@ -65,7 +65,8 @@ def plan_generation(
         generations: that the directory has.
         epoch: of the process, None if there is none.
         lineage_of_process: whether the newest generation is of this process and program; only
-            `compare`, which needs no epoch, goes by it.
+            `compare`, which needs no epoch, goes by it (with an epoch it takes the generation that
+            the process was restored from: there is less between them).
     """
     if not incremental:
         return Plan(None, "")
@@ -73,14 +74,6 @@ def plan_generation(
         return Plan(None, "the first generation of a chain is always full")
     if tracker is TrackerName.FULL:
         return Plan(None, "the tracker 'full' knows of no unchanged page")
-    if tracker is TrackerName.COMPARE:
-        if lineage_of_process:
-            return Plan(generations[-1], "")
-        return Plan(
-            None, "the newest generation is of another process, or it has called exec since"
-        )
-    if epoch is None:
-        return Plan(None, "this process was not tracked since the last generation")
     distrust = _why_not(
         epoch,
         tracker=tracker,
@@ -89,11 +82,17 @@ def plan_generation(
         chain_id=chain_id,
         generations=generations,
     )
-    return Plan(None, distrust) if distrust else Plan(epoch.generation, "", by_epoch=True)
+    if epoch is not None and not distrust:
+        return Plan(epoch.generation, "", by_epoch=True)
+    if tracker is TrackerName.COMPARE:
+        if lineage_of_process:
+            return Plan(generations[-1], "")
+        distrust = "the newest generation is of another process, or it has called exec since"
+    return Plan(None, distrust)
 
 
 def _why_not(
-    epoch: Epoch,
+    epoch: Epoch | None,
     *,
     tracker: TrackerName,
     process: Identity,
@@ -102,6 +101,8 @@ def _why_not(
     generations: list[GenerationNo],
 ) -> str:
     """Return why the tracker's state says nothing about this chain; empty if it does."""
+    if epoch is None:
+        return "this process was not tracked since the last generation"
     if epoch.process != process:
         return f"pid {process.pid} is another process than at the last generation"
     if epoch.exec_id != exec_id:

@@ -146,7 +146,15 @@ def test_compare_needs_no_epoch(epoch):
     assert made == Plan(GenerationNo(3), ""), "against the newest: it is compared byte by byte"
 
 
+def test_compare_goes_on_from_the_generation_that_was_restored():
+    epoch = attrs.evolve(EPOCH, tracker=TrackerName.COMPARE)
+    assert plan(tracker=TrackerName.COMPARE, epoch=epoch) == Plan(
+        GenerationNo(2), "", by_epoch=True
+    )
+
+
 def test_compare_does_not_mix_processes():
-    assert plan(tracker=TrackerName.COMPARE, lineage_of_process=False) == Plan(
+    made = plan(tracker=TrackerName.COMPARE, epoch=None, lineage_of_process=False)
+    assert made == Plan(
         None, "the newest generation is of another process, or it has called exec since"
     )
