@@ -52,7 +52,7 @@ from ckpt.resources.memory import MemoryRecord, iter_own_vmas
 from ckpt.tracker.base import TrackerName
 from ckpt.tracker.choose import AUTO, Plan, choose_tracker, plan_generation
 from ckpt.tracker.epoch import Epoch, read_epoch
-from ckpt.tracker.populated import opened_pagemap, scan_populated
+from ckpt.tracker.populated import opened_pagemap, scan_populated, scan_written
 from ckpt.tracker.spans import Own, Spans, join, subtract, total_bytes
 from ckpt.units import GenerationNo, Pid
 
@@ -204,7 +204,7 @@ def _prepare(
     writer: GenerationWriter,
 ) -> _Work:
     """Do everything slow that needs no frozen target."""
-    pool = Pool(_estimate_bytes(target.pid, target.features, plan))
+    pool = Pool(_estimate_bytes(target, lent.name, plan))
     parent, in_parent = None, []
     if plan.parent is not None:
         parent = PageReader(chain, plan.parent)
@@ -212,13 +212,18 @@ def _prepare(
     return _Work(target, options, lent, plan, writer, pool, parent, in_parent)
 
 
-def _estimate_bytes(pid: Pid, features: Features, plan: Plan) -> int:
+def _estimate_bytes(target: Target, tracker: TrackerName, plan: Plan) -> int:
     """Return how much memory to touch before the freeze: what may have to be held, roughly."""
-    vmas = iter_own_vmas(maps.read_maps(pid))
-    spans = join((vma.span.start, vma.span.end) for vma in vmas if not vma.shared)
-    own = Own(anonymous=[], mapped=spans)
-    with opened_pagemap(pid) as fd:
-        n_bytes = total_bytes(scan_populated(fd, own, features))
+    vmas = [vma for vma in iter_own_vmas(maps.read_maps(target.pid)) if not vma.shared]
+    own = Own(
+        anonymous=join((v.span.start, v.span.end) for v in vmas if not v.is_file),
+        mapped=join((v.span.start, v.span.end) for v in vmas if v.is_file),
+    )
+    with opened_pagemap(target.pid) as fd:
+        if plan.parent is not None and tracker is TrackerName.WRITEPROTECT:
+            # And as much again, for what is written until the freeze.
+            return 2 * total_bytes(scan_written(fd, own.anonymous))
+        n_bytes = total_bytes(scan_populated(fd, own, target.features))
     return n_bytes // 8 if plan.parent is not None else n_bytes
 
 
