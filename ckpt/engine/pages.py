@@ -142,6 +142,10 @@ class Copy:
     def store_all(self) -> None:
         """Hand everything that was read to the writer."""
         for chunk in self._held:
+            if not chunk.len_bytes:
+                # All of it was found to be what the parent holds.
+                self._pool.give_back(chunk.buffer)()
+                continue
             view = memoryview(chunk.buffer)[: chunk.len_bytes]
             self._writer.write_pages(view, self._pool.give_back(chunk.buffer))
         self._held.clear()

@@ -259,9 +259,13 @@ class GenerationWriter:
     def _submit_gathered(self) -> None:
         buffer, len_bytes = self._gathered, self._gathered_bytes
         self._gathered, self._gathered_bytes = None, 0
-        if buffer is not None:
-            release = partial(self._spare.append, buffer)
+        if buffer is None:
+            return
+        release = partial(self._spare.append, buffer)
+        if len_bytes:
             self._submit(memoryview(buffer)[:len_bytes], release)
+        else:
+            release()
 
     def _submit_in_frames(self, view: memoryview, release: Release | None) -> None:
         step = MAX_FRAME_BYTES // self.page_size * self.page_size

@@ -284,3 +284,14 @@ def test_a_closed_writer_takes_nothing(chain):
         commit_all(writer)
         with pytest.raises(ValueError, match="closed"):
             writer.write_pages(soft_page(1))
+
+
+def test_writing_no_pages_makes_no_frame(tmp_path):
+    chain = Chain.create_or_open(tmp_path / "chain")
+    released = []
+    with chain.lock(), chain.begin(None) as writer:
+        assert writer.write_pages(b"", lambda: released.append(1)) == 0
+        writer.flush()
+        manifest = writer.commit(spaces={}, records={}, host={}, tracker="full")
+    assert released == [1]
+    assert manifest.stored_bytes == 0
