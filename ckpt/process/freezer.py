@@ -25,6 +25,7 @@ from ckpt.process.sleeping import Sleep
 from ckpt.process.task import Task, look_at
 from ckpt.process.timeouts import NS_PER_S
 from ckpt.process.tree import ending_told, has_ended, list_tids, refuse_untouchable
+from ckpt.process.uninterrupted import uninterrupted
 from ckpt.units import Pid, Tid
 
 _SIGSTOP = 19
@@ -111,7 +112,8 @@ def _stop_all(frozen: Frozen, options: ptrace.Option, timeout_s: float) -> None:
 
 def _ask_to_stop(frozen: Frozen, tid: Tid, options: ptrace.Option) -> bool:
     try:
-        ptrace.seize(tid, options)
+        # SYSGOOD: if we are killed while it stops in a system call, it would be sent a SIGTRAP.
+        ptrace.seize(tid, options | ptrace.Option.TRACESYSGOOD)
         frozen.tasks[tid] = Task(tid)
         ptrace.interrupt(tid)
     except TargetGone:
@@ -173,16 +175,17 @@ def _wait_until_stopped(frozen: Frozen, task: Task, deadline_s: float, timeout_s
 
 def thaw(frozen: Frozen) -> None:
     """Give every thread its own state back and let it go; never raises for a thread that ended."""
-    if any(task.deferred_stop for task in frozen.tasks.values()):
-        # While they are still stopped: none runs another instruction before it stops for that.
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(frozen.pid, _SIGSTOP)
-    # The leader last, see `_stop_all`.
-    tasks = sorted(frozen.tasks.values(), key=lambda task: task.tid == Tid(frozen.pid))
-    lost = [task for task in tasks if not _let_go(frozen, task)]
-    frozen.thawed_at_s = time.monotonic()
-    for task in lost:
-        _regain(frozen, task)
+    with uninterrupted():
+        if any(task.deferred_stop for task in frozen.tasks.values()):
+            # While they are still stopped: none runs another instruction before it stops for that.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(frozen.pid, _SIGSTOP)
+        # The leader last, see `_stop_all`.
+        tasks = sorted(frozen.tasks.values(), key=lambda task: task.tid == Tid(frozen.pid))
+        lost = [task for task in tasks if not _let_go(frozen, task)]
+        frozen.thawed_at_s = time.monotonic()
+        for task in lost:
+            _regain(frozen, task)
 
 
 def _let_go(frozen: Frozen, task: Task) -> bool:

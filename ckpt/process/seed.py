@@ -29,7 +29,12 @@ from ckpt.process.tree import list_tids
 from ckpt.units import AddrRange, Fd, Pid, RemoteAddr, Tid
 
 NAME = "ckpt-seed"
-_OPTIONS = ptrace.Option.EXITKILL | ptrace.Option.TRACECLONE | ptrace.Option.TRACEFORK
+_OPTIONS = (
+    ptrace.Option.EXITKILL
+    | ptrace.Option.TRACECLONE
+    | ptrace.Option.TRACEFORK
+    | ptrace.Option.TRACESYSGOOD
+)
 _CLONE_PARENT, _CLONE_NEWTIME = 0x8000, 0x80
 _CLONE_ARGS = struct.Struct("<11Q")
 _SYSCALL_AT = RemoteAddr(CODE_AT + arch.PAUSE_CODE.index(arch.SYSCALL_INSN))

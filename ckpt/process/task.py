@@ -21,7 +21,9 @@ from ckpt.process.tree import has_ended
 from ckpt.units import Pid, RemoteAddr, Tid
 
 ALL_SIGNALS = 0xFFFF_FFFF_FFFF_FFFF
-_SIGTRAP, _SIGSTOP = 5, 19
+_SIGSTOP = 19
+_SYSCALL_STOP = 5 | 0x80
+"""How a stop in a system call reads under TRACESYSGOOD: SIGTRAP with a bit that is no signal's."""
 _FAULTS = (4, 7, 8, 11)
 """SIGILL, SIGBUS, SIGFPE, SIGSEGV: the kernel forces them, blocked or not."""
 _RSEQ_CS_OFFSET = 8
@@ -109,15 +111,17 @@ class Task:
     def put_back(self) -> None:
         """Give the thread its own registers and mask again."""
         if self.disturbed:
-            ptrace.set_registers(self.tid, self.registers)
+            # The mask first: if we are killed in between, what it runs next gives back both.
             ptrace.set_sigmask(self.tid, self.sigmask)
+            ptrace.set_registers(self.tid, self.registers)
             self.disturbed = False
 
     def prepare_to_run(self, registers: arch.Registers, sigmask: int) -> None:
         """Set what the thread runs next; `put_back` undoes it."""
         self.disturbed = True
-        ptrace.set_sigmask(self.tid, sigmask)
+        # The registers first: if we are killed in between, nothing stays blocked.
         ptrace.set_registers(self.tid, registers)
+        ptrace.set_sigmask(self.tid, sigmask)
 
     def wait_for(self, sig: int, *, to_syscall: bool = False) -> None:
         """Wait until the thread, which runs our code, stops with `sig`.
@@ -166,10 +170,13 @@ class Task:
 
         For the few calls that make and remove an arena, and where no arena may be. About 0.06 ms.
         It stops at entry and exit of the call: a single step would end in a SIGTRAP that the kernel
-        forces, and that would undo the target's own action for it.
+        forces, and that would undo the target's own action for it. The task has its own registers
+        again afterwards: only for the length of the call it would not survive our end.
         """
         self.prepare_to_run(arch.single_call_registers(self.registers, insn, nr, args), ALL_SIGNALS)
         for _ in ("entry", "exit"):
             ptrace.cont_to_syscall(self.tid)
-            self.wait_for(_SIGTRAP, to_syscall=True)
-        return Reply(Call(nr, args), arch.result_of(ptrace.get_registers(self.tid)))
+            self.wait_for(_SYSCALL_STOP, to_syscall=True)
+        reply = Reply(Call(nr, args), arch.result_of(ptrace.get_registers(self.tid)))
+        self.put_back()
+        return reply
