@@ -13,7 +13,14 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Self
 
-from ckpt.errors import ChainBroken, ImageCorrupt, ImageUnusable, NoGeneration
+from ckpt.errors import (
+    ChainBroken,
+    CkptError,
+    HostFull,
+    ImageCorrupt,
+    ImageUnusable,
+    NoGeneration,
+)
 from ckpt.image.format import (
     HEADER_NAME,
     LOCK_NAME,
@@ -57,6 +64,7 @@ class Chain:
         self.chain_id = chain_id
         self._locked = False
         self._writing = False
+        self._fresh = self._fresh_root = False
         self._manifests: dict[GenerationNo, Manifest] = {}
         self._resolved: dict[tuple[GenerationNo, str], ResolvedRuns] = {}
 
@@ -100,16 +108,16 @@ class Chain:
             HostFull: no room for the header.
         """
         store = make_store(Path(path))
-        store.make_root()
+        made_root = store.make_root()
         names = store.read_names()
         store.require_writable()
+        made_header = False
         if HEADER_NAME not in names:
             _require_no_strangers(store, names)
-            with store.lock():
-                # Another one may have made it since we looked.
-                if HEADER_NAME not in store.read_names():
-                    _create_header(store)
-        return cls.open(path, make_store=make_store)
+            made_header = _make_header(store, made_root=made_root)
+        chain = cls.open(path, make_store=make_store)
+        chain._fresh, chain._fresh_root = made_header, made_root
+        return chain
 
     # -- reading ---------------------------------------------------------------------------------
 
@@ -244,6 +252,8 @@ class Chain:
     def lock(self) -> Iterator[None]:
         """Be the only writer of this chain, and remove what killed writers left behind.
 
+        If the block fails and the chain was made for it, it is removed again.
+
         Raises:
             ImageBusy: another one holds the lock.
             ImageUnusable: the directory cannot be written.
@@ -255,6 +265,10 @@ class Chain:
                     if name.startswith(TEMPORARY_PREFIX):
                         self._store.remove_temporary(name)
                 yield
+            except CkptError:
+                if self._fresh and not self.generations():
+                    self._store.remove_fresh(root=self._fresh_root)
+                raise
             finally:
                 self._locked = False
 
@@ -332,6 +346,24 @@ def _require_no_strangers(store: Store, names: list[str]) -> None:
                 f"it is not an image directory, and not empty (it has {name!r}):"
                 " choose another or a new one",
             )
+
+
+def _make_header(store: Store, *, made_root: bool) -> bool:
+    """Make the header of a chain; tell whether it was we, and not another ckpt just before us."""
+    try:
+        with store.lock():
+            if HEADER_NAME in store.read_names():
+                return False
+            try:
+                _create_header(store)
+            except CkptError:
+                store.remove_fresh(root=made_root)
+                raise
+    except HostFull:
+        # There was not even room for the lock.
+        store.remove_fresh(root=made_root)
+        raise
+    return True
 
 
 def _create_header(store: Store) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ckpt.errors import CkptError, HostFull, ImageBusy, ImageCorrupt, ImageUnusable
-from ckpt.image.format import LOCK_NAME, TEMPORARY_PREFIX
+from ckpt.image.format import HEADER_NAME, LOCK_NAME, TEMPORARY_PREFIX
 
 DIRECTORY_MODE = 0o700
 FILE_MODE = 0o600
@@ -154,8 +154,8 @@ class Store:
 
     # -- writing ---------------------------------------------------------------------------------
 
-    def make_root(self) -> None:
-        """Make the directory of the chain, mode 0700, if it is not there.
+    def make_root(self) -> bool:
+        """Make the directory of the chain, mode 0700, if it is not there; tell whether it was made.
 
         Raises:
             ImageUnusable: its parent is missing, or it cannot be made.
@@ -163,7 +163,7 @@ class Store:
         try:
             self.path.mkdir(DIRECTORY_MODE)
         except FileExistsError:
-            return
+            return False
         except FileNotFoundError as error:
             if self.path.parent.is_dir():
                 # What the kernel says where nothing can be made, as in /proc.
@@ -176,6 +176,20 @@ class Store:
         parent = self.path.absolute().parent
         with _errors(parent, "sync"):
             self._sync_path(parent)
+        return True
+
+    def remove_fresh(self, *, root: bool) -> None:
+        """Remove a chain without generations that was just made, and with `root` its directory.
+
+        State: nobody else can have written to it, since we hold its lock (or there is none yet).
+        What cannot be removed stays: it must not hide the reason for the removal.
+        """
+        for name in (HEADER_NAME, LOCK_NAME):
+            with contextlib.suppress(OSError):
+                (self.path / name).unlink()
+        if root:
+            with contextlib.suppress(OSError):
+                self.path.rmdir()
 
     def require_writable(self) -> None:
         """Find out before any work is done whether the directory can be written.
