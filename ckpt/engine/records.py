@@ -115,7 +115,7 @@ def _list(raw: Mapping[str, Any], key: str) -> list[Any]:
 
 
 def _decode_process(raw: dict[str, Any]) -> ProcessImage:
-    return ProcessImage(
+    process = ProcessImage(
         pid=Pid(strict(raw["pid"], int)),
         stopped_by=strict(raw["stopped_by"], int),
         resources=_decode_resources(raw["resources"], PROCESS),
@@ -126,6 +126,15 @@ def _decode_process(raw: dict[str, Any]) -> ProcessImage:
             for thread in _list(raw, "threads")
         ),
     )
+    _check_ids([thread.tid for thread in process.threads], process.pid)
+    return process
+
+
+def _check_ids(tids: list[Tid], pid: Pid) -> None:
+    if Tid(pid) not in tids:
+        raise ValueError(f"process {pid} has no thread of this number")
+    if len(set(tids)) < len(tids) or min(tids) < 1:
+        raise ValueError("the numbers of its threads cannot be")
 
 
 def _decode_resources(raw: dict[str, Any], resources: tuple[Resource[Any], ...]) -> dict[str, Any]:

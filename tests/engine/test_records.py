@@ -121,21 +121,26 @@ def tables_of_files(draw):
     )
 
 
-images = st.builds(
-    ProcessImage,
-    pid=st.integers(1, 1 << 22).map(Pid),
-    stopped_by=st.integers(0, 64),
-    resources=st.fixed_dictionaries({r.name: records_of(r.record) for r in PROCESS}),
-    threads=st.lists(
-        st.builds(
-            ThreadImage,
-            tid=st.integers(1, 1 << 22).map(Tid),
-            resources=st.fixed_dictionaries({r.name: records_of(r.record) for r in THREAD}),
+threads_of = {r.name: records_of(r.record) for r in THREAD}
+numbers = st.lists(st.integers(1, 1 << 22), min_size=1, max_size=2, unique=True)
+
+
+@st.composite
+def process_images(draw):
+    """Return the image of a process of one or two threads; its leader is one of them."""
+    tids = draw(numbers)
+    return ProcessImage(
+        pid=Pid(draw(st.sampled_from(tids))),
+        stopped_by=draw(st.integers(0, 64)),
+        resources={r.name: draw(records_of(r.record)) for r in PROCESS},
+        threads=tuple(
+            ThreadImage(Tid(tid), {name: draw(of) for name, of in threads_of.items()})
+            for tid in tids
         ),
-        min_size=1,
-        max_size=1,
-    ).map(tuple),
-)
+    )
+
+
+images = process_images()
 
 
 @attrs.frozen
@@ -241,6 +246,17 @@ def test_a_field_of_a_later_version_is_ignored(image, data):
 @pytest.mark.parametrize("records", [{}, {"processes": None}, {"processes": []}, {"processes": 7}])
 def test_no_process(records):
     refuses(records)
+
+
+@pytest.mark.parametrize("tids", [[], [2], [2, 3], [1, 1], [1, 2, 2], [1, 0], [1, -1]])
+@given(st.data())
+@settings(max_examples=1)
+def test_threads_whose_numbers_cannot_be(tids, data):
+    raw = plain(data.draw(images))
+    (process,) = raw["processes"]
+    thread = process["threads"][0]
+    process["pid"], process["threads"] = 1, [thread | {"tid": tid} for tid in tids]
+    refuses(raw)
 
 
 def test_the_message_is_one_sentence():
