@@ -52,7 +52,7 @@ from ckpt.resources.files.open_file import STANDARD_STREAMS, FdTable, OpenFile, 
 from ckpt.resources.files.pipe import PIPE
 from ckpt.resources.files.regular import REGULAR
 from ckpt.resources.files.tcp import TCP
-from ckpt.resources.plain import structure
+from ckpt.resources.plain import strict, structure
 from ckpt.units import Fd, Pid, RemoteFd
 
 KINDS: tuple[AnyKind, ...] = (REGULAR, DIRECTORY, CHARDEV, PIPE, TCP, EVENTFD, EPOLL)
@@ -82,8 +82,9 @@ class Description:
         """Refuse an unknown kind; turn plain values into the kind's record."""
         if self.kind not in _BY_NAME:
             raise ValueError(f"unknown kind of file {self.kind!r}")
-        if isinstance(self.record, dict):
-            object.__setattr__(self, "record", structure(self.record, _BY_NAME[self.kind].record))
+        record = _BY_NAME[self.kind].record
+        if not isinstance(self.record, record):
+            object.__setattr__(self, "record", structure(strict(self.record, dict), record))
 
     @property
     def behaviour(self) -> AnyKind:
