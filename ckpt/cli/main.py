@@ -5,11 +5,13 @@ Each command is a module beside this one, loaded only when it is the one asked f
 printed or exit codes chosen.
 """
 
+import gc
 import importlib
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from itertools import takewhile
+from types import ModuleType
 
 import click
 
@@ -54,7 +56,7 @@ class LazyGroup(click.Group):
         """Import the module of `cmd_name`; None if there is no such command."""
         if cmd_name not in self._summaries:
             return None
-        module = importlib.import_module(f"{self._package}.{cmd_name}")
+        module = _import_to_stay(f"{self._package}.{cmd_name}")
         command = module.command
         if not isinstance(command, click.Command):
             raise TypeError(f"{module.__name__}.command is no click command")
@@ -64,6 +66,18 @@ class LazyGroup(click.Group):
         """Write the table of commands without importing one."""
         with formatter.section("Commands"):
             formatter.write_dl(list(self._summaries.items()))
+
+
+def _import_to_stay(name: str) -> ModuleType:
+    """Import a module whose objects live as long as we do: no garbage is looked for among them."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        return importlib.import_module(name)
+    finally:
+        gc.freeze()
+        if was_on:
+            gc.enable()
 
 
 def _print_version(ctx: click.Context, _option: click.Parameter, wanted: bool) -> None:

@@ -61,6 +61,7 @@ class _Asked:
     name: str
     capture: Capture[Any]
     calls: list[Call]
+    record: Any = None
 
 
 class Capturing:
@@ -79,13 +80,18 @@ class Capturing:
     def finish(self, arena: Arena) -> ProcessImage:
         """Run the remote calls and return all records."""
         frozen = self._frozen
+        leader = frozen.leader.tid
+        # Process and leader are asked by the same thread: together, that is a batch less.
+        _finish([*self._process, *self._threads[leader]], arena, frozen.leader)
+        for tid, asked in self._threads.items():
+            if tid != leader:
+                _finish(asked, arena, frozen.tasks[tid])
         return ProcessImage(
             pid=frozen.pid,
             stopped_by=frozen.leader.group_stopped,
-            resources=_finish(self._process, arena, frozen.leader),
+            resources=_records_of(self._process),
             threads=tuple(
-                ThreadImage(tid, _finish(asked, arena, frozen.tasks[tid]))
-                for tid, asked in self._threads.items()
+                ThreadImage(tid, _records_of(asked)) for tid, asked in self._threads.items()
             ),
         )
 
@@ -95,10 +101,8 @@ def _begin(resource: Resource[Any], stopped: Stopped) -> _Asked:
     return _Asked(resource.name, capture, next(capture))
 
 
-def _finish(asked: Iterable[_Asked], arena: Arena, task: Task) -> dict[str, Any]:
-    """Run rounds of one batch each until every capture has returned its record."""
-    records: dict[str, Any] = {}
-    under_way = list(asked)
+def _finish(under_way: list[_Asked], arena: Arena, task: Task) -> None:
+    """Run rounds of one batch each until every capture has its record."""
     while under_way:
         calls = [call for one in under_way for call in one.calls]
         replies = iter(arena.run(task, calls) if calls else [])
@@ -109,6 +113,9 @@ def _finish(asked: Iterable[_Asked], arena: Arena, task: Task) -> dict[str, Any]
                 one.calls = one.capture.send(mine)
                 still.append(one)
             except StopIteration as stop:
-                records[one.name] = stop.value
+                one.record = stop.value
         under_way = still
-    return records
+
+
+def _records_of(asked: Iterable[_Asked]) -> dict[str, Any]:
+    return {one.name: one.record for one in asked}

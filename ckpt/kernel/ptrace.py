@@ -15,12 +15,11 @@ import signal
 from typing import NoReturn
 
 import attrs
-from ptrace import PtraceError
-from ptrace.binding.func import ptrace as raw_ptrace
-from ptrace.binding.linux_struct import iovec_struct
 
 from ckpt.errors import NotPermitted, TargetGone
 from ckpt.kernel.arch.x86_64 import Registers
+from ckpt.kernel.binding import PtraceError, iovec_struct
+from ckpt.kernel.binding import ptrace as raw_ptrace
 from ckpt.units import RemoteAddr, Tid
 
 SIGINFO_SIZE = 128

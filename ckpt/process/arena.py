@@ -1,6 +1,6 @@
 """The arena: a small mapping in the target for code and data of remote system calls.
 
-    +0       code (read, execute)     the loop of `arch.BATCH_CODE`
+    +0       code                     the loop of `arch.BATCH_CODE`
     +1 page  signal frame             the way back for a task whose tracer has died
     +5 pages table and memory         the calls of one batch, their arguments, their results
 
@@ -46,7 +46,7 @@ _APART = 1 << 20
 """Bytes between an arena and its neighbours; a mapping that grows down keeps as many free."""
 
 
-def find_syscall_insn(pid: Pid) -> RemoteAddr:
+def find_syscall_insn(pid: Pid, vmas: Sequence[maps.Vma]) -> RemoteAddr:
     """Return the address of a `syscall` instruction in the target's executable memory.
 
     The vdso has one (the fallback of clock_gettime); else any executable mapping is searched.
@@ -55,7 +55,7 @@ def find_syscall_insn(pid: Pid) -> RemoteAddr:
         TargetGone: the process ended.
         HostFull: there is none (a target without vdso and without libc).
     """
-    executable = [vma for vma in maps.read_maps(pid) if vma.executable and vma.readable]
+    executable = [vma for vma in vmas if vma.executable and vma.readable]
     executable.sort(key=lambda vma: vma.path != "[vdso]")
     for vma in executable:
         code = memory.read(pid, vma.span.start, vma.span.len_bytes)
@@ -159,24 +159,27 @@ def map_arena(task: Task, insn: RemoteAddr, at: RemoteAddr | None = None) -> Rem
         HostFull: the kernel has no room for it (address space limit, memory).
     """
     flags = _MAP_PRIVATE | _MAP_ANONYMOUS | (MAP_FIXED_NOREPLACE if at else 0)
-    reply = task.run_single(
-        insn, NR.mmap, at or 0, ARENA_SIZE, _PROT_READ | _PROT_WRITE, flags, -1, 0
-    )
+    # All of it in one call, so that the target waits for one call less.
+    prot = _PROT_READ | _PROT_WRITE | _PROT_EXEC
+    reply = task.run_single(insn, NR.mmap, at or 0, ARENA_SIZE, prot, flags, -1, 0)
+    if reply.ok:
+        base = RemoteAddr(reply.value)
+        memory.write(Pid(task.tid), base, arch.BATCH_CODE)
+        return base
+    prot = _PROT_READ | _PROT_WRITE
+    reply = task.run_single(insn, NR.mmap, at or 0, ARENA_SIZE, prot, flags, -1, 0)
     if not reply.ok:
         raise HostFull(
             f"no room for {ARENA_SIZE // 1024} KiB in process {task.tid} ({reply})",
             "raise its limit of address space (RLIMIT_AS), or free memory",
         )
     base = RemoteAddr(reply.value)
-    memory.write(Pid(task.tid), base, arch.BATCH_CODE)
-    reply = task.run_single(insn, NR.mprotect, base, arch.PAGE_SIZE, _PROT_READ | _PROT_EXEC)
-    if not reply.ok:
-        _map_code_unwritable(task, insn, base)
+    _map_code_unwritable(task, insn, base)
     return base
 
 
 def _map_code_unwritable(task: Task, insn: RemoteAddr, base: RemoteAddr) -> None:
-    """Map the code of an arena in a process that may not make memory executable (PR_SET_MDWE).
+    """Map the code of an arena in a process that may not write what it runs (PR_SET_MDWE).
 
     Memory that is executable from the start may be had, and a tracer may write what the process
     may not.
@@ -212,8 +215,8 @@ def choose_place(vmas: Sequence[maps.Vma]) -> RemoteAddr | None:
 @contextlib.contextmanager
 def arena(pid: Pid, tgid: int, task: Task) -> Iterator[Arena]:
     """Lend an arena in the stopped process `pid`; gone again on the way out, whatever happened."""
-    insn = find_syscall_insn(pid)
-    at = choose_place(maps.read_maps(pid))
+    vmas = maps.read_maps(pid)
+    insn, at = find_syscall_insn(pid, vmas), choose_place(vmas)
     with uninterrupted():
         base = map_arena(task, insn, at)
         try:

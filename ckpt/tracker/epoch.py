@@ -11,7 +11,6 @@ after the generation is committed. In between there is no epoch, and the next du
 import contextlib
 import json
 import os
-import tempfile
 from pathlib import Path
 
 import attrs
@@ -74,6 +73,9 @@ def advance(epoch: Epoch) -> None:
     Raises:
         HostFull: the state directory cannot be written; the next dump is then full.
     """
+    # Not at the start, which is before the freeze: it brings half of the standard library along.
+    import tempfile
+
     try:
         STATE_DIR.mkdir(mode=0o700, exist_ok=True)
         fd, temporary = tempfile.mkstemp(dir=STATE_DIR, prefix=".epoch-")

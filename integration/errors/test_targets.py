@@ -136,7 +136,7 @@ def test_one_that_ends_while_it_is_dumped(n_yields, tmp_path):
 
 
 PROGRAM_OF_NOBODY = """
-import os, sys
+import locale, os, sys
 # Before the change: the modules may lie where only we may read.
 import ckpt.cli.dump, ckpt.cli.main
 os.setgroups([])

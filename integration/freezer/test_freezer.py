@@ -12,6 +12,7 @@ from ckpt.errors import TargetGone, TargetRefused
 from ckpt.kernel import ptrace
 from ckpt.kernel.arch import NR
 from ckpt.kernel.procfs.files import list_tids
+from ckpt.kernel.procfs.maps import read_maps
 from ckpt.process.arena import find_syscall_insn
 from ckpt.process.freezer import freeze
 from ckpt.units import Pid
@@ -74,7 +75,7 @@ def test_a_stop_that_our_own_calls_run_into_takes_effect_afterwards():
     with child(nothing) as pid:
         with freeze(Pid(pid), ptrace.Option.NONE) as frozen:
             os.kill(pid, signal.SIGSTOP)
-            frozen.leader.run_single(find_syscall_insn(Pid(pid)), NR.getpid)
+            frozen.leader.run_single(find_syscall_insn(Pid(pid), read_maps(Pid(pid))), NR.getpid)
             assert frozen.leader.deferred_stop
         _, status = os.waitpid(pid, os.WUNTRACED)
         assert os.WIFSTOPPED(status)

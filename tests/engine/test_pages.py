@@ -3,6 +3,7 @@
 import ctypes
 import mmap
 import os
+import resource
 from collections import Counter
 
 import pytest
@@ -218,6 +219,17 @@ def test_a_pool_is_bounded(wanted, n_buffers):
     pool.give_back(buffers[0])()
     assert not pool.is_empty()
     assert pool.take() is buffers[0]
+
+
+@pytest.mark.parametrize("advice", [23, 9999])
+def test_the_memory_of_a_pool_is_there_also_on_a_kernel_before_the_advice(monkeypatch, advice):
+    monkeypatch.setattr("ckpt.engine.pages._MADV_POPULATE_WRITE", advice)
+    buffer = Pool(0).take()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for at in range(0, CHUNK_BYTES, PAGE):
+        buffer[at] = 1
+    n_faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    assert n_faults < CHUNK_BYTES // PAGE // 8
 
 
 class Mapped:

@@ -10,9 +10,8 @@ arch/x86/kernel/signal.c (Linux 6.18), System V AMD64 ABI for the red zone.
 
 import struct
 
-from ptrace.binding.linux_struct import user_regs_struct
-
 from ckpt.kernel.arch import NR
+from ckpt.kernel.binding import user_regs_struct
 from ckpt.units import RemoteAddr
 
 
