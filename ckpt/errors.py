@@ -308,10 +308,11 @@ class PidTaken(RestoreError):
     code = "pid-taken"
     pid: Pid | Tid
     holder: str
+    remedy: str = "end it, or wait until it is reaped"
 
     def message(self) -> str:
         """See `CkptError.message`."""
-        return f"pid {self.pid} is taken by {self.holder}: end it, or wait until it is reaped"
+        return f"pid {self.pid} is taken by {self.holder}: {self.remedy}"
 
 
 @attrs.frozen(eq=False, str=False)

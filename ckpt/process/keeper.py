@@ -38,7 +38,7 @@ def start_keeper(target: Pid, userfaultfd: Fd) -> Identity:
             NAME,
             arch.POLL_CODE,
             {PIDFD: target_fd, USERFAULTFD: userfaultfd},
-            new_session=True,
+            survives=True,
         )
     return read_identity(pid)
 

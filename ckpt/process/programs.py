@@ -44,15 +44,20 @@ def _in_memory(name: str, content: bytes, lowest: int) -> int:
         os.close(fd)
 
 
-def spawn(name: str, code: bytes, fds: dict[Fd, Fd], *, new_session: bool) -> Pid:
+def spawn(name: str, code: bytes, fds: dict[Fd, Fd], *, survives: bool) -> Pid:
     """Start a program of ours; `fds` says which of our descriptors it has, under which numbers.
 
     Args:
-        name: its name in ps.
+        name: its name in ps, 15 characters at most.
         code: position-independent machine code, see `arch`.
         fds: number there -> descriptor here; of the three standard ones only those named here.
-        new_session: whether it leads a session of its own (nothing of a terminal reaches it).
+        survives: whether it lives on without us, in a session of its own (nothing of a terminal
+            reaches it). If not, it dies with the calling thread, even one that is killed.
     """
+    # The kernel would call it by the number of the descriptor that it was started from.
+    code = arch.named(name) + code
+    if not survives:
+        code = arch.bound(Pid(os.getpid())) + code
     # The numbers must not be overwritten before they are used: move what is in the way.
     above = max([*fds, 2]) + 1
     moved = [_in_memory(name, elf(code), above)]
@@ -66,9 +71,7 @@ def spawn(name: str, code: bytes, fds: dict[Fd, Fd], *, new_session: bool) -> Pi
             moved.append(fcntl.fcntl(here, fcntl.F_DUPFD_CLOEXEC, above))
             actions.append((os.POSIX_SPAWN_DUP2, moved[-1], there))
         return Pid(
-            os.posix_spawn(
-                path, [name], {}, file_actions=actions, setsid=new_session, setsigmask=[]
-            )
+            os.posix_spawn(path, [name], {}, file_actions=actions, setsid=survives, setsigmask=[])
         )
     finally:
         for fd in moved:

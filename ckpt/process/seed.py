@@ -3,8 +3,9 @@
     seed                    a few instructions, our child, with all open files of the image
      └ clone3(set_tid) ──>  embryo: the same, with the pid of the image; also our child
 
-The embryo is under our ptrace from its first instant and dies with us (PTRACE_O_EXITKILL) until it
-is let go, so a failed restore leaves nothing behind.
+The seed dies with us by its parent-death signal, which a fork does not inherit. The embryo is under
+our ptrace from its first instant and dies with us (PTRACE_O_EXITKILL) until it is let go. So a
+restore that fails, or is killed, leaves nothing behind.
 """
 
 import contextlib
@@ -16,12 +17,13 @@ from pathlib import Path
 
 import attrs
 
-from ckpt.errors import PidTaken, RestoreFailed, TargetGone
+from ckpt.errors import RestoreFailed, TargetGone
 from ckpt.kernel import ptrace
 from ckpt.kernel.arch import NR
 from ckpt.kernel.arch import x86_64 as arch
 from ckpt.process import memory
 from ckpt.process.arena import Arena, map_arena
+from ckpt.process.holder import taken
 from ckpt.process.programs import CODE_AT, spawn
 from ckpt.process.remote import Call, Reply
 from ckpt.process.task import Task
@@ -37,7 +39,8 @@ _OPTIONS = (
 )
 _CLONE_PARENT, _CLONE_NEWTIME = 0x8000, 0x80
 _CLONE_ARGS = struct.Struct("<11Q")
-_SYSCALL_AT = RemoteAddr(CODE_AT + arch.PAUSE_CODE.index(arch.SYSCALL_INSN))
+_SYSCALL_AT = RemoteAddr(CODE_AT + arch.BIND_CODE.index(arch.SYSCALL_INSN))
+"""The first that `spawn` puts into a program that dies with us."""
 _EEXIST = 17
 
 
@@ -91,7 +94,7 @@ def plant(
         PidTaken: `pid` is in use, or its zombie still waits for a parent.
         RestoreFailed: the kernel refused something else.
     """
-    seed_pid = spawn(NAME, arch.PAUSE_CODE, fds, new_session=False)
+    seed_pid = _spawn_beside(pid, fds)
     made: Pid | None = None
     try:
         seed = _take_over(seed_pid)
@@ -112,6 +115,16 @@ def plant(
     finally:
         if seed_pid:
             _end(seed_pid)
+
+
+def _spawn_beside(wanted: Pid, fds: dict[Fd, Fd]) -> Pid:
+    """Start a seed whose own pid is not the one that it shall make."""
+    pid = spawn(NAME, arch.PAUSE_CODE, fds, survives=False)
+    while pid == wanted:
+        _end(pid)
+        # The kernel counts on: the next one is another.
+        pid = spawn(NAME, arch.PAUSE_CODE, fds, survives=False)
+    return pid
 
 
 def _take_over(pid: Pid) -> Task:
@@ -152,17 +165,10 @@ def _clone(seed: Task, pid: Pid) -> Pid:
     memory.write(seed.tid, at, args + struct.pack("<i", pid))
     reply = seed.run_single(_SYSCALL_AT, NR.clone3, at, _CLONE_ARGS.size)
     if reply.error == _EEXIST:
-        raise PidTaken(pid, _holder(pid))
+        raise taken(pid)
     if not reply.ok:
         raise RestoreFailed(f"making process {pid}", str(reply))
     return Pid(reply.value)
-
-
-def _holder(pid: Pid) -> str:
-    try:
-        return Path(f"/proc/{pid}/comm").read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return "a process group or a session"
 
 
 def _end(pid: Pid) -> None:
@@ -171,6 +177,11 @@ def _end(pid: Pid) -> None:
         os.kill(pid, signal.SIGKILL)
     # A leader can be reaped only after its threads were, and those wait for their tracer: us.
     for tid in reversed(list_tids(pid)):
-        with contextlib.suppress(TargetGone):
-            while (status := ptrace.wait(tid)) is not None and not status.gone:
-                pass
+        see_off(tid)
+
+
+def see_off(tid: Tid) -> None:
+    """Wait for the end of a task of ours that was killed or has exited, and reap it."""
+    with contextlib.suppress(TargetGone):
+        while (status := ptrace.wait(tid)) is not None and not status.gone:
+            pass

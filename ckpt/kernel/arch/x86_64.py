@@ -12,7 +12,7 @@ import struct
 
 from ckpt.kernel.arch import NR
 from ckpt.kernel.binding import user_regs_struct
-from ckpt.units import RemoteAddr
+from ckpt.units import Pid, RemoteAddr
 
 
 class Registers(user_regs_struct):  # type: ignore[misc]  # python-ptrace has no types
@@ -128,11 +128,66 @@ POLL_CODE = bytes.fromhex(
 """`POLL_ASM`, assembled: waits for ever (but for EINTR) until descriptor 0 is readable, then exits;
 the keeper's body. The pollfd is on the stack: the kernel writes to it."""
 
+NAME_ASM = """
+        movabs rax, 0
+        push rax
+        movabs rax, 0
+        push rax
+        mov rsi, rsp
+        mov edi, 15
+        mov eax, 157
+        syscall
+"""
+NAME_CODE = bytes.fromhex(
+    "48b80000000000000000 50 48b80000000000000000 50 4889e6 bf0f000000 b89d000000 0f05"
+)
+"""`NAME_ASM`, assembled: prctl(PR_SET_NAME); the name itself is missing, see `named`."""
+_NAME_HIGH, _NAME_LOW = 2, 13
+"""Offsets of the two halves of the name in `NAME_CODE`."""
+
+BIND_ASM = """
+        mov edi, 1
+        mov esi, 9
+        mov eax, 157
+        syscall
+        mov eax, 110
+        syscall
+        cmp eax, 0x7fffffff
+        je stays
+        xor edi, edi
+        mov eax, 231
+        syscall
+stays:
+"""
+BIND_CODE = bytes.fromhex(
+    "bf01000000 be09000000 b89d000000 0f05 b86e000000 0f05 3dffffff7f 7409 31ff b8e7000000 0f05"
+)
+"""`BIND_ASM`, assembled: prctl(PR_SET_PDEATHSIG, SIGKILL), and the end if the parent is not there
+any more; whose pid that is is missing, see `bound`."""
+_BIND_PARENT = 25
+"""Offset of the parent's pid in `BIND_CODE`."""
+
 
 def copy_registers(registers: Registers) -> Registers:
     """Return an independent copy."""
     copy: Registers = Registers.from_buffer_copy(registers)
     return copy
+
+
+def named(name: str) -> bytes:
+    """Return code that gives the program it is part of a name (ASCII, 15 characters at most)."""
+    raw = name.encode("ascii").ljust(16, b"\0")
+    code = bytearray(NAME_CODE)
+    code[_NAME_LOW : _NAME_LOW + 8] = raw[:8]
+    code[_NAME_HIGH : _NAME_HIGH + 8] = raw[8:]
+    return bytes(code)
+
+
+def bound(parent: Pid) -> bytes:
+    """Return code after which the program it is part of dies with `parent`, which started it."""
+    code = bytearray(BIND_CODE)
+    struct.pack_into("<I", code, _BIND_PARENT, parent)
+    return bytes(code)
 
 
 def pack_call(nr: int, args: tuple[int, ...]) -> bytes:

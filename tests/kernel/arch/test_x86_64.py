@@ -17,6 +17,8 @@ LISTINGS = {
     "batch": (arch.BATCH_ASM, arch.BATCH_CODE),
     "pause": (arch.PAUSE_ASM, arch.PAUSE_CODE),
     "poll": (arch.POLL_ASM, arch.POLL_CODE),
+    "name": (arch.NAME_ASM, arch.NAME_CODE),
+    "bind": (arch.BIND_ASM, arch.BIND_CODE),
 }
 
 
@@ -51,9 +53,19 @@ def test_numbers_in_the_listings():
     numbers = [(arch.BATCH_ASM, 234, NR.tgkill), (arch.BATCH_ASM, 15, NR.rt_sigreturn)]
     numbers += [(arch.PAUSE_ASM, 34, NR.pause)]
     numbers += [(arch.POLL_ASM, 7, NR.poll), (arch.POLL_ASM, 231, NR.exit_group)]
+    numbers += [(arch.NAME_ASM, 157, NR.prctl), (arch.BIND_ASM, 157, NR.prctl)]
+    numbers += [(arch.BIND_ASM, 110, NR.getppid), (arch.BIND_ASM, 231, NR.exit_group)]
     for listing, number, name in numbers:
         assert f"mov eax, {number}\n" in listing
         assert number == name
+
+
+def test_a_name_and_a_parent_are_where_the_listing_has_room_for_them(tmp_path):
+    name = arch.NAME_ASM.replace("rax, 0\n", f"rax, {int.from_bytes(b'ijk', 'little')}\n", 1)
+    name = name.replace("rax, 0\n", f"rax, {int.from_bytes(b'abcdefgh', 'little')}\n", 1)
+    assert assemble(name, tmp_path) == arch.named("abcdefghijk")
+    parent = arch.BIND_ASM.replace("0x7fffffff", "0x1234567")
+    assert assemble(parent, tmp_path) == arch.bound(0x1234567)
 
 
 # -- the signal frame ------------------------------------------------------------------------------
