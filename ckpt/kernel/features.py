@@ -45,6 +45,8 @@ class Features:
     """PAGEMAP_SCAN knows PAGE_IS_SOFT_DIRTY (6.9); says nothing of `soft_dirty`."""
     pagemap_scan_guard: bool
     """PAGEMAP_SCAN knows PAGE_IS_GUARD (6.16)."""
+    mseal: bool
+    """Mappings can be sealed (6.10)."""
     soft_dirty: bool
     """Clearing, writing and reading the soft-dirty bit gives the right answers."""
     uffd_wp_async: bool
@@ -86,6 +88,7 @@ def probe_features() -> Features:
             pagemap_scan=_scan_knows(fd, page, pagemap.PAGE_IS_PRESENT),
             pagemap_scan_soft_dirty=_scan_knows(fd, page, pagemap.PAGE_IS_SOFT_DIRTY),
             pagemap_scan_guard=_scan_knows(fd, page, pagemap.PAGE_IS_GUARD),
+            mseal=_works(_try_mseal),
             soft_dirty=_works(lambda: _try_soft_dirty(fd, page)),
             uffd_wp_async=_works(lambda: _try_uffd_wp_async(fd)),
             uffd_unprivileged=_works(_read_uffd_unprivileged),
@@ -215,6 +218,11 @@ def _try_set_tid() -> bool:
         os._exit(0)
     os.waitpid(child, 0)
     return False
+
+
+def _try_mseal() -> bool:
+    """Seal nothing at all."""
+    return syscall(NR.mseal, 0, 0, 0) == 0
 
 
 def _try_kcmp() -> bool:

@@ -264,6 +264,20 @@ def scan_soft_dirty(fd: int, span: AddrRange) -> list[Run]:
     return [(start, end) for start, end, _ in regions]
 
 
+def scan_guards(fd: int, span: AddrRange) -> list[Run]:
+    """Return the guard regions of `span`: pages that the process may not touch.
+
+    Shape:  ascending, disjoint, page aligned.
+    Kernel: PAGEMAP_SCAN with PAGE_IS_GUARD; MADV_GUARD_INSTALL (include/uapi/linux/mman.h).
+
+    Raises:
+        TargetGone: the address space has ended, by exec or with the process.
+        OSError: EINVAL, this kernel's PAGEMAP_SCAN does not know the category.
+    """
+    regions = scan(fd, span, category_mask=PAGE_IS_GUARD, return_mask=PAGE_IS_GUARD)
+    return [(start, end) for start, end, _ in regions]
+
+
 def drop_markers(fd: int, runs: Iterable[Run]) -> Iterator[Run]:
     """Yield what is left of `runs` without markers and guard regions, which hold no page.
 

@@ -3,15 +3,18 @@
 Pages are the engine's work (`engine/pages.py`), which calls back between mapping and protecting.
 
 Kernel: /proc/PID/{maps,smaps,stat,auxv,map_files}, mmap(2), mremap(2), madvise(2), mlock(2),
-prctl(2) PR_SET_MM_MAP (Linux 3.18) and PR_SET_VMA_ANON_NAME (5.17).
+mseal(2), prctl(2) PR_SET_MM_MAP (Linux 3.18) and PR_SET_VMA_ANON_NAME (5.17); PAGEMAP_SCAN for
+guard regions (MADV_GUARD_INSTALL), which are not seen by kernels that have them without
+PAGE_IS_GUARD (6.13 to 6.15).
 
-Not captured, and refused before the target is touched: shared anonymous memory, memfd, SysV shared
-memory, hugetlb pages, device memory, mapped files that are deleted. Two neighbouring mappings that
-differ in nothing may come back as one.
+What `mappings.py` names is refused before the target is touched: shared anonymous memory, memfd,
+SysV shared memory, hugetlb pages, device memory, mapped files that are deleted, and more. Two
+neighbouring mappings that differ in nothing may come back as one.
 """
 
 import contextlib
 import ctypes
+import errno
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,7 +22,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import attrs
 
 from ckpt.errors import Finding, RestoreFailed, UnsupportedState
-from ckpt.kernel import prctl
+from ckpt.kernel import pagemap, prctl
 from ckpt.kernel.arch import NR
 from ckpt.kernel.arch import x86_64 as arch
 from ckpt.kernel.features import Features
@@ -48,22 +51,24 @@ from ckpt.resources.file_identity import (
     identify,
     with_build_id,
 )
+from ckpt.resources.mappings import KERNEL_VMAS, file_problem, is_file, problem_of
+from ckpt.tracker.populated import iter_ranges, opened_pagemap
+from ckpt.tracker.spans import Spans, join, subtract
 from ckpt.units import AddrRange, Fd, Pid, RemoteAddr
 
 PROT_READ, PROT_WRITE, PROT_EXEC = 1, 2, 4
 _ANY_PROT = PROT_READ | PROT_WRITE | PROT_EXEC
-_MAP_SHARED, _MAP_PRIVATE, _MAP_ANONYMOUS = 0x01, 0x02, 0x20
+_MAP_SHARED, _MAP_PRIVATE, _MAP_DROPPABLE, _MAP_ANONYMOUS = 0x01, 0x02, 0x08, 0x20
 _MAP_GROWSDOWN, _MAP_NORESERVE, _MAP_FIXED_NOREPLACE = 0x0100, 0x4000, 0x100000
 _MREMAP_MAYMOVE, _MREMAP_FIXED = 1, 2
 _MLOCK_ONFAULT = 1
 
-KERNEL_VMAS = ("[vvar]", "[vvar_vclock]", "[vdso]")
-"""Mapped by the kernel into each process; moved to their old place, never copied."""
 _VSYSCALL = "[vsyscall]"
 
 _MADVISE_BEFORE_FILL = {"hg": 14, "nh": 15}
 """VmFlags code -> advice that changes how pages are allocated."""
 _MADVISE_AFTER_FILL = {"sr": 2, "rr": 1, "dc": 10, "mg": 12, "dd": 16, "wf": 18}
+_MADV_GUARD_INSTALL = 102
 
 
 @attrs.frozen(slots=True)
@@ -125,6 +130,8 @@ class MemoryRecord:
     vdso: str
     """Digest of the vdso's code (`digest_of_vdso`): a restore moves its own kernel's to this place,
     and the process has its entry points in memory."""
+    guards: tuple[tuple[int, int], ...] = ()
+    """Guard regions: half-open address ranges inside the mappings, ascending."""
 
     def __attrs_post_init__(self) -> None:
         """Refuse an address space that cannot be."""
@@ -139,6 +146,11 @@ class MemoryRecord:
             if vma.special and vma.special not in KERNEL_VMAS:
                 raise ValueError(f"the kernel maps no {vma.special!r}")
             end = vma.end
+        guards = list(self.guards)
+        if subtract(guards, join((vma.start, vma.end) for vma in _mapped(self))):
+            raise ValueError("a guard region is outside of all mappings")
+        if any(start >= end or (start | end) % arch.PAGE_SIZE for start, end in guards):
+            raise ValueError("a guard region is not of whole pages")
 
 
 def iter_own_vmas(vmas: Iterable[maps.Vma]) -> Iterator[maps.Vma]:
@@ -146,61 +158,18 @@ def iter_own_vmas(vmas: Iterable[maps.Vma]) -> Iterator[maps.Vma]:
     return (vma for vma in vmas if vma.path != _VSYSCALL)
 
 
-def _is_file(vma: maps.Vma) -> bool:
-    return vma.inode != 0
-
-
 def look(target: Target) -> Iterator[Finding]:
     """Name every mapping that cannot be captured; note the flags, which are slow to read."""
     vmas = maps.read_smaps(target.pid)
     target.notes["memory"] = {_without_flags(vma): vma for vma in vmas}
-    for vma in iter_own_vmas(vmas):
-        problem = _problem_of(target.pid, vma)
+    yield from _iter_findings(target.pid, iter_own_vmas(vmas))
+
+
+def _iter_findings(pid: Pid, vmas: Iterable[maps.Vma]) -> Iterator[Finding]:
+    for vma in vmas:
+        problem = problem_of(pid, vma)
         if problem:
             yield Finding(f"memory {vma.span} {vma.path or ''}".rstrip(), problem)
-
-
-def _problem_of(pid: Pid, vma: maps.Vma) -> str:
-    path = vma.path or ""
-    if "ht" in vma.flags:
-        return "huge pages of hugetlbfs are not supported yet"
-    if path.startswith("/memfd:"):
-        return "memory of a memfd is not supported yet"
-    if path.startswith("/SYSV"):
-        return "System V shared memory is not supported yet"
-    if path == "/dev/zero" and vma.deleted:
-        return "shared anonymous memory is not supported yet"
-    if path.startswith("/[aio]"):
-        return "an AIO ring is not supported yet"
-    if path.startswith("anon_inode:"):
-        return "memory of an anonymous inode (io_uring, perf, ...) is not supported"
-    if {"io", "pf"} & vma.flags and path not in KERNEL_VMAS:
-        return "device memory cannot be captured"
-    if not _is_file(vma):
-        return ""
-    return _file_problem(pid, vma)
-
-
-def _file_problem(pid: Pid, vma: maps.Vma) -> str:
-    if vma.deleted:
-        return "the mapped file is deleted, which is not supported yet"
-    try:
-        if _named_is_mapped(pid, vma):
-            return ""
-    except FileNotFoundError:
-        return ""  # the running target has unmapped it meanwhile; the frozen one is asked again
-    except OSError as error:
-        return f"the mapped file cannot be examined ({error.strerror})"
-    return "the mapped file was replaced by another of the same name"
-
-
-def _named_is_mapped(pid: Pid, vma: maps.Vma) -> bool:
-    named = os.stat(vma.path or "")
-    if (os.major(named.st_dev), os.minor(named.st_dev), named.st_ino) == (*vma.dev, vma.inode):
-        return True
-    # On btrfs and overlayfs maps shows another device than stat does.
-    mapped = os.stat(f"/proc/{pid}/map_files/{vma.span.start:x}-{vma.span.end:x}")
-    return (mapped.st_dev, mapped.st_ino) == (named.st_dev, named.st_ino)
 
 
 def capture(stopped: Stopped) -> Capture[MemoryRecord]:
@@ -212,6 +181,7 @@ def capture(stopped: Stopped) -> Capture[MemoryRecord]:
     exe = identify(exe_path, os.stat(f"/proc/{pid}/exe"))
     files = _FileTable(pid)
     records = tuple(files.record(vma) for vma in vmas)
+    guards = _read_guards(pid, records) if stopped.features.pagemap_scan_guard else []
     (brk,) = yield [call(NR.brk, 0)]
     mm = MmFields(
         start_code=stat.start_code,
@@ -233,11 +203,21 @@ def capture(stopped: Stopped) -> Capture[MemoryRecord]:
         exe=exe,
         auxv=procfs_files.read_bytes(pid, "auxv"),
         vdso=digest_of_vdso(pid, vmas),
+        guards=tuple(guards),
     )
 
 
+def _read_guards(pid: Pid, vmas: Iterable[VmaRecord]) -> Spans:
+    """Return the guard regions; takes about 1 ms for each GiB that is populated."""
+    found: Spans = []
+    with opened_pagemap(pid) as fd:
+        for span in iter_ranges(join((v.start, v.end) for v in vmas if not v.special)):
+            found += pagemap.scan_guards(fd, span)
+    return join(found)
+
+
 def _without_flags(vma: maps.Vma) -> maps.Vma:
-    return attrs.evolve(vma, flags=frozenset())
+    return attrs.evolve(vma, flags=frozenset(), protection_key=0)
 
 
 def _read_vmas(pid: Pid, looked: Mapping[maps.Vma, maps.Vma]) -> tuple[maps.Vma, ...]:
@@ -250,7 +230,11 @@ def _read_vmas(pid: Pid, looked: Mapping[maps.Vma, maps.Vma]) -> tuple[maps.Vma,
     now = list(iter_own_vmas(maps.read_maps(pid)))
     if all(vma in looked for vma in now):
         return tuple(looked[vma] for vma in now)
-    return tuple(iter_own_vmas(maps.read_smaps(pid)))
+    new = tuple(iter_own_vmas(maps.read_smaps(pid)))
+    findings = tuple(_iter_findings(pid, new))
+    if findings:
+        raise UnsupportedState(pid, findings)
+    return new
 
 
 def settle(record: MemoryRecord) -> MemoryRecord:
@@ -284,8 +268,8 @@ class _FileTable:
             prot=prot,
             shared=vma.shared,
             special=path if path in KERNEL_VMAS else "",
-            file=self._file(vma) if _is_file(vma) else -1,
-            offset_bytes=vma.offset_bytes if _is_file(vma) else 0,
+            file=self._file(vma) if is_file(vma) else -1,
+            offset_bytes=vma.offset_bytes if is_file(vma) else 0,
             flags=tuple(sorted(vma.flags)),
             name=path[6:-1] if path.startswith("[anon:") else "",
         )
@@ -293,7 +277,7 @@ class _FileTable:
     def _file(self, vma: maps.Vma) -> int:
         path = vma.path or ""
         if path not in self._index:
-            problem = _file_problem(self._pid, vma)
+            problem = file_problem(self._pid, vma)
             if problem or not os.path.exists(path):
                 problem = problem or "the mapped file has just been removed"
                 raise UnsupportedState(self._pid, (Finding(f"memory {vma.span} {path}", problem),))
@@ -311,8 +295,12 @@ def digest_of_vdso(pid: Pid, vmas: Iterable[maps.Vma]) -> str:
     return ""
 
 
-def check_host(record: MemoryRecord, _features: Features) -> Iterator[Finding]:
-    """Name what the kernel maps into each process otherwise than the image's kernel did."""
+def check_host(record: MemoryRecord, features: Features) -> Iterator[Finding]:
+    """Name what this kernel lacks, or maps into each process otherwise than the image's did."""
+    if record.guards and not features.pagemap_scan_guard:
+        yield Finding("guard regions", "this kernel has none, or does not show them")
+    if any("sl" in vma.flags for vma in _mapped(record)) and not features.mseal:
+        yield Finding("sealed memory", "this kernel has no mseal")
     ours = list(maps.read_maps(Pid(os.getpid())))
     here = {vma.path: vma.span.len_bytes for vma in ours}
     remedy = "restore under the kernel that the image was made under"
@@ -381,8 +369,13 @@ def restore(record: MemoryRecord, rebuilt: Rebuilt) -> Restore:
     expect("advising memory", (yield list(_iter_advice(record, _MADVISE_BEFORE_FILL))))
     rebuilt.fill()
     expect("advising memory", (yield list(_iter_advice(record, _MADVISE_AFTER_FILL))))
+    expect("guarding memory", (yield list(_iter_guards(record))))
     expect("protecting memory", (yield list(_iter_protection(record))))
     expect("naming memory", (yield list(_iter_names(record))))
+    # Locking reaches for all pages; that some may not be touched does not undo it.
+    replies = yield list(_iter_locks(record))
+    expect("locking memory", (reply for reply in replies if reply.error != errno.ENOMEM))
+    expect("sealing memory", (yield list(_iter_seals(record))))
     expect("setting the mm fields", (yield [_mm_map(record, rebuilt)]))
 
 
@@ -421,6 +414,8 @@ def _move(start: int, size: int, to: int) -> Call:
 
 def _mmap(vma: VmaRecord, rebuilt: Rebuilt) -> Call:
     flags = _MAP_FIXED_NOREPLACE | (_MAP_SHARED if vma.shared else _MAP_PRIVATE)
+    if "dp" in vma.flags:
+        flags = _MAP_FIXED_NOREPLACE | _MAP_DROPPABLE
     flags |= _MAP_GROWSDOWN if "gd" in vma.flags else 0
     flags |= _MAP_NORESERVE if "nr" in vma.flags else 0
     # Pages are filled by writing, so everything private is writable until then.
@@ -440,13 +435,31 @@ def _iter_advice(record: MemoryRecord, advice: dict[str, int]) -> Iterator[Call]
                 yield call(NR.madvise, vma.start, vma.end - vma.start, number)
 
 
+def _iter_guards(record: MemoryRecord) -> Iterator[Call]:
+    # Before the protection: the first kernels that had them wanted writable memory.
+    for start, end in record.guards:
+        yield call(NR.madvise, start, end - start, _MADV_GUARD_INSTALL)
+
+
 def _iter_protection(record: MemoryRecord) -> Iterator[Call]:
     for vma in _mapped(record):
         if not vma.shared and vma.prot != PROT_READ | PROT_WRITE:
             yield call(NR.mprotect, vma.start, vma.end - vma.start, vma.prot)
+
+
+def _iter_locks(record: MemoryRecord) -> Iterator[Call]:
+    for vma in _mapped(record):
         if "lo" in vma.flags:
             on_fault = _MLOCK_ONFAULT if "lf" in vma.flags else 0
             yield call(NR.mlock2, vma.start, vma.end - vma.start, on_fault)
+
+
+def _iter_seals(record: MemoryRecord) -> Iterator[Call]:
+    return (
+        call(NR.mseal, vma.start, vma.end - vma.start, 0)
+        for vma in _mapped(record)
+        if "sl" in vma.flags
+    )
 
 
 def _iter_names(record: MemoryRecord) -> Iterator[Call]:

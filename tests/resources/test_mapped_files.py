@@ -6,9 +6,12 @@ import attrs
 import pytest
 
 from ckpt.errors import RestoreFailed
+from ckpt.kernel.features import probe_features
+from ckpt.kernel.procfs.maps import read_maps
 from ckpt.resources.base import RestoreOptions
 from ckpt.resources.file_identity import identify
-from ckpt.resources.memory import MEMORY, MemoryRecord, MmFields, VmaRecord
+from ckpt.resources.memory import MEMORY, MemoryRecord, MmFields, VmaRecord, digest_of_vdso
+from ckpt.units import Pid
 
 PAGE = 4096
 NO_FIELDS = MmFields(**dict.fromkeys(attrs.fields_dict(MmFields), 0))
@@ -83,3 +86,30 @@ def test_a_file_that_cannot_be_opened_leaves_nothing_open(files):
     with pytest.raises(RestoreFailed, match=f"opening {files[1]}: No such file"):
         MEMORY.prepare(record, RestoreOptions())
     assert os.listdir("/proc/self/fd") == before
+
+
+@pytest.mark.parametrize(
+    "guards",
+    [((0, 4 * PAGE),), ((8 * PAGE, 9 * PAGE),), ((PAGE, PAGE),), ((0, PAGE // 2),), ((PAGE, 0),)],
+)
+def test_guard_regions_that_cannot_be_are_refused(files, guards):
+    with pytest.raises(ValueError, match="guard region"):
+        attrs.evolve(record_of(files), guards=guards)
+
+
+def test_a_host_without_what_the_memory_needs_is_refused_by_name(files):
+    record = record_of(files)
+    sealed = attrs.evolve(record.vmas[0], flags=("sl",))
+    record = attrs.evolve(
+        record, vmas=(sealed, record.vmas[1]), guards=((0, PAGE),), vdso=own_vdso()
+    )
+    features = probe_features()
+    for has, names in ((True, []), (False, ["guard regions", "sealed memory"])):
+        features = attrs.evolve(features, pagemap_scan_guard=has, mseal=has)
+        found = [str(finding).split(":")[0] for finding in MEMORY.check_host(record, features)]
+        assert found == names
+
+
+def own_vdso():
+    me = Pid(os.getpid())
+    return digest_of_vdso(me, read_maps(me))

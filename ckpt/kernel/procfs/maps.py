@@ -40,6 +40,8 @@ class Vma:
     """The file has no name any more (all of memfd, shared anonymous and System V memory)."""
     flags: frozenset[str] = frozenset()
     """The two-letter codes of VmFlags (`rd`, `gd`, `um`, ...); empty if parsed from maps."""
+    protection_key: int = 0
+    """Of pkey_mprotect(2); 0, which all memory has at first, also if parsed from maps."""
 
     @property
     def perms(self) -> str:
@@ -76,7 +78,7 @@ def parse_maps(text: str) -> list[Vma]:
 
 
 def parse_smaps(text: str) -> list[Vma]:
-    """Parse /proc/PID/smaps; like `parse_maps`, with `flags` set and all sizes left out.
+    """Parse /proc/PID/smaps; like `parse_maps`, with flags and key set and all sizes left out.
 
     Raises:
         ValueError: a line is not of the known form.
@@ -87,19 +89,22 @@ def parse_smaps(text: str) -> list[Vma]:
 def _iter_smaps(text: str) -> Iterator[Vma]:
     header = ""
     flags: frozenset[str] = frozenset()
+    key = 0
     for line in text.split("\n"):
         if line.startswith("VmFlags:"):
             flags = frozenset(line[len("VmFlags:") :].split())
+        elif line.startswith("ProtectionKey:"):
+            key = int(line[len("ProtectionKey:") :])
         elif line and not line[0].isupper():
             # Fields start with a capital letter, mappings with a hexadecimal (small) digit.
             if header:
-                yield _parse_line(header, flags)
-            header, flags = line, frozenset()
+                yield _parse_line(header, flags, key)
+            header, flags, key = line, frozenset(), 0
     if header:
-        yield _parse_line(header, flags)
+        yield _parse_line(header, flags, key)
 
 
-def _parse_line(line: str, flags: frozenset[str] = frozenset()) -> Vma:
+def _parse_line(line: str, flags: frozenset[str] = frozenset(), protection_key: int = 0) -> Vma:
     fields = line.split(" ", 5)
     if len(fields) < 5 or len(fields[1]) != 4:
         raise ValueError(f"not a line of /proc/PID/maps: {line!r}")
@@ -127,6 +132,7 @@ def _parse_line(line: str, flags: frozenset[str] = frozenset()) -> Vma:
         path=path,
         deleted=deleted,
         flags=flags,
+        protection_key=protection_key,
     )
 
 

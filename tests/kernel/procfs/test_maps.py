@@ -170,3 +170,10 @@ def test_kernel_threads_and_zombies_have_no_mappings():
 def test_gone():
     with pytest.raises(TargetGone):
         read_maps(0x7FFFFFFF)
+
+
+def test_the_protection_key_belongs_to_the_mapping_above_it():
+    header = "7f0000000000-7f0000001000 rw-p 00000000 00:00 0"
+    other = header.replace("7f00", "7f11")
+    text = f"{header}\nProtectionKey:         3\nVmFlags: rd wr\n{other}\nVmFlags: rd\n"
+    assert [vma.protection_key for vma in parse_smaps(text)] == [3, 0]
