@@ -12,6 +12,7 @@ let go        all threads together; until here any failure leaves nothing behind
 """
 
 import contextlib
+import errno
 import os
 import signal
 import time
@@ -34,8 +35,8 @@ from ckpt.errors import (
     HostMismatch,
     NoGeneration,
     NotPermitted,
-    PidTaken,
     RestoreFailed,
+    TargetGone,
 )
 from ckpt.image.chain import Chain
 from ckpt.image.format import Manifest
@@ -46,8 +47,9 @@ from ckpt.kernel.arch import NR
 from ckpt.kernel.clone3 import CloneFlag, clone_args, pack_clone_args, pack_set_tid
 from ckpt.kernel.features import Features, probe_features
 from ckpt.process.arena import ARENA_SIZE
+from ckpt.process.holder import taken
 from ckpt.process.remote import Call, In, call
-from ckpt.process.seed import Embryo, adopt, plant
+from ckpt.process.seed import Embryo, adopt, plant, see_off
 from ckpt.process.task import Task
 from ckpt.process.tree import read_identity
 from ckpt.resources.base import Opened, Rebuilt, Resource, RestoreOptions, Stage
@@ -138,7 +140,7 @@ def _check_host(process: ProcessImage, features: Features, options: RestoreOptio
     """Refuse a host on which the process would not be what it was; all findings together."""
     for thread in process.threads:
         if os.path.exists(f"/proc/{thread.tid}"):
-            raise PidTaken(thread.tid, _holder(thread.tid))
+            raise taken(thread.tid)
     records = list(_iter_records(process))
     # Threads have many in common.
     host = dict.fromkeys(
@@ -149,14 +151,6 @@ def _check_host(process: ProcessImage, features: Features, options: RestoreOptio
     files = [f for resource, record in records for f in resource.check_files(record, options)]
     if files:
         raise FileChanged(tuple(files))
-
-
-def _holder(tid: Tid) -> str:
-    try:
-        name = Path(f"/proc/{tid}/comm").read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        name = "another process"
-    return name
 
 
 @contextlib.contextmanager
@@ -239,6 +233,8 @@ def _make_threads(process: ProcessImage, embryo: Embryo) -> None:
         return
     replies = embryo.run([_clone(thread) for thread in others])
     for thread, reply in zip(others, replies, strict=True):
+        if reply.error == errno.EEXIST:
+            raise taken(thread.tid)
         if not reply.ok:
             raise RestoreFailed(f"making thread {thread.tid}", str(reply))
     for tid in embryo.leader.made:
@@ -304,8 +300,14 @@ def _let_go(process: ProcessImage, embryo: Embryo) -> None:
         task.put_back()
     if process.stopped_by or any(task.deferred_stop for task in embryo.tasks.values()):
         os.kill(process.pid, signal.SIGSTOP)
-    for task in embryo.tasks.values():
-        ptrace.detach(task.tid)
+    # The leader last: it can be waited for only when the other threads have been.
+    for task in reversed(embryo.tasks.values()):
+        try:
+            ptrace.detach(task.tid)
+        except TargetGone:
+            # Those that run already have ended the process. How it ended, the leader tells.
+            if task is not embryo.leader:
+                see_off(task.tid)
 
 
 def wait_for_end(pid: Pid) -> int:

@@ -10,7 +10,9 @@ from ckpt.errors import TargetGone, TargetRefused
 from ckpt.kernel import ptrace
 from ckpt.process.freezer import freeze
 from ckpt.units import Pid
+from integration.errors.refusals import nobody_left
 from integration.freezer.targets import await_state
+from integration.harness import ckpt
 from integration.workloads.driver import Program
 
 
@@ -70,3 +72,13 @@ def test_it_is_killed_while_somebody_else_is_its_parent(tmp_path):
     finally:
         os.close(reader)
         os.close(writer)
+
+
+def test_a_restored_process_ends_before_all_its_threads_were_let_go(tmp_path):
+    """Its input is at its end: the first thread that runs may be the last that does anything."""
+    with Program("s_threads", cwd=tmp_path) as program:
+        dump(program.pid, tmp_path / "image", DumpOptions(kill=True))
+    for _ in range(10):
+        with nobody_left(program.pid):
+            done = ckpt("restore", "--json", tmp_path / "image")
+        assert done.returncode == 0, done.stderr
