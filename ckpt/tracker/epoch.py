@@ -6,22 +6,31 @@ image directories: a dump into another one makes this one's next dump full.
 
 Order, so that no crash makes a wrong delta: `invalidate` before the tracker is touched, `advance`
 after the generation is committed. In between there is no epoch, and the next dump is full.
+
+Whoever writes an epoch removes what is left of processes that have ended, or of another boot. When
+two do so at once, or when a pid is used again at that moment, the worst is an epoch too few.
 """
 
 import contextlib
 import json
 import os
+import re
+import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 import attrs
 
-from ckpt.errors import HostFull
-from ckpt.process.tree import Identity
+from ckpt.errors import HostFull, TargetGone
+from ckpt.process.tree import Identity, read_boot_id, read_identity
 from ckpt.tracker.base import TrackerName
 from ckpt.units import GenerationNo, Pid
 
 STATE_DIR = Path("/run/ckpt")
 """Root's own, and gone (or known to be old, by the boot id) after a reboot."""
+_NAME = re.compile(r"([1-9][0-9]{0,9})\.(epoch|frames)", re.ASCII)
+_PAIR_BYTES = 16
+"""A `frames` file holds pairs of words (`tracker/frames.py`)."""
 
 
 @attrs.frozen(slots=True)
@@ -70,6 +79,8 @@ def invalidate(pid: Pid) -> None:
 def advance(epoch: Epoch) -> None:
     """Write the epoch, whole or not at all; nothing is fsync'ed, for a reboot ends it anyway.
 
+    Removes what is left of processes that have ended.
+
     Raises:
         HostFull: the state directory cannot be written; the next dump is then full.
     """
@@ -91,3 +102,43 @@ def advance(epoch: Epoch) -> None:
             f"cannot note in {STATE_DIR} what the tracker is armed against ({error.strerror})",
             "the next dump of this process will be full",
         ) from error
+    _remove_ended()
+
+
+def _remove_ended() -> None:
+    """Remove the files of ended processes; what is not certainly ours, or of one, is left alone."""
+    with contextlib.suppress(OSError):
+        for path in list(_iter_ended()):
+            path.unlink(missing_ok=True)
+
+
+def _iter_ended() -> Iterator[Path]:
+    for entry in os.scandir(STATE_DIR):
+        name = _NAME.fullmatch(entry.name)
+        if name and stat.S_ISREG(entry.stat(follow_symlinks=False).st_mode):
+            ended = _epoch_has_ended if name[2] == "epoch" else _frames_have_ended
+            if ended(Pid(int(name[1]))):
+                yield Path(entry.path)
+
+
+def _epoch_has_ended(pid: Pid) -> bool:
+    epoch = read_epoch(pid)
+    return epoch is not None and epoch.process.pid == pid and not _lives(epoch.process)
+
+
+def _frames_have_ended(pid: Pid) -> bool:
+    """Tell whether nobody has this pid: a dump under way has frames and no epoch yet."""
+    if (STATE_DIR / f"{pid}.frames").stat().st_size % _PAIR_BYTES:
+        return False
+    with contextlib.suppress(TargetGone):
+        read_identity(pid)
+        return False
+    return True
+
+
+def _lives(process: Identity) -> bool:
+    if process.boot_id != read_boot_id():
+        return False
+    with contextlib.suppress(TargetGone):
+        return read_identity(process.pid) == process
+    return False

@@ -2,6 +2,7 @@
 
 import shutil
 
+from ckpt.tracker.epoch import STATE_DIR
 from integration.harness import Restored, become_subreaper, dump
 from integration.workloads.driver import Program
 
@@ -42,3 +43,15 @@ def test_kill_ends_the_target_after_the_commit(tmp_path):
         assert work.process.wait(10) == -9
     with Restored(image) as work:
         assert work.ask("check") == "ok"
+
+
+def test_what_ended_processes_left_goes_with_the_next_dump(tmp_path):
+    with Program("tracker_cases", "t_write", cwd=tmp_path) as ended:
+        dump(ended.pid, tmp_path / "ended")
+        left = STATE_DIR / f"{ended.pid}.epoch"
+        assert left.exists()
+    with Program("tracker_cases", "t_write", cwd=tmp_path) as work:
+        dump(work.pid, tmp_path / "image")
+        assert not left.exists()
+        assert (STATE_DIR / f"{work.pid}.epoch").exists()
+        assert dump(work.pid, tmp_path / "image")["kind"] == "delta"

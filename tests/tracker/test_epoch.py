@@ -1,21 +1,24 @@
 """The promise: an epoch is read as it was written, or not at all."""
 
 import json
+import os
 import stat
 
 import attrs
 import pytest
 
 from ckpt.errors import HostFull
-from ckpt.process.tree import Identity
+from ckpt.process.tree import Identity, read_identity
 from ckpt.tracker import epoch as module
 from ckpt.tracker.base import TrackerName
 from ckpt.tracker.epoch import Epoch, advance, invalidate, read_epoch
 from ckpt.units import GenerationNo, Pid
+from tests.kernel.children import running
 
-PID = Pid(4711)
+PID = Pid(os.getpid())
+PARENT = read_identity(Pid(os.getppid()))
 EPOCH = Epoch(
-    process=Identity("boot", PID, 1234),
+    process=read_identity(PID),
     exec_id="7ffe0-00ff",
     chain_id="ab" * 16,
     generation=GenerationNo(7),
@@ -42,25 +45,25 @@ def test_what_was_written_is_read(tracker, keeper):
 
 
 def test_each_process_has_its_own():
-    other = attrs.evolve(EPOCH, process=Identity("boot", Pid(4), 1), generation=GenerationNo(0))
+    other = attrs.evolve(EPOCH, process=PARENT, generation=GenerationNo(0))
     advance(EPOCH)
     advance(other)
     invalidate(PID)
     assert read_epoch(PID) is None
-    assert read_epoch(Pid(4)) == other
+    assert read_epoch(PARENT.pid) == other
 
 
 def test_the_newer_one_replaces_the_older(state):
     advance(EPOCH)
     advance(attrs.evolve(EPOCH, generation=GenerationNo(8)))
     assert read_epoch(PID).generation == 8
-    assert [path.name for path in state.iterdir()] == ["4711.epoch"], "and leaves nothing else"
+    assert [path.name for path in state.iterdir()] == [f"{PID}.epoch"], "and leaves nothing else"
 
 
 def test_the_directory_is_nobody_elses(state):
     advance(EPOCH)
     assert stat.S_IMODE(state.stat().st_mode) == 0o700
-    assert stat.S_IMODE((state / "4711.epoch").stat().st_mode) == 0o600
+    assert stat.S_IMODE((state / f"{PID}.epoch").stat().st_mode) == 0o600
 
 
 def test_nothing_was_ever_written():
@@ -93,14 +96,14 @@ def without(key):
         *map(without, ["process", "exec_id", "chain_id", "generation", "tracker", "keeper"]),
         json.dumps(attrs.asdict(EPOCH) | {"tracker": "telepathy"}),
         json.dumps(attrs.asdict(EPOCH) | {"generation": "seven"}),
-        json.dumps(attrs.asdict(EPOCH) | {"process": {"pid": 4711}}),
-        json.dumps(attrs.asdict(EPOCH) | {"process": 4711}),
+        json.dumps(attrs.asdict(EPOCH) | {"process": {"pid": PID}}),
+        json.dumps(attrs.asdict(EPOCH) | {"process": PID}),
         json.dumps(attrs.asdict(EPOCH) | {"keeper": [1]}),
     ],
 )
 def test_what_cannot_be_understood_is_no_epoch(state, text):
     state.mkdir()
-    (state / "4711.epoch").write_bytes(text.encode("latin-1"))
+    (state / f"{PID}.epoch").write_bytes(text.encode("latin-1"))
     assert read_epoch(PID) is None
 
 
@@ -120,6 +123,66 @@ def test_a_failed_write_leaves_nothing_behind(state):
     other = attrs.evolve(EPOCH, process=Identity("boot", Pid(4712), 1))
     with pytest.raises(HostFull, match="Is a directory"):
         advance(other)
-    assert sorted(path.name for path in state.iterdir()) == ["4711.epoch", "4712.epoch"]
+    assert {path.name for path in state.iterdir()} == {f"{PID}.epoch", "4712.epoch"}
     assert list(in_the_way.iterdir()) == []
     assert read_epoch(PID) == EPOCH
+
+
+def written(state, process, name=None):
+    """Write an epoch of `process` as if a dump of it had, under any name."""
+    state.mkdir(exist_ok=True)
+    path = state / (name or f"{process.pid}.epoch")
+    path.write_text(json.dumps(attrs.asdict(attrs.evolve(EPOCH, process=process))))
+    return path
+
+
+def frames_of(state, pid, content=bytes(32)):
+    path = state / f"{pid}.frames"
+    path.write_bytes(content)
+    return path
+
+
+def test_what_ended_processes_leave_is_removed_with_the_next_epoch(state):
+    with running("wait()") as alive:
+        gone = read_identity(Pid(alive.pid))
+    used_again = attrs.evolve(PARENT, start_ticks=PARENT.start_ticks - 1)
+    ended = [written(state, gone), frames_of(state, gone.pid), written(state, used_again)]
+    advance(EPOCH)
+    assert not [path.name for path in ended if path.exists()]
+    assert read_epoch(PID) == EPOCH
+
+
+def test_what_another_boot_left_is_removed(state):
+    old = written(state, attrs.evolve(PARENT, boot_id="before"))
+    advance(EPOCH)
+    assert not old.exists()
+
+
+def test_what_living_processes_have_stays(state):
+    with running("wait()") as alive:
+        living = [
+            written(state, read_identity(Pid(alive.pid))),
+            frames_of(state, alive.pid),
+            frames_of(state, PID),
+        ]
+        advance(EPOCH)
+        assert all(path.exists() for path in living)
+
+
+def test_what_is_not_certainly_ours_is_left_alone(state):
+    with running("wait()") as alive:
+        gone = read_identity(Pid(alive.pid))
+    other = written(state, gone, "notes.epoch")
+    broken = written(state, gone)
+    broken.write_text("{")
+    odd = frames_of(state, gone.pid, b"odd")
+    misnamed = written(state, gone, f"{PARENT.pid}.epoch")
+    link = state / f"0{gone.pid}.epoch"
+    link.symlink_to(other)
+    linked = state / "999999999.epoch"
+    linked.symlink_to(written(state, gone, "target"))
+    (state / "999999998.frames").mkdir()
+    before = sorted(state.iterdir())
+    advance(EPOCH)
+    assert sorted(state.iterdir()) == sorted([*before, state / f"{PID}.epoch"])
+    assert all(path.exists() for path in (other, broken, odd, misnamed, link, linked))
