@@ -1,6 +1,6 @@
 """One way of changing memory at a time, through dumps, a kill and restores; for any tracker.
 
-After each step of a case (`workloads.catalog.TRACKER_CASES`) a delta is taken, and then
+After each step, or a few, of a case (`workloads.catalog.TRACKER_CASES`) a delta is taken, and then
 
     the image, resolved, holds what the process has in memory       nothing is missing
     each page that the program names as written is in the delta     it is not there by chance
@@ -19,13 +19,14 @@ What a delta may hold beyond changed pages, measured on 6.1, 6.12 and 6.18:
 
 import os
 from collections.abc import Sequence
+from functools import reduce
 from pathlib import Path
 
 import attrs
 
 from ckpt import DumpResult, Features
 from integration.trackers.truth import PAGE, Image, settle_on_one_cpu
-from integration.trackers.warm import Restored, dump
+from integration.trackers.warm import Restored, dump, expect_ok
 from integration.workloads.catalog import TRACKER_CASES
 from integration.workloads.driver import Dialogue, Program
 
@@ -63,12 +64,22 @@ class Changes:
                 pages.add(int(word, 16))
         return cls(**found)
 
+    def then(self, later: "Changes") -> "Changes":
+        """Return what both together come to."""
+        written = set() if later.moved else self.written - later.gone - later.freed
+        return Changes(
+            written | later.written,
+            self.gone | later.gone,
+            (self.freed - later.written) | later.freed,
+            self.moved | later.moved,
+        )
+
 
 @attrs.frozen
 class Row:
     """One delta, for the tables that tests print."""
 
-    step: str
+    steps: str
     n_written: int
     n_data: int
     n_same: int
@@ -78,7 +89,7 @@ class Row:
     def __str__(self) -> str:
         """One line."""
         return (
-            f"{self.step:12} written {self.n_written:4} stored {self.n_data:4}"
+            f"{self.steps:12} written {self.n_written:4} stored {self.n_data:4}"
             f" unchanged {self.n_same:4} zeros {self.n_zeros:4} freeze {self.freeze_ms:6.1f} ms"
         )
 
@@ -116,19 +127,20 @@ class Run:
             assert self.image.differences(result.generation, self.vanishing) == []
         return result
 
-    def step(self, name: str) -> DumpResult:
-        """Let the program do one step, dump, and judge the delta."""
-        changes = self.change(name)
+    def step(self, *names: str) -> DumpResult:
+        """Let the program do these steps, dump, and judge the delta."""
+        changes = reduce(Changes.then, map(self.change, names))
         result = self.dump()
         stored = self.image.stored(result.generation)
-        assert changes.written <= stored.data, "a page was written and is not in the delta"
-        n = [len(pages) for pages in (changes.written, stored.data, stored.same, stored.zeros)]
-        self.rows.append(Row(name, *n, result.freeze_ms))
+        written = changes.written & stored.mapped
+        assert written <= stored.data, "a page was written and is not in the delta"
+        n = [len(pages) for pages in (written, stored.data, stored.same, stored.zeros)]
+        self.rows.append(Row(" ".join(names), *n, result.freeze_ms))
         if self.holds_still:
             assert len(stored.same) <= self.allowed, self.rows[-1]
-        expected = "full" if self.tracker == "full" or name == "exec" else "delta"
+        expected = "full" if self.tracker == "full" or "exec" in names else "delta"
         assert result.kind == expected, result.reason
-        if name == "exec" and self.tracker != "full":
+        if "exec" in names and self.tracker != "full":
             assert "exec" in result.reason
         return result
 
@@ -136,16 +148,16 @@ class Run:
         """Let the program do one step and say what it changed."""
         assert self.work.ask(f"step {step}") == "stepped"
         if self.case == "t_foreign_write":
-            _write_from_outside(self.work, self.image.pid)
+            change_from_outside(self.work, self.image.pid)
         changes = Changes.ask(self.work)
         self.vanishing = (self.vanishing | changes.freed) - changes.written
         return changes
 
     def check(self) -> None:
-        assert self.work.ask("check") == "ok"
+        expect_ok(self.work)
 
 
-def _write_from_outside(work: Dialogue, pid: int) -> None:
+def change_from_outside(work: Dialogue, pid: int) -> None:
     """Fill a page of the program as a debugger would, and tell it what it will find."""
     address, length, pattern = work.ask("where").split()
     for page in (5, int(length) // PAGE - 7):
@@ -156,7 +168,13 @@ def _write_from_outside(work: Dialogue, pid: int) -> None:
 
 
 def run_case(
-    case: str, tracker: str, directory: Path, steps: Sequence[str], older: Sequence[int]
+    case: str,
+    tracker: str,
+    directory: Path,
+    stretches: Sequence[Sequence[str]],
+    *,
+    older: Sequence[int] = (),
+    go_on: bool = True,
 ) -> list[Row]:
     """Take a case through all of it; return what each delta held.
 
@@ -164,8 +182,9 @@ def run_case(
         case: of `CASES`.
         tracker: its name.
         directory: empty; programs leave their files there.
-        steps: of the case, in the order wanted.
+        stretches: each ends with a delta: steps of the case.
         older: generations that are restored beside the newest.
+        go_on: whether what was restored does a step and is dumped again.
     """
     with Program("tracker_cases", case, cwd=directory) as work:
         run = Run(case, tracker, work, Image(directory / "image", work.pid))
@@ -174,14 +193,15 @@ def run_case(
         first = run.dump()
         assert first.kind == "full"
         assert first.tracker == tracker
-        for step in steps:
-            newest = run.step(step).generation
+        for steps in stretches:
+            newest = run.step(*steps).generation
         run.check()
     for at in (None, *older):
         with Restored(run.image.directory, at) as work:
             run.work = work
             run.check()
-            _go_on(run, newest if at is None else at, TRACKER_CASES[case][0])
+            if go_on:
+                _go_on(run, newest if at is None else at, TRACKER_CASES[case][0])
     return run.rows
 
 
@@ -223,4 +243,4 @@ def run_with_second_directory(tracker: str, directory: Path) -> None:
         run.check()
     for each in (run, other):
         with Restored(each.image.directory) as work:
-            assert work.ask("check") == "ok"
+            expect_ok(work)

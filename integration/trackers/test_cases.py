@@ -13,7 +13,8 @@ TRACKERS = offered(probe_features())
 @pytest.mark.parametrize("case", CASES)
 def test_a_changed_page_is_in_the_delta_and_comes_back(case, tracker, tmp_path):
     steps = TRACKER_CASES[case]
-    print(*run_case(case, tracker, tmp_path, [*steps, *steps[::-1]], older=[1]), sep="\n")
+    stretches = [[step] for step in [*steps, *steps[::-1]]]
+    print(*run_case(case, tracker, tmp_path, [*stretches, steps], older=[1]), sep="\n")
 
 
 @pytest.mark.parametrize("tracker", TRACKERS)

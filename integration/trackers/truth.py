@@ -35,6 +35,8 @@ def settle_on_one_cpu(pid: int) -> None:
 class Stored:
     """What one generation says of its pages; sets hold page addresses."""
 
+    mapped: frozenset[int]
+    """All of them."""
     data: frozenset[int]
     parent: frozenset[int]
     zeros: frozenset[int]
@@ -65,15 +67,16 @@ class Image:
         """Read what a generation stores, and what of that its parent had."""
         reader = PageReader(Chain.open(self.directory), number)
         table = reader.manifest.spaces[self.space]
-        data, parent = _pages_of(table, Fate.DATA), _pages_of(table, Fate.PARENT)
+        data, parent = _pages_of(table, {Fate.DATA}), _pages_of(table, {Fate.PARENT})
+        mapped = _pages_of(table, set(Fate))
         before = self.parent_of(number)
         if before is None:
-            return Stored(data, parent, frozenset(), frozenset())
+            return Stored(mapped, data, parent, frozenset(), frozenset())
         now = self._content(reader, data)
         then = self._content(PageReader(Chain.open(self.directory), before), data)
         same = frozenset(page for page in data if now[page] == then.get(page))
         zeros = frozenset(page for page in same if now[page] == NOTHING)
-        return Stored(data, parent, zeros, same - zeros)
+        return Stored(mapped, data, parent, zeros, same - zeros)
 
     def _content(self, reader: PageReader, pages: frozenset[int]) -> dict[int, bytes]:
         """Return the content of those of `pages` that are the process's own, or zeros."""
@@ -109,11 +112,11 @@ class Image:
         return wrong
 
 
-def _pages_of(table, fate) -> frozenset[int]:
+def _pages_of(table, fates) -> frozenset[int]:
     return frozenset(
         page
         for run in table
-        if run.fate is fate
+        if run.fate in fates
         for page in range(run.start, run.start + run.n_pages * PAGE, PAGE)
     )
 

@@ -21,6 +21,12 @@ def dump(pid: int, image: Path, tracker: str) -> ckpt.DumpResult:
     return ckpt.dump(pid, image, ckpt.DumpOptions(incremental=True, tracker=tracker))
 
 
+def expect_ok(work: Dialogue, where: str = "") -> None:
+    """Let the program judge itself; fails with its reason."""
+    answer = work.ask("check")
+    assert answer == "ok", f"{where} {answer}"
+
+
 class Restored(Dialogue):
     """A process of an image, brought back with new pipes; killed at the end of a `with`."""
 

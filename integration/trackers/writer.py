@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ckpt import DumpResult
 from integration.trackers.truth import Image
-from integration.trackers.warm import Restored, dump
+from integration.trackers.warm import Restored, dump, expect_ok
 from integration.workloads.driver import Program
 
 
@@ -34,18 +34,18 @@ def run_writer(
             for _ in range(chance.randrange(3)):
                 assert work.ask("step") == "stepped"
             dumps.append(dump(work.pid, image.directory, tracker))
-        assert work.ask("check") == "ok", "the dumps have changed the living"
+        expect_ok(work)
     delta = "full" if tracker == "full" else "delta"
     assert [made.kind for made in dumps] == ["full"] + [delta] * n_deltas
     for at in chance.sample(range(n_deltas + 1), n_restores):
         with Restored(image.directory, at) as work:
-            assert work.ask("check") == "ok"
+            expect_ok(work, f"generation {at}")
             assert work.ask("step") == "stepped"
             made = dump(work.pid, image.directory, tracker)
             assert image.parent_of(made.generation) == (None if tracker == "full" else at)
-            assert work.ask("check") == "ok"
+            expect_ok(work)
     with Restored(image.directory) as work:
-        assert work.ask("check") == "ok", "the delta on what was restored"
+        expect_ok(work)
     return dumps
 
 
