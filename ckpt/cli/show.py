@@ -54,6 +54,9 @@ def command(as_json: bool, image_dir: str) -> None:
     )
     for manifest in manifests:
         say(_describe(manifest))
+    for manifest in manifests:
+        if manifest.reason:
+            say(f"generation {manifest.generation} is full: {manifest.reason}")
 
 
 _ROW = "{:>4} {:>6} {:5} {:19} {:>9} {:>9} {:>9} {:>9} {:>9}  {}"

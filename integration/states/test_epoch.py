@@ -1,9 +1,10 @@
 """The generation that a delta stands on must be the very one that the tracker was armed against."""
 
+import json
 import shutil
 
 from ckpt.tracker.epoch import STATE_DIR
-from integration.harness import Restored, become_subreaper, dump
+from integration.harness import Restored, become_subreaper, ckpt, dump
 from integration.workloads.driver import Program
 
 become_subreaper()
@@ -55,3 +56,15 @@ def test_what_ended_processes_left_goes_with_the_next_dump(tmp_path):
         assert not left.exists()
         assert (STATE_DIR / f"{work.pid}.epoch").exists()
         assert dump(work.pid, tmp_path / "image")["kind"] == "delta"
+
+
+def test_show_tells_why_a_delta_became_full(tmp_path):
+    image = tmp_path / "image"
+    with Program("tracker_cases", "t_write", cwd=tmp_path) as work:
+        dump(work.pid, image, incremental=False)
+        dump(work.pid, tmp_path / "other", incremental=False)
+        reason = dump(work.pid, image)["reason"]
+        assert "another image directory" in reason
+    assert f"\ngeneration 1 is full: {reason}\n" in ckpt("show", image).stdout
+    shown = json.loads(ckpt("show", "--json", image).stdout)["generations"]
+    assert [one["reason"] for one in shown] == ["", reason]

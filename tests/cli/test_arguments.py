@@ -143,3 +143,14 @@ def test_what_is_shown_in_json(capsys):
         assert one.keys() >= {"generation", "kind", "tracker", "created", "freeze_ms", "pages"}
         assert one["pages"].keys() == {"data", "parent", "zero"}
         assert (one["kind"] == "full") == (one["parent"] is None)
+
+
+def test_why_a_generation_is_full_is_shown(capsys):
+    assert run(cli, ["show", str(GOLDEN)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if "is full" in line] == [
+        "generation 0 is full: the chain begins here"
+    ]
+    assert run(cli, ["show", "--json", str(GOLDEN)]) == 0
+    shown = json.loads(capsys.readouterr().out)["generations"]
+    assert [one["reason"] for one in shown] == ["the chain begins here", "", ""]
