@@ -18,7 +18,7 @@ import attrs
 from ckpt.errors import CkptError
 from ckpt.kernel import clear_refs, pagemap, userfaultfd
 from ckpt.kernel.arch import NR
-from ckpt.kernel.arch.x86_64_cpuid import xsave_bytes
+from ckpt.kernel.arch.x86_64_cpuid import xsave_bytes, xsave_components
 from ckpt.kernel.capabilities import capability_names, capget
 from ckpt.kernel.clone3 import pack_clone_args, pack_set_tid
 from ckpt.kernel.kcmp import KcmpType, Ordering, kcmp
@@ -71,6 +71,8 @@ class Features:
     """timer_create can be given the id (6.15)."""
     xsave_bytes: int
     """Size of the XSAVE area of this processor under this kernel; 0 if unknown."""
+    xsave_components: int
+    """Components of XSTATE that this processor offers, bits as in XCR0; 0 if unknown."""
     capabilities: frozenset[str]
     """Our effective ones: lower case, without `cap_`."""
 
@@ -100,7 +102,8 @@ def probe_features() -> Features:
             anon_vma_name=_works(lambda: _try_anon_vma_name(page)),
             posix_timers_listed=_exists("/proc/self/timers"),
             timer_restore_ids=_works(_try_timer_restore_ids),
-            xsave_bytes=_read_xsave_bytes(),
+            xsave_bytes=_number(xsave_bytes),
+            xsave_components=_number(xsave_components),
             capabilities=capability_names(capget(Tid(0)).effective),
         )
 
@@ -262,8 +265,8 @@ def _try_timer_restore_ids() -> bool:
     return True
 
 
-def _read_xsave_bytes() -> int:
+def _number(ask: Callable[[], int]) -> int:
     try:
-        return xsave_bytes()
+        return ask()
     except OSError:
         return 0

@@ -4,8 +4,10 @@ Kernel: PTRACE_GETREGSET with NT_PRSTATUS and NT_X86_XSTATE; arch/x86/kernel/sig
 kernel does with an interrupted system call.
 
 A restored thread has no restart block in the kernel: `process/interrupted.py` says how its
-interrupted call goes on, and with which time left. The XSTATE of a processor with more features
-than this one is refused before anything starts (`HostMismatch`).
+interrupted call goes on, and with which time left. Refused before anything starts (`HostMismatch`):
+an image of another architecture; an XSAVE area of another size than here, be it larger or smaller,
+since the standard format has no sizes in it; and a component in use (XSTATE_BV) that this processor
+does not offer. What instructions the program found with cpuid is not compared.
 """
 
 import ctypes
@@ -23,6 +25,7 @@ from ckpt.resources.base import Capture, Rebuilt, Resource, Restore, Stage, Stop
 
 _MIN_XSTATE = 512 + 64
 """The legacy area and the header (Intel SDM volume 1, 13.4)."""
+_REMEDY = "restore on a machine with the same processor features"
 
 
 @attrs.frozen(slots=True)
@@ -74,12 +77,20 @@ def check_host(record: RegistersRecord, features: Features) -> Iterator[Finding]
     """Name what this processor cannot hold."""
     if record.machine != arch.MACHINE:
         yield Finding("processor", f"the image is of a {record.machine}, this is {arch.MACHINE}")
-    elif features.xsave_bytes and len(record.xstate) != features.xsave_bytes:
+        return
+    if features.xsave_bytes and len(record.xstate) != features.xsave_bytes:
         yield Finding(
             "processor",
             f"it saves {features.xsave_bytes} bytes of extended state, the image has"
             f" {len(record.xstate)}",
-            "restore on a machine with the same processor features",
+            _REMEDY,
+        )
+    lacking = arch.xfeatures_used(record.xstate) & ~features.xsave_components
+    if features.xsave_components and lacking:
+        yield Finding(
+            "processor",
+            f"the image uses components of extended state that it lacks (XCR0 bits {lacking:#x})",
+            _REMEDY,
         )
 
 

@@ -267,6 +267,11 @@ def xfeatures_mask(xstate: bytes) -> int:
     return int(struct.unpack_from("<Q", xstate, _SW_RESERVED)[0])
 
 
+def xfeatures_used(xstate: bytes) -> int:
+    """Return the components that are not in their initial state (XSTATE_BV)."""
+    return int(struct.unpack_from("<Q", xstate, _XFEATURES)[0])
+
+
 def signal_frame(registers: Registers, xstate: bytes, sigmask: int, at: RemoteAddr) -> bytes:
     """Return a `struct rt_sigframe` for address `at` (16-byte aligned) that restores a task.
 

@@ -60,3 +60,18 @@ def xsave_bytes() -> int:
         return 0
     _, enabled, _, _ = cpuid(_XSAVE_LEAF)
     return enabled
+
+
+def xsave_components() -> int:
+    """Return the components of XSTATE that the processor offers, one bit each as in XCR0.
+
+    0 without XSAVE.
+
+    Raises:
+        OSError: EACCES, this system forbids code on pages that were written.
+    """
+    highest, _, _, _ = cpuid(0)
+    if highest < _XSAVE_LEAF:
+        return 0
+    low, _, _, high = cpuid(_XSAVE_LEAF)
+    return high << 32 | low
