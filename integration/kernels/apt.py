@@ -99,6 +99,14 @@ class PrivateApt:
         columns = [[column.strip() for column in line.split("|")] for line in lines]
         return [Package(name, version) for name, version, _ in columns]
 
+    def needs(self, name: str) -> list[str]:
+        """Return the names of a package and of all that it cannot do without."""
+        weak = ("recommends", "suggests", "conflicts", "breaks", "replaces", "enhances")
+        without = [f"--no-{relation}" for relation in weak]
+        lines = self._apt("apt-cache", "depends", "--recurse", *without, name).splitlines()
+        # A package stands at the beginning of its line; what it depends on is indented below it.
+        return [line for line in lines if line and line[0].isalnum()]
+
     def unpack(self, package: Package, into: Path) -> None:
         """Download `package` and unpack its files below `into`, an empty directory."""
         self._apt("apt-get", "download", str(package), cwd=into)
