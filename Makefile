@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # What the tests use beyond Python packages: a C compiler and the kernel's headers (structs are
 # compared with them), and the servers that are checkpointed.
 TEST_PACKAGES := gcc libc6-dev redis-server
-BENCH_PACKAGES := gcc libc6-dev
+BENCH_PACKAGES := gcc libc6-dev redis-server
 KERNELS_PACKAGES := gcc libc6-dev qemu-system-x86 kmod
 
 # Set CKPT_NO_APT=1 to leave the system's packages alone.
@@ -47,7 +47,7 @@ kernels: $(STAMP) ## Run the tracker tests under other kernels, in qemu
 	@$(BIN)/python -m pytest integration/kernels
 
 .PHONY: bench
-bench: $(STAMP) ## Measure freeze, start, full dumps and tracking (ARGS="--json freeze")
+bench: $(STAMP) ## ckpt beside CRIU: freeze, wall, bytes, restore (ARGS="--json memory redis")
 	@$(PACKAGES) $(BENCH_PACKAGES)
 	@$(BIN)/python -m integration.bench $(ARGS)
 

@@ -1,88 +1,99 @@
-"""`make bench`: every figure in one run, as a table or with `--json`.
+"""`make bench`: ckpt and CRIU side by side in one run, as tables or with `--json`.
 
-    python -m integration.bench [--json] [SECTION ...]
+    python -m integration.bench [--json] [--rounds N] [--option WORD]... [SECTION ...]
 
-Sections: freeze (and the start), volume, tracked. Each figure stands beside a reference of the same
-run: compare ratios between machines, not milliseconds.
+Compare ratios between machines, not milliseconds. README.md says what each section measures.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
-from integration.bench import freeze, tracked, volume
-from integration.bench.sample import Sample, Section
+from integration.bench import delta, limits, memory, objects, tracked
+from integration.bench.cycle import warm_up
+from integration.bench.report import Section, show
+from integration.bench.target import start_target
+from integration.bench.tools import Bench, find_tools
 
-SECTIONS = {"freeze": freeze, "volume": volume, "tracked": tracked}
-
-
-def show(console: Console, section: Section) -> None:
-    table = Table(title=section.title, caption=section.note or None, title_justify="left")
-    table.add_column("")
-    for name in ("min", "median", "max", "n"):
-        table.add_column(name, justify="right")
-    table.add_column("unit")
-    table.add_column("ratio, to what")
-    table.add_column("goal")
-    for sample in section.samples:
-        table.add_row(sample.name, *_numbers(sample), sample.unit, _ratio(sample), _goal(sample))
-    console.print(table)
-
-
-def _numbers(sample: Sample) -> list[str]:
-    low, high = min(sample.values), max(sample.values)
-    return [*(f"{value:,.2f}" for value in (low, sample.median, high)), str(len(sample.values))]
-
-
-def _ratio(sample: Sample) -> str:
-    if sample.against is None or sample.ratio is None:
-        return ""
-    return f"{sample.ratio:.2f}  {sample.against.name.strip()}"
+SECTIONS: Mapping[str, Callable[[Bench], list[Section]]] = {
+    "limits": limits.measure,
+    "small": objects.measure_small,
+    "memory": memory.measure_usual,
+    "objects": objects.measure_objects,
+    "redis": objects.measure_redis,
+    "delta": delta.measure_usual,
+    "tracked": tracked.measure,
+    "busy": objects.measure_busy,
+    "disk": memory.measure_disk,
+    "memory-4g": memory.measure_large,
+    "delta-4g": delta.measure_large,
+}
+_TMPFS = "/dev/shm"
+_QUIET = 0.5
+"""Load average up to which figures may be held against the goals."""
 
 
-def _goal(sample: Sample) -> str:
-    return f"{sample.goal.text}: {sample.verdict}" if sample.goal else ""
+@contextlib.contextmanager
+def prepare(options: list[str], n_rounds: int | None) -> Iterator[tuple[Bench, str]]:
+    """Yield the bench, warmed up, and a line on who is compared."""
+    tools, line = find_tools(options)
+    with (
+        tempfile.TemporaryDirectory(prefix="ckpt-bench-") as disk,
+        tempfile.TemporaryDirectory(prefix="ckpt-bench-", dir=_TMPFS) as tmpfs,
+    ):
+        work = Path(disk, "work")
+        work.mkdir()
+        bench = Bench(tools, work, Path(tmpfs), Path(disk), n_rounds)
+        warm_up(bench, lambda cwd: start_target(cwd, mib=1))
+        yield bench, line
+
+
+def describe_machine(load_before: float, took_s: float) -> dict[str, object]:
+    """Return what the figures depend on."""
+    return {
+        "cpus": os.cpu_count(),
+        "kernel": os.uname().release,
+        "load_before": round(load_before, 2),
+        "load_after": round(os.getloadavg()[0], 2),
+        "took_s": round(took_s, 1),
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="integration.bench", description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--rounds", type=int, help="measure so often instead of 2 to 10 times")
+    parser.add_argument(
+        "--option", action="append", default=[], help="give it to every ckpt dump", metavar="WORD"
+    )
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=", ".join(SECTIONS))
     args = parser.parse_args()
     if unknown := set(args.sections) - set(SECTIONS):
-        parser.error(f"no section {', '.join(sorted(unknown))}")
-    console = Console(width=150, file=sys.stderr if args.json else sys.stdout)
-    started_s, load_before = time.monotonic(), os.getloadavg()
+        parser.error(f"no section {', '.join(sorted(unknown))}; there are {', '.join(SECTIONS)}")
+    console = Console(width=160, file=sys.stderr if args.json else sys.stdout)
+    started_s, load_before = time.monotonic(), os.getloadavg()[0]
     found: list[Section] = []
-    with tempfile.TemporaryDirectory(prefix="ckpt-bench-") as directory:
+    with prepare(args.option, args.rounds) as (bench, line):
+        console.print(line)
         for name in args.sections or SECTIONS:
-            for section in SECTIONS[name].measure(Path(directory)):
+            for section in SECTIONS[name](bench):
                 found.append(section)
                 show(console, section)
-    machine = {
-        "cpus": os.cpu_count(),
-        "kernel": os.uname().release,
-        "load_before": load_before,
-        "load_after": os.getloadavg(),
-        "took_s": round(time.monotonic() - started_s, 1),
-    }
-    console.print(
-        f"{machine['cpus']} processors, Linux {machine['kernel']}, load {load_before[0]:.1f} before"
-        f" and {os.getloadavg()[0]:.1f} after, {machine['took_s']} s"
-    )
+    machine = describe_machine(load_before, time.monotonic() - started_s)
+    console.print(", ".join(f"{name} {value}" for name, value in machine.items()))
+    if load_before > _QUIET:
+        console.print("the machine was not quiet: take no figure of this run for a goal's")
     if args.json:
-        sections = [
-            {"title": section.title, "samples": [sample.plain() for sample in section.samples]}
-            for section in found
-        ]
-        print(json.dumps({"machine": machine, "sections": sections}))
+        sections = [section.plain() for section in found]
+        print(json.dumps({"machine": machine, "compared": line, "sections": sections}))
 
 
 if __name__ == "__main__":

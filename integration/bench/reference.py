@@ -5,16 +5,18 @@ import ctypes
 import mmap
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from ckpt.kernel import ptrace
-from ckpt.units import Tid
-from integration.workloads.driver import Program
+import zstandard
+
+from ckpt.kernel import userfaultfd
+from ckpt.units import AddrRange, Pid, RemoteAddr
 
 _PAGE = mmap.PAGESIZE
 _IOV_MAX = 1024
-_PIECE = 4 << 20  # small, so that this process stays small (see commands.Run)
+_PIECE = 4 << 20
+_FRAME = 1 << 20
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -23,36 +25,37 @@ class _Iovec(ctypes.Structure):
 
 
 @contextlib.contextmanager
-def warm_buffer(n_bytes: int) -> Iterator[mmap.mmap]:
-    """Lend memory that was touched before."""
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
+def _memory(n_bytes: int, *, touched: bool) -> Iterator[tuple[mmap.mmap, int]]:
+    """Lend memory and its address."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | (mmap.MAP_POPULATE if touched else 0)
     with mmap.mmap(-1, n_bytes, flags=flags) as buffer:
-        yield buffer
+        first = ctypes.c_char.from_buffer(buffer)
+        yield buffer, ctypes.addressof(first)
+        del first  # a mapping that is pointed into cannot be closed
 
 
-def address_of(buffer: mmap.mmap) -> int:
-    return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+def _timed(call: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
 
 
 def time_memcpy(n_bytes: int) -> float:
-    """Return the ms that memcpy takes from warm to warm memory."""
-    with warm_buffer(n_bytes) as source, warm_buffer(n_bytes) as into:
-        addresses = address_of(into), address_of(source)
-        ctypes.memmove(*addresses, n_bytes)
-        started = time.perf_counter()
-        ctypes.memmove(*addresses, n_bytes)
-        return (time.perf_counter() - started) * 1e3
+    """Return the s that memcpy takes from warm to warm memory."""
+    with _memory(n_bytes, touched=True) as (_, source), _memory(n_bytes, touched=True) as (_, to):
+        ctypes.memmove(to, source, n_bytes)
+        return _timed(lambda: ctypes.memmove(to, source, n_bytes))
 
 
 def time_readv(pid: int, starts: Sequence[int], len_bytes: int) -> float:
     """Return the ms that process_vm_readv takes for ranges of equal length into warm memory."""
     total = len(starts) * len_bytes
     remote = (_Iovec * len(starts))(*[(start, len_bytes) for start in starts])
-    with warm_buffer(total) as buffer:
+    with _memory(total, touched=True) as (_, address):
         calls = []
         for first in range(0, len(starts), _IOV_MAX):
             n = min(_IOV_MAX, len(starts) - first)
-            local = _Iovec(address_of(buffer) + first * len_bytes, n * len_bytes)
+            local = _Iovec(address + first * len_bytes, n * len_bytes)
             ranges = ctypes.byref(remote, first * ctypes.sizeof(_Iovec))
             calls.append((pid, ctypes.byref(local), 1, ranges, n, 0))
         started = time.perf_counter()
@@ -62,81 +65,72 @@ def time_readv(pid: int, starts: Sequence[int], len_bytes: int) -> float:
     return took_s * 1e3
 
 
-def time_readv_stream(pid: int, start: int, n_bytes: int) -> float:
-    """Return the ms that process_vm_readv takes for much memory, always into the same buffer."""
-    took_ms = 0.0
-    with warm_buffer(_PIECE) as buffer:
-        local = _Iovec(address_of(buffer), _PIECE)
+def time_vm_stream(pid: int, start: int, n_bytes: int) -> tuple[float, float]:
+    """Return the s that much memory takes out of a process and back, by way of one warm buffer."""
+    read_s = write_s = 0.0
+    with _memory(_PIECE, touched=True) as (_, address):
+        local = ctypes.byref(_Iovec(address, _PIECE))
         for at in range(start, start + n_bytes, _PIECE):
-            remote = _Iovec(at, _PIECE)
-            started = time.perf_counter()
-            moved = _libc.process_vm_readv(pid, ctypes.byref(local), 1, ctypes.byref(remote), 1, 0)
-            took_ms += (time.perf_counter() - started) * 1e3
-            assert moved == _PIECE, f"read {moved} of {_PIECE} bytes"
-    return took_ms
+            there = ctypes.byref(_Iovec(at, _PIECE))
+            read_s += _timed(lambda there=there: _move(_libc.process_vm_readv, pid, local, there))
+            write_s += _timed(lambda there=there: _move(_libc.process_vm_writev, pid, local, there))
+    return read_s, write_s
+
+
+def _move(call: Callable[..., int], pid: int, local: object, there: object) -> None:
+    moved = call(pid, local, 1, there, 1, 0)
+    assert moved == _PIECE, f"moved {moved} of {_PIECE} bytes"
 
 
 def time_fresh_memory(n_bytes: int) -> float:
-    """Return the ms that the kernel takes to hand out zeroed memory."""
-    started = time.perf_counter()
-    for _ in range(0, n_bytes, _PIECE):
-        with warm_buffer(_PIECE):
+    """Return the s that the kernel takes to hand out zeroed memory that was used just before."""
+
+    def touch() -> None:
+        with _memory(n_bytes, touched=True):
             pass
-    return (time.perf_counter() - started) * 1e3
+
+    touch()
+    return _timed(touch)
 
 
-def time_write(path: Path, n_bytes: int) -> float:
-    """Return the ms that a new file of so many bytes takes to be on the disk; it is removed."""
+def time_zstd(data: bytes, level: int) -> tuple[float, float]:
+    """Return the s that one thread takes, and the compressed share."""
+    frames = [data[at : at + _FRAME] for at in range(0, len(data), _FRAME)]
+    compressor = zstandard.ZstdCompressor(level=level)
+    started = time.perf_counter()
+    n_out = sum(len(compressor.compress(frame)) for frame in frames)
+    return time.perf_counter() - started, n_out / len(data)
+
+
+def time_uffd_copy(n_bytes: int) -> float:
+    """Return the s that one thread takes to fill our own missing pages by UFFDIO_COPY."""
+    own = Pid(os.getpid())
+    with (
+        _memory(_PIECE, touched=True) as (_, source),
+        _memory(n_bytes, touched=False) as (_, address),
+    ):
+        fd = userfaultfd.create()
+        try:
+            userfaultfd.negotiate(fd, userfaultfd.UffdFeature(0))
+            span = AddrRange(RemoteAddr(address), RemoteAddr(address + n_bytes))
+            userfaultfd.register(fd, span, userfaultfd.UFFDIO_REGISTER_MODE_MISSING, pid=own)
+            started = time.perf_counter()
+            for at in range(address, address + n_bytes, _PIECE):
+                userfaultfd.copy(fd, RemoteAddr(at), source, _PIECE, pid=own)
+            return time.perf_counter() - started
+        finally:
+            os.close(fd)
+
+
+def time_write(path: Path, n_bytes: int, *, sync: bool) -> float:
+    """Return the s that a new file of so many bytes takes (with `sync`: to be on the disk)."""
     piece = os.urandom(1 << 20)
     started = time.perf_counter()
     with path.open("wb", buffering=0) as file:
         for at in range(0, n_bytes, len(piece)):
             file.write(piece[: n_bytes - at])
-        os.fsync(file.fileno())
+        if sync:
+            os.fsync(file.fileno())
     took_s = time.perf_counter() - started
     path.unlink()
-    return took_s * 1e3
-
-
-def time_stop(pid: int) -> float:
-    """Return the ms from the first PTRACE_SEIZE to the last PTRACE_DETACH of an empty freeze."""
-    tids = [Tid(int(name)) for name in os.listdir(f"/proc/{pid}/task")]
-    started = time.perf_counter()
-    for tid in tids:
-        ptrace.seize(tid, ptrace.Option.NONE)
-        ptrace.interrupt(tid)
-    for tid in tids:
-        ptrace.wait(tid)
-    for tid in tids:
-        ptrace.detach(tid)
-    return (time.perf_counter() - started) * 1e3
-
-
-class Heartbeat(Program):
-    """The workload that measures its own standstill."""
-
-    def __init__(self, mib: int, *, cwd: Path) -> None:
-        super().__init__("heartbeat", "--mib", str(mib), "--percent", "1", cwd=cwd)
-        address, n_bytes = self.ask("where").split()[1:]
-        self.address, self.n_pages = int(address, 16), int(n_bytes) // _PAGE
-        self._n_steps = 0
-
-    def gap(self) -> tuple[float, int]:
-        """Return the longest gap since the last question in ms, and its beginning in ns."""
-        _, length, start = self.ask("gap").split()
-        return int(length) / 1e6, int(start)
-
-    def touch(self, n_stores: int, percent: int) -> float:
-        """Return the ms that stores into random pages of a part of the memory take."""
-        return int(self.ask(f"touch {n_stores} {percent}").split()[1]) / 1e6
-
-    def step(self, name: str) -> tuple[list[int], int]:
-        """Write one percent; return the ranges that were written: addresses, length in bytes."""
-        assert self.ask(f"step {name}") == "stepped"
-        turn, self._n_steps = self._n_steps, self._n_steps + 1
-        if name == "write":
-            pages = range(turn % 100, self.n_pages, 100)
-            return [self.address + page * _PAGE for page in pages], _PAGE
-        n = self.n_pages // 100
-        first = turn * n % (self.n_pages - n + 1)
-        return [self.address + first * _PAGE], n * _PAGE
+    return took_s
