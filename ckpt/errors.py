@@ -110,6 +110,12 @@ class TargetGone(TargetError):
         return f"process {self.pid} does not exist (or has just ended)"
 
 
+def printable(text: str) -> str:
+    r"""Return `text` with line ends, control characters and bytes of no UTF-8 as `\n`, `\xff`."""
+    text = text.encode(errors="surrogateescape").decode(errors="backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 @attrs.frozen(slots=True)
 class Finding:
     """One thing about the target (or the host) that stands in the way; one line for the user."""
@@ -120,8 +126,9 @@ class Finding:
     remedy: str = ""
 
     def __str__(self) -> str:
-        """One line."""
-        return f"{self.subject}: {self.problem}" + (f" ({self.remedy})" if self.remedy else "")
+        """One line, whatever is in the names of files."""
+        line = f"{self.subject}: {self.problem}" + (f" ({self.remedy})" if self.remedy else "")
+        return printable(line)
 
 
 @attrs.frozen(eq=False, str=False)

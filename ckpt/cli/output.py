@@ -46,6 +46,8 @@ def say(text: str = "") -> None:
         HostFull: stdout cannot take it (a full disk behind a redirection, say).
         BrokenPipeError: whoever read it is gone; `ckpt.cli.main` ends quietly then.
     """
+    # A name may have bytes that are no UTF-8, which a strict stdout would not take.
+    text = text.encode(errors="surrogateescape").decode(errors="backslashreplace")
     try:
         click.echo(text)
     except BrokenPipeError:

@@ -169,7 +169,7 @@ def _iter_findings(pid: Pid, vmas: Iterable[maps.Vma]) -> Iterator[Finding]:
     for vma in vmas:
         problem = problem_of(pid, vma)
         if problem:
-            yield Finding(f"memory {vma.span} {vma.path or ''}".rstrip(), problem)
+            yield Finding(" ".join(filter(None, (f"memory {vma.span}", vma.path))), problem)
 
 
 def capture(stopped: Stopped) -> Capture[MemoryRecord]:
