@@ -100,6 +100,34 @@ BATCH_CODE = bytes.fromhex(
 )
 """`BATCH_ASM`, assembled: runs the table, marks the end by a signal to itself, then heals."""
 
+BURST_ASM = """
+        push rbx
+        push rbp
+        mov rbx, rdi
+        mov rbp, rsi
+next:   cmp rbx, rbp
+        je done
+        mov rax, [rbx]
+        mov rdi, [rbx+8]
+        mov rsi, [rbx+16]
+        mov rdx, [rbx+24]
+        mov r10, [rbx+32]
+        mov r8, [rbx+40]
+        mov r9, [rbx+48]
+        syscall
+        mov [rbx+56], rax
+        add rbx, 64
+        jmp next
+done:   pop rbp
+        pop rbx
+        ret
+"""
+BURST_CODE = bytes.fromhex(
+    "5355 4889fb 4889f5 4839eb 7427 488b03 488b7b08 488b7310 488b5318 4c8b5320 4c8b4328 4c8b4b30"
+    "0f05 48894338 4883c340 ebd4 5d5bc3"
+)
+"""`BURST_ASM`, assembled: a C function (table, its end) that runs a table of calls in ourselves."""
+
 PAUSE_ASM = """
 again:  mov eax, 34
         syscall

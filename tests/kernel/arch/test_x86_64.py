@@ -15,6 +15,7 @@ from tests.kernel.c_headers import read_defines, run_c
 
 LISTINGS = {
     "batch": (arch.BATCH_ASM, arch.BATCH_CODE),
+    "burst": (arch.BURST_ASM, arch.BURST_CODE),
     "pause": (arch.PAUSE_ASM, arch.PAUSE_CODE),
     "poll": (arch.POLL_ASM, arch.POLL_CODE),
     "name": (arch.NAME_ASM, arch.NAME_CODE),
