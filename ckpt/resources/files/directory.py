@@ -15,7 +15,7 @@ import attrs
 
 from ckpt.process.remote import Reply
 from ckpt.resources.base import RestoreOptions
-from ckpt.resources.files.kind import Kind, Opening, flags_for_open
+from ckpt.resources.files.kind import Kind, Opening, open_at
 from ckpt.resources.files.open_file import FdTable, OpenFile, Problem, path_problem
 from ckpt.units import Fd
 
@@ -64,14 +64,7 @@ def directory_problem(path: str) -> str:
 
 def open_again(record: DirectoryRecord, flags: int, _opening: Opening) -> Fd:
     """See `Kind.open`."""
-    fd = os.open(record.path, flags_for_open(flags) | os.O_DIRECTORY)
-    if not flags & os.O_PATH and record.offset:
-        try:
-            os.lseek(fd, record.offset, os.SEEK_SET)
-        except OSError:
-            os.close(fd)
-            raise
-    return Fd(fd)
+    return open_at(record.path, flags | os.O_DIRECTORY, record.offset)
 
 
 DIRECTORY = Kind(

@@ -99,6 +99,22 @@ def flags_for_open(flags: int) -> int:
     return (flags & ~_AFTERWARDS) | os.O_CLOEXEC
 
 
+def open_at(path: str, flags: int, offset: int) -> Fd:
+    """Open what is under `path` with the status flags `flags`, at an offset (a directory's cookie).
+
+    Raises:
+        OSError: it cannot be opened, or has no such offset; nothing is left open.
+    """
+    fd = Fd(os.open(path, flags_for_open(flags)))
+    if not flags & os.O_PATH and offset:
+        try:
+            os.lseek(fd, offset, os.SEEK_SET)
+        except OSError:
+            os.close(fd)
+            raise
+    return fd
+
+
 def set_status_flags(fd: Fd, flags: int) -> None:
     """Give a description, however it was made, those of `flags` that can be set later."""
     fcntl.fcntl(fd, fcntl.F_SETFL, flags & _SETTABLE)

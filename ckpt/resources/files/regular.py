@@ -19,7 +19,7 @@ import attrs
 from ckpt.process.remote import Reply
 from ckpt.resources.base import RestoreOptions
 from ckpt.resources.file_identity import FileIdentity, describe_change, identify, with_build_id
-from ckpt.resources.files.kind import Kind, Opening, flags_for_open
+from ckpt.resources.files.kind import Kind, Opening, open_at
 from ckpt.resources.files.open_file import (
     FdTable,
     OpenFile,
@@ -111,14 +111,7 @@ def _change_of(record: RegularRecord, now: os.stat_result, options: RestoreOptio
 
 def open_again(record: RegularRecord, flags: int, _opening: Opening) -> Fd:
     """See `Kind.open`."""
-    fd = os.open(record.file.path, flags_for_open(flags))
-    if not flags & os.O_PATH and record.offset_bytes:
-        try:
-            os.lseek(fd, record.offset_bytes, os.SEEK_SET)
-        except OSError:
-            os.close(fd)
-            raise
-    return Fd(fd)
+    return open_at(record.file.path, flags, record.offset_bytes)
 
 
 REGULAR = Kind(
