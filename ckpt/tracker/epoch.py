@@ -28,7 +28,7 @@ from ckpt.units import GenerationNo, Pid
 
 STATE_DIR = Path("/run/ckpt")
 """Root's own, and gone (or known to be old, by the boot id) after a reboot."""
-_NAME = re.compile(r"([1-9][0-9]{0,9})\.(epoch|frames)", re.ASCII)
+_NAME = re.compile(r"([1-9][0-9]{0,9})\.(epoch|frames|layout)", re.ASCII)
 _PAIR_BYTES = 16
 """A `frames` file holds pairs of words (`tracker/frames.py`)."""
 
@@ -116,7 +116,7 @@ def _iter_ended() -> Iterator[Path]:
     for entry in os.scandir(STATE_DIR):
         name = _NAME.fullmatch(entry.name)
         if name and stat.S_ISREG(entry.stat(follow_symlinks=False).st_mode):
-            ended = _epoch_has_ended if name[2] == "epoch" else _frames_have_ended
+            ended = _ENDED[name[2]]
             if ended(Pid(int(name[1]))):
                 yield Path(entry.path)
 
@@ -130,10 +130,17 @@ def _frames_have_ended(pid: Pid) -> bool:
     """Tell whether nobody has this pid: a dump under way has frames and no epoch yet."""
     if (STATE_DIR / f"{pid}.frames").stat().st_size % _PAIR_BYTES:
         return False
+    return _is_gone(pid)
+
+
+def _is_gone(pid: Pid) -> bool:
     with contextlib.suppress(TargetGone):
         read_identity(pid)
         return False
     return True
+
+
+_ENDED = {"epoch": _epoch_has_ended, "frames": _frames_have_ended, "layout": _is_gone}
 
 
 def _lives(process: Identity) -> bool:

@@ -2,7 +2,8 @@
 
 Reading the bits and clearing them are two steps, so the target must be frozen in between, and
 another process that writes into it then (process_vm_writev) would be missed. New and remapped
-mappings read as dirty by themselves, but for page tables that were moved whole (`frames`).
+mappings read as dirty by themselves, but for page tables that were moved whole (`frames`) and for
+mappings that were merged (`layout`).
 
 Kernel: Documentation/admin-guide/mm/soft-dirty.rst; /proc/PID/clear_refs; bit 55 of
 /proc/PID/pagemap, or PAGEMAP_SCAN with PAGE_IS_SOFT_DIRTY.
@@ -12,10 +13,10 @@ import attrs
 
 from ckpt.kernel import clear_refs, pagemap
 from ckpt.kernel.features import Features
-from ckpt.tracker import frames
+from ckpt.tracker import frames, layout
 from ckpt.tracker.base import Scan, TrackerName
 from ckpt.tracker.populated import iter_chunks, iter_ranges, opened_pagemap, scan_populated
-from ckpt.tracker.spans import Own, Spans, join, subtract
+from ckpt.tracker.spans import Own, Spans, intersect, join, subtract
 from ckpt.units import Fd, Pid
 
 
@@ -32,11 +33,14 @@ class SoftDirty:
             dirty = self._scan_dirty(fd, own.all)
             clear_refs.clear_soft_dirty(pid)
             populated = scan_populated(fd, own, self.features)
-            unwritten = subtract(populated, dirty)
+            mappings = layout.read_layout(pid)
+            steady = layout.steady(layout.take(pid), mappings)
+            unwritten = intersect(subtract(populated, dirty), steady)
             clean, witnesses = frames.confirm(
                 frames.table_reader(fd), populated, unwritten, frames.take(pid)
             )
         frames.note(pid, witnesses)
+        layout.note(pid, mappings)
         return Scan(populated, clean)
 
     def _scan_dirty(self, fd: Fd, own: Spans) -> Spans:

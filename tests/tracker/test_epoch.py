@@ -146,7 +146,9 @@ def test_what_ended_processes_leave_is_removed_with_the_next_epoch(state):
     with running("wait()") as alive:
         gone = read_identity(Pid(alive.pid))
     used_again = attrs.evolve(PARENT, start_ticks=PARENT.start_ticks - 1)
-    ended = [written(state, gone), frames_of(state, gone.pid), written(state, used_again)]
+    layout = state / f"{gone.pid}.layout"
+    ended = [written(state, gone), frames_of(state, gone.pid), written(state, used_again), layout]
+    layout.write_text("1000 2000 rw-p\n")
     advance(EPOCH)
     assert not [path.name for path in ended if path.exists()]
     assert read_epoch(PID) == EPOCH

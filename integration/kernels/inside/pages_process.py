@@ -62,6 +62,10 @@ class PagesProcess:
         """Call madvise."""
         self._do("advise", addr, n_pages, advice)
 
+    def protect(self, addr: int, n_pages: int, prot: int) -> None:
+        """Call mprotect."""
+        self._do("protect", addr, n_pages, prot)
+
     def write(self, addr: int, pages: Iterable[int]) -> None:
         """Write a byte into each of `pages`."""
         self._do("write", addr, list(pages))

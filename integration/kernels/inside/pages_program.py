@@ -40,6 +40,7 @@ class Commands:
         self.libc.mremap.argtypes = [number, size, size, ctypes.c_int, number]
         self.libc.munmap.argtypes = [number, size]
         self.libc.madvise.argtypes = [number, size, ctypes.c_int]
+        self.libc.mprotect.argtypes = [number, size, ctypes.c_int]
 
     def hello(self) -> int:
         return int(Path("/proc/self").readlink().name)
@@ -71,6 +72,10 @@ class Commands:
 
     def advise(self, addr: int, n_pages: int, advice: int) -> int:
         assert self.libc.madvise(addr, n_pages * PAGE, advice) == 0
+        return 0
+
+    def protect(self, addr: int, n_pages: int, prot: int) -> int:
+        assert self.libc.mprotect(addr, n_pages * PAGE, prot) == 0
         return 0
 
     def write(self, addr: int, pages: list[int]) -> int:
