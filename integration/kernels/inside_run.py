@@ -10,9 +10,12 @@ import attrs
 
 from integration.kernels.images import REPOSITORY, KernelCache, KernelWish, UnpackedKernel
 from integration.kernels.vm import SCRATCH, Machine, Outcome, VmError
+from integration.workloads.build import build
 
 INSIDE = Path(__file__).resolve().parent / "inside"
 TIMEOUT_S = 1500.0
+WORKLOADS = ("tracker_cases", "writer")
+"""Compiled before the boot: inside, the tree is read-only and a compiler slow."""
 HANDED_DOWN = ("CI", "CKPT_CI", "CKPT_STRICT_SKIPS")
 """Variables that change what the tests demand; they hold inside as well."""
 
@@ -77,6 +80,8 @@ def prepare(wish: KernelWish, cache: KernelCache, timing: Timing) -> Machine:
     started = time.monotonic()
     kernel = cache.prepare(wish)
     machine = Machine(kernel, cache.prepare_busybox())
+    for name in WORKLOADS:
+        build(name)
     timing.prepare_s = time.monotonic() - started
     timing.release, timing.notes = kernel.release, kernel.notes
     return machine
