@@ -8,6 +8,7 @@ BIN := $(VENV)/bin
 # compared with them), and the servers that are checkpointed.
 TEST_PACKAGES := gcc libc6-dev redis-server
 BENCH_PACKAGES := gcc libc6-dev redis-server
+PLOT_REQUIREMENTS := 'matplotlib>=3.8'
 KERNELS_PACKAGES := gcc libc6-dev qemu-system-x86 kmod
 
 # Set CKPT_NO_APT=1 to leave the system's packages alone.
@@ -30,7 +31,7 @@ endif
 
 .PHONY: help
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: $(STAMP) ## Checkpoint a running program four times, kill it, bring it back (under a minute)
@@ -50,6 +51,12 @@ kernels: $(STAMP) ## Run the tracker tests under other kernels, in qemu
 bench: $(STAMP) ## ckpt beside CRIU: freeze, wall, bytes, restore (ARGS="--json memory redis")
 	@$(PACKAGES) $(BENCH_PACKAGES)
 	@$(BIN)/python -m integration.bench $(ARGS)
+
+.PHONY: bench-plots
+bench-plots: $(STAMP) ## Draw how cost grows into integration/bench/results (ARGS="threads fds")
+	@$(PACKAGES) $(BENCH_PACKAGES)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PLOT_REQUIREMENTS)
+	@$(BIN)/python -m integration.bench.plots $(ARGS)
 
 .PHONY: check
 check: lint types layers rules ## lint + types + layers + rules

@@ -147,16 +147,18 @@ class Process:
         self.end()
 
     def end(self) -> None:
-        """Kill it and wait until its pid is free: the caller is a subreaper."""
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)
+        """Kill it and wait until its pid is free; the caller must be its parent, or a subreaper."""
         give_up = time.monotonic() + _LOST_S
-        while os.path.exists(f"/proc/{self.pid}"):
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(self.pid, os.WNOHANG)
-            if time.monotonic() > give_up:
-                raise TimeoutError(f"process {self.pid} does not end")
+        while time.monotonic() < give_up:
+            try:
+                reaped, _ = os.waitpid(self.pid, os.WNOHANG)
+            except ChildProcessError:
+                return  # reaped before: the pid may be another's by now
+            if reaped:
+                return
+            os.kill(self.pid, signal.SIGKILL)
             select.select([], [], [], _LOOK_S)
+        raise TimeoutError(f"process {self.pid} does not end")
 
 
 def start_target(cwd: Path, **options: int | str) -> Process:
