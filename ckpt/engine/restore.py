@@ -22,6 +22,7 @@ from typing import Any
 
 import attrs
 
+from ckpt.engine.fill import fill
 from ckpt.engine.identity import read_exec_id
 from ckpt.engine.layout import choose_arena, number_inherited, spans_of
 from ckpt.engine.pages import own_mappings
@@ -42,7 +43,7 @@ from ckpt.image.chain import Chain
 from ckpt.image.format import Manifest
 from ckpt.image.reader import PageReader
 from ckpt.image.verify import verify_for
-from ckpt.kernel import process_vm, ptrace
+from ckpt.kernel import ptrace
 from ckpt.kernel.arch import NR
 from ckpt.kernel.clone3 import CloneFlag, clone_args, pack_clone_args, pack_set_tid
 from ckpt.kernel.features import Features, probe_features
@@ -219,11 +220,9 @@ def _run_restore(
 
 
 def _fill(work: _Work, embryo: Embryo) -> None:
-    """Write every stored page into the embryo: one process_vm_writev for each frame."""
-    for raw, pieces in work.reader.iter_data(work.process.space):
-        wanted = sum(len_bytes for _, _, len_bytes in pieces)
-        if process_vm.writev(embryo.pid, pieces, raw) < wanted:
-            raise RestoreFailed("filling memory", f"no page at {pieces[0][0]:#x} and after")
+    """Write the stored pages into the mapped embryo."""
+    vmas = work.process.resources["memory"].vmas
+    fill(embryo, work.reader, work.process.space, vmas)
 
 
 def _make_threads(process: ProcessImage, embryo: Embryo) -> None:

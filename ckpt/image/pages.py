@@ -224,7 +224,7 @@ def encode_frame(raw: memoryview, level: int) -> EncodedFrame:
     return EncodedFrame(raw, Encoding.RAW, zlib.crc32(raw))
 
 
-def check_frame(stored: bytes, checksum: int) -> None:
+def check_frame(stored: bytes | memoryview, checksum: int) -> None:
     """Compare the stored bytes with their checksum.
 
     CRC-32 finds every error of up to 32 bits in a row, so every flipped bit and torn byte; it is no
@@ -248,8 +248,8 @@ def require_known(encoding: int) -> None:
         raise UnknownEncoding(f"encoding {encoding}")
 
 
-def decode_frame(stored: bytes, encoding: int, raw_bytes: int) -> bytes:
-    """Return the raw pages of a frame whose checksum was found right.
+def decode_frame(stored: bytes | memoryview, encoding: int, raw_bytes: int) -> bytes | memoryview:
+    """Return the raw pages of a frame whose checksum was found right; `stored` itself if raw.
 
     The zstd header is read first: the library allocates what it announces, whatever maximum it is
     given. zstd's own checksum, of the raw bytes, is required and compared by the library.
@@ -267,7 +267,9 @@ def decode_frame(stored: bytes, encoding: int, raw_bytes: int) -> bytes:
         header = zstandard.get_frame_parameters(stored)
         if header.content_size != raw_bytes or not header.has_checksum or header.dict_id:
             raise ValueError("its zstd header has another size, no checksum, or a dictionary")
-        raw = _decompressor().decompress(stored, max_output_size=raw_bytes, allow_extra_data=False)
+        raw: bytes = _decompressor().decompress(
+            stored, max_output_size=raw_bytes, allow_extra_data=False
+        )
     except zstandard.ZstdError as error:
         raise ValueError(f"it does not decompress: {error}") from error
     if len(raw) != raw_bytes:

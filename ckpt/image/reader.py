@@ -7,8 +7,9 @@ wanting their content.
 """
 
 import contextlib
+import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import attrs
 
@@ -16,6 +17,7 @@ from ckpt.errors import ImageCorrupt, ImageVersion
 from ckpt.image.chain import Chain
 from ckpt.image.format import Manifest, generation_name, page_file_name
 from ckpt.image.pages import (
+    MAX_FRAME_BYTES,
     FrameIndex,
     FrameLocation,
     UnknownEncoding,
@@ -24,7 +26,7 @@ from ckpt.image.pages import (
     require_known,
 )
 from ckpt.image.runs import Fate, ResolvedRuns
-from ckpt.image.workers import DEFAULT_THREADS, iter_ahead
+from ckpt.image.workers import DEFAULT_THREADS, for_each, iter_ahead
 from ckpt.units import AddrRange, GenerationNo, RemoteAddr
 
 FRAMES_KEPT = 4
@@ -50,24 +52,67 @@ class _Needed:
     pieces: list[Piece]
 
 
-def read_stored(chain: Chain, frame: Frame) -> bytes:
+_of_thread = threading.local()
+"""Fresh memory is dearer than reading into it: each thread reads into the same all the time."""
+
+
+def _room() -> bytearray:
+    made: bytearray | None = getattr(_of_thread, "room", None)
+    if made is None:
+        made = _of_thread.room = bytearray(MAX_FRAME_BYTES)
+    return made
+
+
+def check_stored(chain: Chain, frame: Frame) -> None:
+    """Compare the checksum of the stored bytes of a frame; safe in any thread.
+
+    Raises:
+        ImageCorrupt, ImageVersion: see `read_stored`.
+    """
+    read_stored(chain, frame, _room())
+
+
+def read_checked(chain: Chain, frame: Frame) -> bytes | memoryview:
+    """Read and decode a frame that `check_stored` has found right a moment ago.
+
+    Its checksum is not compared again: that would cost a third of filling a process.
+
+    Returns:
+        Its raw pages, in memory that the next call in this thread uses again.
+
+    Raises:
+        ImageCorrupt: it does not decode, or zstd's own checksum is wrong.
+    """
+    stored = _read(chain, frame, _room())
+    with _errors(chain, frame):
+        return decode_frame(
+            stored, frame.location.encoding, frame.location.n_pages * frame.manifest.page_size
+        )
+
+
+def _read(chain: Chain, frame: Frame, room: bytearray | None) -> bytes | memoryview:
+    location = frame.location
+    return chain.store.read_part(
+        generation_name(frame.manifest.generation),
+        page_file_name(location.file),
+        offset=location.offset,
+        len_bytes=location.stored_bytes,
+        size_bytes=frame.manifest.page_files[location.file].size_bytes,
+        into=room,
+    )
+
+
+def read_stored(chain: Chain, frame: Frame, room: bytearray | None = None) -> bytes | memoryview:
     """Read the stored bytes of a frame and compare their checksum; safe in any thread.
 
     Raises:
         ImageCorrupt: the file is missing or of another size, or the checksum is wrong.
         ImageVersion: it has an encoding of a later version.
     """
-    location = frame.location
-    stored = chain.store.read_part(
-        generation_name(frame.manifest.generation),
-        page_file_name(location.file),
-        offset=location.offset,
-        len_bytes=location.stored_bytes,
-        size_bytes=frame.manifest.page_files[location.file].size_bytes,
-    )
+    stored = _read(chain, frame, room)
     with _errors(chain, frame):
-        check_frame(stored, location.checksum)
-        require_known(location.encoding)
+        check_frame(stored, frame.location.checksum)
+        require_known(frame.location.encoding)
     return stored
 
 
@@ -82,8 +127,10 @@ def read_frame(chain: Chain, frame: Frame) -> bytes:
     """
     stored = read_stored(chain, frame)
     with _errors(chain, frame):
-        return decode_frame(
-            stored, frame.location.encoding, frame.location.n_pages * frame.manifest.page_size
+        return bytes(
+            decode_frame(
+                stored, frame.location.encoding, frame.location.n_pages * frame.manifest.page_size
+            )
         )
 
 
@@ -185,6 +232,23 @@ class PageReader:
         if wanted is not None:
             runs = runs.clip(wanted)
         return self._iter_decoded(runs)
+
+    def for_each_frame(
+        self, runs: ResolvedRuns, use: Callable[[memoryview, list[Piece]], None]
+    ) -> None:
+        """Call `use` in threads with each frame that holds `DATA` pages of `runs`, in any order.
+
+        The frames must have been checked (`verify_for`). The view is valid during the call.
+
+        Raises:
+            ImageCorrupt: see `read_checked`; and whatever `use` raises. The rest is not done then.
+        """
+
+        def work(item: tuple[Frame, list[Piece]]) -> None:
+            frame, pieces = item
+            use(memoryview(read_checked(self._chain, frame)), pieces)
+
+        for_each(work, self.iter_frames(runs), self._threads)
 
     def _iter_decoded(self, runs: ResolvedRuns) -> Iterator[tuple[memoryview, list[Piece]]]:
         ahead = iter_ahead(

@@ -124,8 +124,17 @@ class Store:
                 raise ImageCorrupt(str(path), f"it has {size} bytes, the limit is {max_bytes}")
             return self._read_exactly(fd, path, 0, size)
 
-    def read_part(self, *parts: str, offset: int, len_bytes: int, size_bytes: int) -> bytes:
+    def read_part(
+        self,
+        *parts: str,
+        offset: int,
+        len_bytes: int,
+        size_bytes: int,
+        into: bytearray | None = None,
+    ) -> bytes | memoryview:
         """Return `len_bytes` from `offset` of a file that must have `size_bytes`.
+
+        With `into` they are read into its start, and a view of it is returned.
 
         Raises:
             ImageCorrupt: it is missing, no regular file, or of another size.
@@ -137,7 +146,19 @@ class Store:
                 raise ImageCorrupt(
                     str(path), f"it has {size} bytes, its manifest says {size_bytes}"
                 )
+            if into is not None:
+                return self._read_into(fd, path, offset, memoryview(into)[:len_bytes])
             return self._read_exactly(fd, path, offset, len_bytes)
+
+    def _read_into(self, fd: int, path: Path, offset: int, room: memoryview) -> memoryview:
+        done = 0
+        while done < len(room):
+            with _errors(path, "read"):
+                n_bytes = os.preadv(fd, [room[done:]], offset + done)
+            if not n_bytes:
+                raise ImageCorrupt(str(path), "it became shorter while it was read")
+            done += n_bytes
+        return room
 
     def _read_exactly(self, fd: int, path: Path, offset: int, len_bytes: int) -> bytes:
         pieces: list[bytes] = []

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator
 from ckpt.errors import Finding, ImageError
 from ckpt.image.chain import Chain
 from ckpt.image.format import Manifest, generation_name, page_file_name
-from ckpt.image.reader import Frame, PageReader, read_frame, read_stored
-from ckpt.image.workers import DEFAULT_THREADS, iter_ahead
+from ckpt.image.reader import Frame, PageReader, check_stored, read_frame
+from ckpt.image.workers import DEFAULT_THREADS, for_each, iter_ahead
 from ckpt.units import GenerationNo
 
 
@@ -47,14 +47,12 @@ def verify_for(
                     yield frame
 
     def check(frame: Frame) -> None:
-        # Nothing is kept: the result would hold the frame's content.
         if decode:
             read_frame(chain, frame)
         else:
-            read_stored(chain, frame)
+            check_stored(chain, frame)
 
-    for _ in iter_ahead(check, iter_needed(), threads):
-        pass
+    for_each(check, iter_needed(), threads)
     return reader
 
 

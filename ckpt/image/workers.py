@@ -115,3 +115,37 @@ def iter_ahead(
         while ahead:
             first, pending = ahead.popleft()
             yield first, pending.wait()
+
+
+def for_each(
+    work: Callable[[A], None], items: Iterable[A], n_threads: int = DEFAULT_THREADS
+) -> None:
+    """Call `work` with each item, in threads that each take the next one when they are free.
+
+    Raises:
+        BaseException: what `work`, or the iterator, raised first; further items are not begun.
+    """
+    source = iter(items)
+    turn = threading.Lock()
+    stop = threading.Event()
+
+    def drain() -> None:
+        try:
+            while not stop.is_set():
+                with turn:
+                    # An iterator must not be asked by two threads at once.
+                    item = next(source)
+                work(item)
+        except StopIteration:
+            return
+        except BaseException:
+            stop.set()
+            raise
+
+    with Workers(n_threads) as workers:
+        drains = [workers.submit(drain) for _ in range(n_threads)]
+        try:
+            for pending in drains:
+                pending.wait()
+        finally:
+            stop.set()

@@ -18,9 +18,8 @@ from collections.abc import Iterator
 
 import attrs
 
-from ckpt.errors import CkptError, FeatureMissing, NotPermitted, TargetGone
-from ckpt.kernel import pagemap, pidfd, userfaultfd
-from ckpt.kernel.arch import NR
+from ckpt.errors import CkptError, NotPermitted, TargetGone
+from ckpt.kernel import pagemap, userfaultfd
 from ckpt.kernel.pagemap import (
     PAGE_IS_FILE,
     PAGE_IS_PFNZERO,
@@ -32,13 +31,12 @@ from ckpt.kernel.pagemap import (
 )
 from ckpt.kernel.userfaultfd import UffdFeature
 from ckpt.process.arena import Arena
-from ckpt.process.keeper import opened_pidfd
-from ckpt.process.remote import call
 from ckpt.process.task import Task
+from ckpt.process.userfault import make_inside
 from ckpt.tracker.base import Scan, TrackerName
 from ckpt.tracker.populated import iter_ranges, opened_pagemap
 from ckpt.tracker.spans import Own, Spans, intersect, join, subtract
-from ckpt.units import AddrRange, Fd, Pid, RemoteFd
+from ckpt.units import AddrRange, Fd, Pid
 
 _FEATURES = UffdFeature.WP_ASYNC | UffdFeature.WP_UNPOPULATED | UffdFeature.WP_HUGETLBFS_SHMEM
 
@@ -153,22 +151,12 @@ def create_inside(pid: Pid, arena: Arena, task: Task) -> WriteProtect:
     Raises:
         FeatureMissing: the kernel refused one of the steps.
     """
-    flags = os.O_CLOEXEC | os.O_NONBLOCK | userfaultfd.UFFD_USER_MODE_ONLY
-    (made,) = arena.run(task, [call(NR.userfaultfd, flags)])
-    if not made.ok:
-        raise FeatureMissing(
-            f"userfaultfd for this process ({made})", "use --tracker softdirty, compare or full"
-        )
-    try:
-        with opened_pidfd(pid) as process:
-            fd = pidfd.pidfd_getfd(process, RemoteFd(made.value), pid=pid)
-    finally:
-        arena.run(task, [call(NR.close, made.value)])
-    try:
-        userfaultfd.negotiate(fd, _FEATURES)
-    except OSError as error:
-        os.close(fd)
-        raise FeatureMissing(
-            "asynchronous write-protection", "use --tracker softdirty, compare or full"
-        ) from error
+    fd = make_inside(
+        pid,
+        arena,
+        task,
+        _FEATURES,
+        user_faults_only=True,
+        remedy="use --tracker softdirty, compare or full",
+    )
     return WriteProtect(fd)
