@@ -2,9 +2,10 @@
 
 look          everything that cannot be captured is named before anything is stopped
 decide        tracker; delta or full, by the epoch
+rounds        memory is copied while the target runs, until little is left (`live`)
 freeze        all threads stop
   capture     registers and all resources, in one batch per process and thread
-  scan        what was written since the epoch; the tracker is armed again
+  scan        what was written since the last round; the tracker is armed again
   copy        those pages, into buffers that were touched before
 thaw          (with `kill`: the target stays frozen to its end)
 commit        compress, write, one rename
@@ -22,15 +23,16 @@ from pathlib import Path
 import attrs
 
 from ckpt.engine.capture import Capturing, examine, settle
+from ckpt.engine.convergence import DEFAULT_BUDGET_MS
+from ckpt.engine.copying import Copy, DropEqual, Pool
 from ckpt.engine.identity import read_exec_id
+from ckpt.engine.live import Outcome, Round, Rounds
 from ckpt.engine.pages import (
-    Copy,
-    DropEqual,
-    Pool,
+    Held,
     build_runs,
     covered,
+    find_newest,
     own_mappings,
-    split,
     untrusted_spans,
 )
 from ckpt.engine.records import ProcessImage, encode_processes, space_name
@@ -43,17 +45,15 @@ from ckpt.image.runs import Fate
 from ckpt.image.writer import GenerationWriter
 from ckpt.kernel import ptrace
 from ckpt.kernel.features import Features, probe_features
-from ckpt.kernel.procfs import maps
 from ckpt.process.arena import arena
 from ckpt.process.freezer import DEFAULT_TIMEOUT_S, Frozen, forget, freeze
-from ckpt.process.tree import read_identity, refuse_untouchable
+from ckpt.process.tree import list_tids, read_identity, refuse_untouchable
 from ckpt.resources.base import Target
-from ckpt.resources.memory import MemoryRecord, iter_own_vmas
-from ckpt.tracker.base import TrackerName
+from ckpt.resources.memory import MemoryRecord
+from ckpt.tracker.base import TELLING, TrackerName
 from ckpt.tracker.choose import AUTO, Plan, choose_tracker, plan_generation
 from ckpt.tracker.epoch import Epoch, read_epoch
-from ckpt.tracker.populated import opened_pagemap, scan_populated, scan_written
-from ckpt.tracker.spans import Own, Spans, join, subtract, total_bytes
+from ckpt.tracker.spans import Spans, subtract
 from ckpt.units import GenerationNo, Pid
 
 
@@ -65,6 +65,8 @@ class DumpOptions:
     kill: bool = False
     tracker: str = AUTO
     freeze_timeout_s: float = DEFAULT_TIMEOUT_S
+    max_freeze_ms: float = DEFAULT_BUDGET_MS
+    """How long copying may take while the target stands, if it can be helped."""
 
 
 @attrs.frozen
@@ -89,9 +91,12 @@ class DumpResult:
     reason: str
     """Why it is full although a delta was asked for; empty otherwise."""
     freeze_ms: float
+    """How long the target stood still; if it was stopped more than once, all of it together."""
     wall_ms: float
     pages: PageCounts
     stored_bytes: int
+    rounds: tuple[Round, ...] = ()
+    """What was copied before the freeze."""
     warnings: tuple[str, ...] = ()
 
 
@@ -104,11 +109,12 @@ class _Work:
     tracking: Tracking
     plan: Plan
     writer: GenerationWriter
-    pool: Pool
+    copy: Copy
+    held: Held
     parent: PageReader | None
     """Reads the generation that a delta is made against."""
-    in_parent: Spans
-    """The pages that it holds."""
+    stopped_ms: float = 0.0
+    """How long the target stood still so far."""
 
     @property
     def pid(self) -> Pid:
@@ -119,6 +125,16 @@ class _Work:
     def features(self) -> Features:
         """What this kernel can do."""
         return self.target.features
+
+    @contextlib.contextmanager
+    def stop(self) -> Iterator[Frozen]:
+        """Freeze the target for the length of the block, and count how long that was."""
+        trace = ptrace.Option.NONE
+        if "sys_admin" in self.features.capabilities:
+            trace |= ptrace.Option.SUSPEND_SECCOMP
+        with freeze(self.pid, trace, self.options.freeze_timeout_s) as frozen:
+            yield frozen
+        self.stopped_ms += frozen.freeze_ms
 
 
 def dump(pid: int, directory: str | Path, options: DumpOptions | None = None) -> DumpResult:
@@ -144,14 +160,15 @@ def dump(pid: int, directory: str | Path, options: DumpOptions | None = None) ->
         plan = _decide(chain, lent, epoch, incremental=options.incremental)
         with chain.begin(plan.parent) as writer:
             work = _prepare(target, options, chain, lent, plan, writer)
-            manifest = _run(work, started_s)
-            warnings: list[str] = []
+            outcome = _copy_live(work)
+            manifest = _run(work, outcome, started_s)
+            warnings = _warnings_of(work, outcome)
             if not options.kill:
                 try:
                     lent.advance(chain.chain_id, manifest.generation, manifest.digest)
                 except HostFull as error:
                     warnings.append(str(error))
-    return _result_of(manifest, warnings)
+    return _result_of(manifest, outcome.rounds, warnings)
 
 
 def _decide(chain: Chain, lent: Tracking, epoch: Epoch | None, *, incremental: bool) -> Plan:
@@ -204,27 +221,36 @@ def _prepare(
     writer: GenerationWriter,
 ) -> _Work:
     """Do everything slow that needs no frozen target."""
-    pool = Pool(_estimate_bytes(target, lent.name, plan))
-    parent, in_parent = None, []
+    parent, held = None, Held([])
     if plan.parent is not None:
         parent = PageReader(chain, plan.parent)
-        in_parent = covered(parent.manifest.spaces[space_name(target.pid)])
-    return _Work(target, options, lent, plan, writer, pool, parent, in_parent)
+        if lent.name in TELLING:
+            held = Held(covered(parent.manifest.spaces[space_name(target.pid)]))
+    return _Work(target, options, lent, plan, writer, Copy(writer), held, parent)
 
 
-def _estimate_bytes(target: Target, tracker: TrackerName, plan: Plan) -> int:
-    """Return how much memory to touch before the freeze: what may have to be held, roughly."""
-    vmas = [vma for vma in iter_own_vmas(maps.read_maps(target.pid)) if not vma.shared]
-    own = Own(
-        anonymous=join((v.span.start, v.span.end) for v in vmas if not v.is_file),
-        mapped=join((v.span.start, v.span.end) for v in vmas if v.is_file),
+def _copy_live(work: _Work) -> Outcome:
+    """Copy what can be copied while the target runs."""
+    rounds = Rounds(
+        tracking=work.tracking,
+        features=work.features,
+        copy=work.copy,
+        held=work.held,
+        stop=work.stop,
+        n_threads=len(list_tids(work.pid)),
+        page_size=work.writer.page_size,
     )
-    with opened_pagemap(target.pid) as fd:
-        if plan.parent is not None and tracker is TrackerName.WRITEPROTECT:
-            # And as much again, for what is written until the freeze.
-            return 2 * total_bytes(scan_written(fd, own.anonymous))
-        n_bytes = total_bytes(scan_populated(fd, own, target.features))
-    return n_bytes // 8 if plan.parent is not None else n_bytes
+    # Nobody waits for a process that ends with its dump.
+    return rounds.run(None if work.options.kill else work.options.max_freeze_ms)
+
+
+def _warnings_of(work: _Work, outcome: Outcome) -> list[str]:
+    if outcome.fits:
+        return []
+    return [
+        f"{outcome.rest.n_bytes >> 20} MiB had to be copied while the process stood still, more"
+        f" than fits into {work.options.max_freeze_ms:g} ms: it writes faster than it is copied"
+    ]
 
 
 @contextlib.contextmanager
@@ -239,28 +265,29 @@ def _without_gc() -> Iterator[None]:
             gc.enable()
 
 
-def _run(work: _Work, started_s: float) -> Manifest:
+def _run(work: _Work, outcome: Outcome, started_s: float) -> Manifest:
     """Freeze, take everything, thaw, commit."""
-    trace = ptrace.Option.NONE
-    if "sys_admin" in work.features.capabilities:
-        trace |= ptrace.Option.SUSPEND_SECCOMP
+    # And as much again, for what is written until the freeze.
+    pool = Pool(2 * outcome.rest.n_bytes)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_without_gc())
-        frozen = stack.enter_context(freeze(work.pid, trace, work.options.freeze_timeout_s))
+        frozen = stack.enter_context(work.stop())
         image = _capture(work, frozen)
         memory: MemoryRecord = image.resources["memory"]
-        copy, parent = _copy(work, memory)
+        _copy_frozen(work, memory, pool, outcome.likely)
         if not work.options.kill:
             stack.close()
-        copy.store_all()
+        work.copy.store_all()
         image = settle(image)
+        page_size = work.writer.page_size
+        copies = find_newest(work.copy.rounds, work.held.copied, page_size)
         manifest = work.writer.commit(
-            spaces={image.space: build_runs(memory, copy.stored, parent, work.writer.page_size)},
+            spaces={image.space: build_runs(memory, copies, work.held.parent, page_size)},
             records=encode_processes([image]),
             host=_host_facts(work),
             tracker=work.tracking.name,
             reason=work.plan.reason,
-            freeze_ms=_freeze_ms(frozen),
+            freeze_ms=work.stopped_ms + (_ms_since_stop(frozen) if work.options.kill else 0),
             wall_ms=(time.monotonic() - started_s) * 1000,
         )
         if work.options.kill:
@@ -268,9 +295,8 @@ def _run(work: _Work, started_s: float) -> Manifest:
     return manifest
 
 
-def _freeze_ms(frozen: Frozen) -> float:
-    """Return how long the target stood still; until now, if it will not run again."""
-    return frozen.freeze_ms or (time.monotonic() - frozen.frozen_at_s) * 1000
+def _ms_since_stop(frozen: Frozen) -> float:
+    return (time.monotonic() - frozen.frozen_at_s) * 1000
 
 
 def _capture(work: _Work, frozen: Frozen) -> ProcessImage:
@@ -281,17 +307,16 @@ def _capture(work: _Work, frozen: Frozen) -> ProcessImage:
     return image
 
 
-def _copy(work: _Work, memory: MemoryRecord) -> tuple[Copy, Spans]:
-    """Scan and read what must be stored; return it, and the pages that the parent holds."""
-    scan = work.tracking.collect(own_mappings(memory))
-    copy = Copy(work.pid, work.writer, work.pool)
+def _copy_frozen(work: _Work, memory: MemoryRecord, pool: Pool, likely: Spans) -> None:
+    """Scan, and read what the image does not hold yet."""
+    scan = work.tracking.collect(own_mappings(memory), likely)
+    wanted = work.held.see(scan, untrusted_spans(memory))
+    drop = None
     if work.parent is not None and work.tracking.name is TrackerName.COMPARE:
         drop = DropEqual(work.parent, space_name(work.pid))
-        copy.read_all(scan.populated, drop)
-        return copy, drop.unchanged(scan.populated, copy.stored)
-    parts = split(scan, subtract(work.in_parent, untrusted_spans(memory)))
-    copy.read_all(parts.data)
-    return copy, parts.parent
+    work.held.add(work.copy.read_frozen(work.pid, wanted, pool, drop))
+    if drop is not None:
+        work.held.parent = subtract(scan.populated, work.held.copied)
 
 
 def _host_facts(work: _Work) -> dict[str, object]:
@@ -325,7 +350,7 @@ def count_pages(manifest: Manifest) -> PageCounts:
     )
 
 
-def _result_of(manifest: Manifest, warnings: list[str]) -> DumpResult:
+def _result_of(manifest: Manifest, rounds: tuple[Round, ...], warnings: list[str]) -> DumpResult:
     return DumpResult(
         generation=manifest.generation,
         kind=manifest.kind,
@@ -335,5 +360,6 @@ def _result_of(manifest: Manifest, warnings: list[str]) -> DumpResult:
         wall_ms=manifest.wall_ms,
         pages=count_pages(manifest),
         stored_bytes=manifest.stored_bytes,
+        rounds=rounds,
         warnings=tuple(warnings),
     )

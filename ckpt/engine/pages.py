@@ -1,4 +1,4 @@
-"""The pages of a dump: which are stored, copied out of the frozen target, and what the image says.
+"""The pages of a dump: which are stored, which are left to the parent, and what the image says.
 
     VMA            | anonymous                                  | file mapping      |
     populated        ######    ########   ######                       ####
@@ -6,31 +6,31 @@
     in the parent    #####       ####     ######                       ####
     fate             PPPDDDZZZZDDPPPPDDZZZDDDDDD                 FFFFFFPPDDFFFFFF
 
-Nothing here runs once per page: pages move in chunks of some MiB, fates in runs.
+Nothing here runs once per page: fates come in runs. `copying` moves the pages.
 """
 
-import mmap
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from queue import SimpleQueue
+from collections.abc import Sequence
 
 import attrs
 
-from ckpt.errors import TargetGone
-from ckpt.image.reader import PageReader
 from ckpt.image.runs import Fate, RunTable, RunTableBuilder
-from ckpt.image.writer import GenerationWriter
-from ckpt.kernel import process_vm
-from ckpt.resources.memory import MemoryRecord
+from ckpt.kernel.procfs import maps
+from ckpt.resources.memory import MemoryRecord, iter_own_vmas
 from ckpt.tracker.base import Scan
-from ckpt.tracker.compare import equal_pages
 from ckpt.tracker.spans import Own, Spans, intersect, join, subtract
-from ckpt.units import AddrRange, Pid, RemoteAddr
+from ckpt.units import Pid
 
-CHUNK_BYTES = 4 << 20
-"""How much is read from the target in one go."""
-HOLD_BYTES = 64 << 20
-"""How much is held in memory until the target runs again; more is compressed while it stands."""
-_MADV_POPULATE_WRITE = 23
+Copies = list[tuple[int, int, int]]
+"""Where copied pages are: start and end of their addresses, ordinal of the first in the stream."""
+
+
+def read_own_mappings(pid: Pid) -> Own:
+    """Return the mappings of a running process whose pages can be its own; soon out of date."""
+    vmas = [vma for vma in iter_own_vmas(maps.read_maps(pid)) if not vma.shared]
+    return Own(
+        anonymous=join((v.span.start, v.span.end) for v in vmas if not v.is_file),
+        mapped=join((v.span.start, v.span.end) for v in vmas if v.is_file),
+    )
 
 
 def own_mappings(memory: MemoryRecord) -> Own:
@@ -62,212 +62,84 @@ def covered(table: RunTable) -> Spans:
     )
 
 
-@attrs.frozen(slots=True)
-class Split:
-    """What becomes of the pages that exist."""
+@attrs.define(slots=True)
+class Held:
+    """The pages whose content, as it was at the last scan, the image has already; disjoint."""
 
-    data: Spans
-    """Copied and stored."""
     parent: Spans
     """Unchanged: the parent generation holds them."""
+    copied: Spans = attrs.Factory(list)
+    """Copied by this dump, before the scan that found nothing new in them."""
+
+    @property
+    def all(self) -> Spans:
+        """Both."""
+        return join([*self.parent, *self.copied])
+
+    def see(self, scan: Scan, untrusted: Spans) -> Spans:
+        """Forget what was written, or is gone; return the pages that must be copied.
+
+        A page stays held only if it is clean *and* was held.
+        """
+        clean = subtract(scan.clean, untrusted)
+        self.parent = intersect(self.parent, clean)
+        self.copied = intersect(self.copied, clean)
+        return subtract(scan.populated, self.all)
+
+    def add(self, copied: Spans) -> None:
+        """Note pages that were copied after the last scan."""
+        self.copied = join([*self.copied, *copied])
 
 
-def split(scan: Scan, in_parent: Spans) -> Split:
-    """Return what must be copied: a page is left to the parent only if it is clean *and* there."""
-    parent = intersect(scan.clean, in_parent)
-    return Split(subtract(scan.populated, parent), parent)
+def find_newest(rounds: Sequence[Spans], held: Spans, page_size: int) -> Copies:
+    """Return where in the page stream the newest copy of each held page is, by address.
 
-
-class Pool:
-    """Reusable buffers, touched before the target is stopped: first touch is slow."""
-
-    def __init__(self, want_bytes: int) -> None:
-        """Make buffers for about `want_bytes`, at most `HOLD_BYTES` and at least three chunks."""
-        n_chunks = min(max(-(-want_bytes // CHUNK_BYTES) + 1, 3), HOLD_BYTES // CHUNK_BYTES)
-        self._free: SimpleQueue[mmap.mmap] = SimpleQueue()
-        for _ in range(n_chunks):
-            self._free.put(_touched_buffer())
-
-    def is_empty(self) -> bool:
-        """Tell whether all buffers are in use."""
-        return self._free.empty()
-
-    def take(self) -> mmap.mmap:
-        """Return a free buffer; waits until one is given back."""
-        return self._free.get()
-
-    def give_back(self, buffer: mmap.mmap) -> Callable[[], None]:
-        """Return what makes `buffer` free again; may be called in another thread."""
-        return lambda: self._free.put(buffer)
-
-
-def _touched_buffer() -> mmap.mmap:
-    """Return memory that is there, in huge pages if they can be had: 20 times as quick to touch."""
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    buffer = mmap.mmap(-1, CHUNK_BYTES, flags=flags)
-    try:
-        buffer.madvise(mmap.MADV_HUGEPAGE)
-        buffer.madvise(_MADV_POPULATE_WRITE)
-    except OSError:
-        # A kernel without huge pages, or one before 5.14.
-        buffer.close()
-        buffer = mmap.mmap(-1, CHUNK_BYTES, flags=flags | mmap.MAP_POPULATE)
-    return buffer
-
-
-@attrs.frozen(slots=True)
-class _Chunk:
-    buffer: mmap.mmap
-    len_bytes: int
-
-
-class Copy:
-    """Pages on their way from a frozen process into a generation.
-
-    `read_all` while the target is frozen, `store_all` when it runs again.
+    Args:
+        rounds: what each round copied, in the order of the page stream; ascending in itself.
+        held: the pages wanted; each is in one of the rounds at least.
+        page_size: in bytes.
     """
-
-    def __init__(self, pid: Pid, writer: GenerationWriter, pool: Pool) -> None:
-        """Begin at the first page of the generation's page stream."""
-        self._pid = pid
-        self._writer = writer
-        self._pool = pool
-        self._held: list[_Chunk] = []
-        self.stored: Spans = []
-        """What was read for storing, in the order of the page stream."""
-
-    def read_all(self, data: Spans, drop: "DropEqual | None" = None) -> None:
-        """Read `data` out of the target, leaving out what `drop` finds to be unchanged."""
-        for ranges in iter_chunks(data):
-            buffer = self._take()
-            len_bytes = _read(self._pid, ranges, buffer)
-            kept: Iterable[tuple[int, int]] = ((span.start, span.end) for span in ranges)
-            if drop is not None:
-                kept, len_bytes = drop.compact(ranges, memoryview(buffer)[:len_bytes])
-            self.stored += kept
-            self._held.append(_Chunk(buffer, len_bytes))
-
-    def _take(self) -> mmap.mmap:
-        if self._pool.is_empty():
-            # More than can be held: the rest is compressed while the target stands.
-            self.store_all()
-        return self._pool.take()
-
-    def store_all(self) -> None:
-        """Hand everything that was read to the writer."""
-        for chunk in self._held:
-            if not chunk.len_bytes:
-                # All of it was found to be what the parent holds.
-                self._pool.give_back(chunk.buffer)()
-                continue
-            view = memoryview(chunk.buffer)[: chunk.len_bytes]
-            self._writer.write_pages(view, self._pool.give_back(chunk.buffer))
-        self._held.clear()
+    firsts = [0]
+    for spans in rounds:
+        firsts.append(firsts[-1] + sum(end - start for start, end in spans) // page_size)
+    copies: Copies = []
+    wanted = held
+    for spans, first in zip(reversed(rounds), reversed(firsts[:-1]), strict=True):
+        copies += _locate(spans, first, wanted, page_size)
+        wanted = subtract(wanted, spans)
+    return sorted(copies)
 
 
-def _read(pid: Pid, ranges: Sequence[AddrRange], into: mmap.mmap) -> int:
-    """Read ranges in full: by process_vm_readv, and by /proc/PID/mem what that refuses."""
-    wanted = sum(span.len_bytes for span in ranges)
-    done = process_vm.readv(pid, ranges, into)
-    if done < wanted:
-        # PROT_NONE and write-only memory is still memory.
-        rest = list(_after(ranges, done))
-        done += process_vm.read_mem(pid, rest, memoryview(into)[done:])
-    if done < wanted:
-        raise TargetGone(pid)
-    return done
-
-
-def _after(ranges: Iterable[AddrRange], skip_bytes: int) -> Iterator[AddrRange]:
-    for span in ranges:
-        skipped = min(skip_bytes, span.len_bytes)
-        skip_bytes -= skipped
-        if skipped < span.len_bytes:
-            yield AddrRange(RemoteAddr(span.start + skipped), span.end)
-
-
-def iter_chunks(spans: Spans) -> Iterator[list[AddrRange]]:
-    """Cut spans into lists of ranges of together at most `CHUNK_BYTES`."""
-    ranges: list[AddrRange] = []
-    room = CHUNK_BYTES
+def _locate(spans: Spans, first: int, wanted: Spans, page_size: int) -> Copies:
+    copies: Copies = []
+    source = first
+    index = 0
     for start, end in spans:
-        while start < end:
-            stop = min(end, start + room)
-            ranges.append(AddrRange(RemoteAddr(start), RemoteAddr(stop)))
-            room -= stop - start
-            start = stop
-            if not room:
-                yield ranges
-                ranges, room = [], CHUNK_BYTES
-    if ranges:
-        yield ranges
+        while index < len(wanted) and wanted[index][1] <= start:
+            index += 1
+        at = index
+        while at < len(wanted) and wanted[at][0] < end:
+            part, stop = max(start, wanted[at][0]), min(end, wanted[at][1])
+            copies.append((part, stop, source + (part - start) // page_size))
+            at += 1
+        source += (end - start) // page_size
+    return copies
 
 
-class DropEqual:
-    """Leaves out the pages that are, byte for byte, what the parent generation holds."""
-
-    def __init__(self, reader: PageReader, space: str) -> None:
-        """Compare with what `reader` reads of `space`."""
-        self._reader = reader
-        self._space = space
-        self._covered = covered(reader.manifest.spaces[space])
-        self._page_size = reader.manifest.page_size
-
-    def compact(self, ranges: list[AddrRange], pages: memoryview) -> tuple[Spans, int]:
-        """Move the pages that differ to the front of `pages`; return their spans, their bytes."""
-        size = self._page_size
-        kept: Spans = []
-        end_bytes = 0
-        at = 0
-        for span in ranges:
-            now = pages[at : at + span.len_bytes]
-            for start, end in self._differing(span, now):
-                offset = at + start - span.start
-                piece = bytes(pages[offset : offset + end - start])
-                pages[end_bytes : end_bytes + len(piece)] = piece
-                end_bytes += len(piece)
-                kept.append((start, end))
-            at += span.len_bytes
-        assert end_bytes % size == 0
-        return kept, end_bytes
-
-    def unchanged(self, populated: Spans, stored: Spans) -> Spans:
-        """Return the pages that are left to the parent, once all were compared."""
-        return subtract(populated, join(stored))
-
-    def _differing(self, span: AddrRange, now: memoryview) -> Spans:
-        whole = [(int(span.start), int(span.end))]
-        known = intersect(whole, self._covered)
-        differing = subtract(whole, known)
-        for start, end in known:
-            part = AddrRange(RemoteAddr(start), RemoteAddr(end))
-            before = self._reader.read(self._space, part)
-            here = now[start - span.start : end - span.start]
-            size = self._page_size
-            equal = equal_pages(here, memoryview(before), size)
-            differing += [
-                (start + index * size, start + (index + 1) * size)
-                for index, same in enumerate(equal)
-                if not same
-            ]
-        return join(differing)
-
-
-def build_runs(memory: MemoryRecord, stored: Spans, parent: Spans, page_size: int) -> RunTable:
+def build_runs(memory: MemoryRecord, copies: Copies, parent: Spans, page_size: int) -> RunTable:
     """Return the run table of one address space: every page of every mapping has a fate.
 
     Args:
         memory: the mappings.
-        stored: pages of this generation's page stream, in its order, which is ascending.
+        copies: pages of this generation's page stream, ascending by address.
         parent: pages that the parent holds.
         page_size: in bytes.
     """
     builder = RunTableBuilder(page_size)
     fates = sorted(
-        [(start, end, Fate.DATA) for start, end in stored]
-        + [(start, end, Fate.PARENT) for start, end in parent]
+        [(start, end, Fate.DATA, source) for start, end, source in copies]
+        + [(start, end, Fate.PARENT, 0) for start, end in parent]
     )
-    source = 0
     index = 0
     for vma in memory.vmas:
         if vma.special:
@@ -275,13 +147,13 @@ def build_runs(memory: MemoryRecord, stored: Spans, parent: Spans, page_size: in
         rest = Fate.FILE if vma.file >= 0 else Fate.ZERO
         at = vma.start
         while index < len(fates) and fates[index][0] < vma.end:
-            start, end, fate = fates[index]
+            first, end, fate, source = fates[index]
             stop = min(end, vma.end)
-            start = max(start, vma.start)
+            start = max(first, vma.start)
+            if fate is Fate.DATA:
+                source += (start - first) // page_size
             builder.add(at, (start - at) // page_size, rest)
-            n_pages = (stop - start) // page_size
-            builder.add(start, n_pages, fate, source if fate is Fate.DATA else 0)
-            source += n_pages if fate is Fate.DATA else 0
+            builder.add(start, (stop - start) // page_size, fate, source)
             at = stop
             if end > vma.end:
                 break

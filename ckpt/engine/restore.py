@@ -261,7 +261,7 @@ def _arm_and_let_go(work: _Work, embryo: Embryo, chain_id: str) -> None:
         armed = _succeeds(work, lambda: lent.attach(embryo.arena, embryo.leader))
         _unmap_arena(embryo)
         if armed:
-            lent.collect(own_mappings(work.process.resources["memory"]))
+            lent.collect(own_mappings(work.process.resources["memory"]), [])
             _succeeds(work, lambda: lent.advance(chain_id, manifest.generation, manifest.digest))
         _let_go(work.process, embryo)
 

@@ -18,7 +18,7 @@ from ckpt.tracker.compare import Compare
 from ckpt.tracker.epoch import Epoch, advance, invalidate
 from ckpt.tracker.full import Full
 from ckpt.tracker.softdirty import SoftDirty
-from ckpt.tracker.spans import Own
+from ckpt.tracker.spans import Own, Spans
 from ckpt.tracker.writeprotect import WriteProtect, create_inside
 from ckpt.units import GenerationNo, Pid
 
@@ -34,6 +34,7 @@ class Tracking:
     _keeper: Identity | None = None
     """Who holds the userfaultfd already."""
     _writeprotect: WriteProtect | None = None
+    _collected: bool = False
 
     @property
     def pid(self) -> Pid:
@@ -53,15 +54,26 @@ class Tracking:
         self._writeprotect = WriteProtect(fd)
         return True
 
+    @property
+    def is_attached(self) -> bool:
+        """Whether `attach` has nothing to do."""
+        return self.name is not TrackerName.WRITEPROTECT or self._writeprotect is not None
+
     def attach(self, arena: Arena, task: Task) -> None:
         """Make what must be made inside the frozen process, if it is not there yet."""
-        if self.name is TrackerName.WRITEPROTECT and self._writeprotect is None:
+        if not self.is_attached:
             self._writeprotect = create_inside(self.pid, arena, task)
 
-    def collect(self, own: Own) -> Scan:
+    def peek(self, own: Own) -> Spans:
+        """Return what was written, roughly, and change nothing; for an estimate."""
+        return self._tracker().peek(self.pid, own)
+
+    def collect(self, own: Own, likely: Spans) -> Scan:
         """Ask the tracker and re-arm it; from here on the old epoch is void."""
-        invalidate(self.pid)
-        return self._tracker().collect(self.pid, own)
+        if not self._collected:
+            invalidate(self.pid)
+            self._collected = True
+        return self._tracker().collect(self.pid, own, likely)
 
     def _tracker(self) -> Tracker:
         if self.name is TrackerName.WRITEPROTECT:

@@ -334,8 +334,8 @@ class GenerationWriter:
         if self._failure is not None:
             raise self._failure
 
-    def flush(self) -> None:
-        """Wait until every page is compressed, written and on the disk.
+    def drain(self) -> None:
+        """Wait until every page is compressed and written, though not yet on the disk.
 
         Raises:
             HostFull, ImageUnusable: something could not be written; leave the writer.
@@ -344,6 +344,14 @@ class GenerationWriter:
         with self._changed:
             self._changed.wait_for(lambda: self._n_written == self._n_submitted)
         self._raise_failure()
+
+    def flush(self) -> None:
+        """Wait until every page is compressed, written and on the disk.
+
+        Raises:
+            HostFull, ImageUnusable: something could not be written; leave the writer.
+        """
+        self.drain()
         self._files.sync()
 
     def commit(

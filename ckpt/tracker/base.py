@@ -1,8 +1,9 @@
 """What every dirty-page tracker offers, whatever the kernel has.
 
-A tracker is asked once per dump, while the target is frozen, and its answer means: of the pages
-that exist, these are certainly as they were at the epoch. Everything else counts as written. It is
-armed again in the same step. `epoch.py` tells whether its answer may be believed.
+A tracker's answer means: of the pages that exist, these are certainly as they were when it was
+asked before. Everything else counts as written. It is armed again in the same step. The last answer
+of a dump is given while the target is frozen; those before it are for the rounds that copy while it
+runs. `epoch.py` tells whether the first answer may be believed.
 """
 
 import enum
@@ -23,6 +24,12 @@ class TrackerName(enum.StrEnum):
     FULL = "full"
 
 
+TELLING = frozenset({TrackerName.SOFTDIRTY, TrackerName.WRITEPROTECT})
+"""Those that ever call a page clean: for the others copying before the freeze saves nothing."""
+LIVE = frozenset({TrackerName.WRITEPROTECT})
+"""Those whose `collect` misses nothing that is written while it is at work."""
+
+
 @attrs.frozen(slots=True)
 class Scan:
     """What a tracker saw of the private memory of a frozen process."""
@@ -40,11 +47,25 @@ class Tracker(Protocol):
     def name(self) -> TrackerName:
         """Which one it is."""
 
-    def collect(self, pid: Pid, own: Own) -> Scan:
-        """Return what was written in the private mappings `own` since the epoch, and re-arm.
+    def peek(self, pid: Pid, own: Own) -> Spans:
+        """Return what was written in anonymous mappings, without re-arming; out of date at once.
 
-        State:  target frozen. Pages must be read after this call, not before.
+        State:  any. What `collect` will find differs a little even while frozen: an estimate.
+
+        Raises:
+            TargetGone: the process ended.
+        """
+
+    def collect(self, pid: Pid, own: Own, likely: Spans) -> Scan:
+        """Return what was written in the private mappings `own` since the last time, and re-arm.
+
+        State:  target frozen, or running if `LIVE`. Pages must be read after this call.
         Shape:  the result: ascending, disjoint, page aligned byte ranges.
+
+        Args:
+            pid: the process.
+            own: its private mappings.
+            likely: pages that existed a moment ago. Only a hint, which makes the answer quicker.
 
         Raises:
             TargetGone: the process ended.

@@ -9,7 +9,7 @@ import attrs
 from ckpt.kernel.features import Features
 from ckpt.tracker.base import Scan, TrackerName
 from ckpt.tracker.populated import opened_pagemap, scan_populated
-from ckpt.tracker.spans import Own
+from ckpt.tracker.spans import Own, Spans
 from ckpt.units import Pid
 
 
@@ -20,7 +20,11 @@ class Compare:
     features: Features
     name: TrackerName = TrackerName.COMPARE
 
-    def collect(self, pid: Pid, own: Own) -> Scan:
+    def peek(self, pid: Pid, own: Own) -> Spans:
+        """See `base.Tracker.peek`: everything."""
+        return self.collect(pid, own, []).populated
+
+    def collect(self, pid: Pid, own: Own, likely: Spans) -> Scan:  # noqa: ARG002
         """See `base.Tracker.collect`."""
         with opened_pagemap(pid) as fd:
             return Scan(scan_populated(fd, own, self.features), [])

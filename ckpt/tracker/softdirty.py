@@ -27,7 +27,14 @@ class SoftDirty:
     features: Features
     name: TrackerName = TrackerName.SOFTDIRTY
 
-    def collect(self, pid: Pid, own: Own) -> Scan:
+    def peek(self, pid: Pid, own: Own) -> Spans:
+        """See `base.Tracker.peek`."""
+        with opened_pagemap(pid) as fd:
+            anonymous = Own(own.anonymous, [])
+            dirty = self._scan_dirty(fd, anonymous.all)
+            return intersect(dirty, scan_populated(fd, anonymous, self.features))
+
+    def collect(self, pid: Pid, own: Own, likely: Spans) -> Scan:  # noqa: ARG002
         """See `base.Tracker.collect`."""
         with opened_pagemap(pid) as fd:
             dirty = self._scan_dirty(fd, own.all)

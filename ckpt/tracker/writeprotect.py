@@ -34,9 +34,12 @@ from ckpt.process.arena import Arena
 from ckpt.process.task import Task
 from ckpt.process.userfault import make_inside
 from ckpt.tracker.base import Scan, TrackerName
-from ckpt.tracker.populated import iter_ranges, opened_pagemap
+from ckpt.tracker.populated import iter_ranges, opened_pagemap, scan_written
 from ckpt.tracker.spans import Own, Spans, intersect, join, subtract
 from ckpt.units import AddrRange, Fd, Pid
+
+_DENSE_BYTES = 1 << 21
+"""Shorter spans are not worth a scan of their own."""
 
 _FEATURES = UffdFeature.WP_ASYNC | UffdFeature.WP_UNPOPULATED | UffdFeature.WP_HUGETLBFS_SHMEM
 
@@ -62,17 +65,32 @@ class WriteProtect:
             # watched. It is never believed to be clean, so nothing is lost.
             return
 
-    def collect(self, pid: Pid, own: Own) -> Scan:
-        """See `base.Tracker.collect`."""
+    def peek(self, pid: Pid, own: Own) -> Spans:
+        """See `base.Tracker.peek`."""
         with opened_pagemap(pid) as fd:
-            written = _protect(fd, own)
-            seen = _look(fd, own)
+            return scan_written(fd, own.anonymous)
+
+    def collect(self, pid: Pid, own: Own, likely: Spans) -> Scan:
+        """See `base.Tracker.collect`."""
+        dense = [
+            (start, end)
+            for start, end in intersect(own.anonymous, likely)
+            if end - start >= _DENSE_BYTES
+        ]
+        sparse = Own(subtract(own.anonymous, dense), own.mapped)
+        with opened_pagemap(pid) as fd:
+            written = join([*_protect_dense(fd, dense), *_protect(fd, sparse)])
+            odd = _find_odd(fd, dense)
+            seen = _look(fd, Own(join([*sparse.anonymous, *odd]), sparse.mapped))
+        whole = subtract(dense, odd)
         # Registered after they were looked at: what is new now was not protected until now.
         for span in iter_ranges(own.all):
             self._register(pid, span)
         for span in iter_ranges(seen.unwatched):
             self._write_protect(pid, span)
-        return Scan(seen.populated, subtract(seen.unwritten, written))
+        return Scan(
+            join([*seen.populated, *whole]), subtract(join([*seen.unwritten, *whole]), written)
+        )
 
     def _write_protect(self, pid: Pid, span: AddrRange) -> None:
         # Not by PAGEMAP_SCAN: a mapping that lost its registration (mremap of a neighbour that it
@@ -99,6 +117,43 @@ def _iter_absent(own: Own) -> Iterator[tuple[AddrRange, int]]:
         yield span, PAGE_IS_PFNZERO
     for span in iter_ranges(own.mapped):
         yield span, PAGE_IS_PFNZERO | PAGE_IS_FILE
+
+
+def _protect_dense(fd: Fd, dense: Spans) -> Spans:
+    """Return the pages that were written and protect them again, where there are hardly holes.
+
+    Asked for nothing else, the kernel is twice as quick (0.4 against 0.8 ms in 1 GiB), but counts
+    a hole as written, and arms it; a mapping that is not registered it skips.
+    """
+    written: Spans = []
+    for span in iter_ranges(dense):
+        regions = pagemap.scan(
+            fd,
+            span,
+            category_mask=PAGE_IS_WRITTEN,
+            return_mask=PAGE_IS_WRITTEN,
+            flags=PM_SCAN_WP_MATCHING,
+        )
+        written += [(start, end) for start, end, _ in regions]
+    return written
+
+
+def _find_odd(fd: Fd, dense: Spans) -> Spans:
+    """Return what is no page in memory, or not registered: few, so that little has to be told.
+
+    (Telling all pages, as `_look` does, takes four times as long: 4.1 against 1.0 ms in 1 GiB.)
+    """
+    odd: Spans = []
+    for span in iter_ranges(dense):
+        regions = pagemap.scan(
+            fd,
+            span,
+            category_inverted=PAGE_IS_PRESENT | PAGE_IS_WPALLOWED,
+            category_anyof_mask=PAGE_IS_PRESENT | PAGE_IS_WPALLOWED,
+            return_mask=PAGE_IS_PRESENT,
+        )
+        odd += [(start, end) for start, end, _ in regions]
+    return join(odd)
 
 
 def _protect(fd: Fd, own: Own) -> Spans:

@@ -1,0 +1,122 @@
+"""The rounds before the freeze: memory is copied while the target runs, until little is left.
+
+    arm         the tracker says what exists and what was written since it was armed; arms again
+    copy        what the image does not hold yet, or no more; the target goes on writing
+    look        how much was written meanwhile: another round, or the freeze?
+
+A page that is written after it was armed is found by the next scan, whenever it was read; so what a
+round reads may be half old and half new, and is stored for nothing then. A tracker that would miss
+what is written during its scan is asked while the target is stopped, as is the very first question
+where a descriptor must be made inside of it.
+"""
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import attrs
+
+from ckpt.engine.convergence import Rest, Verdict, decide
+from ckpt.engine.copying import Copy, Pool
+from ckpt.engine.pages import Held, read_own_mappings
+from ckpt.engine.tracking import Tracking
+from ckpt.kernel.features import Features
+from ckpt.process.arena import arena
+from ckpt.process.freezer import Frozen
+from ckpt.tracker.base import LIVE, TELLING
+from ckpt.tracker.populated import opened_pagemap, scan_populated
+from ckpt.tracker.spans import Spans, subtract, total_bytes
+
+_BEGIN_MS = 1.0
+_BEGIN_THREAD_MS = 0.1
+"""What a stop costs that only makes a descriptor, and for each thread."""
+_LIVE_POOL_BYTES = 32 << 20
+
+Stop = Callable[[], AbstractContextManager[Frozen]]
+
+
+@attrs.frozen
+class Round:
+    """One round of copying while the target ran."""
+
+    n_pages: int
+    ms: float
+
+
+@attrs.frozen
+class Outcome:
+    """How the rounds ended."""
+
+    rounds: tuple[Round, ...]
+    rest: Rest
+    """What is left for the freeze, as far as can be told before it."""
+    fits: bool
+    """Whether that can be copied within the budget."""
+    likely: Spans
+    """Pages that existed at the end."""
+
+
+@attrs.define
+class Rounds:
+    """The live part of one dump."""
+
+    tracking: Tracking
+    features: Features
+    copy: Copy
+    held: Held
+    stop: Stop
+    """Freezes the target, for what cannot be done while it runs."""
+    n_threads: int
+    page_size: int
+    _likely: Spans = attrs.Factory(list)
+    _rounds: list[Round] = attrs.Factory(list)
+    _rests: list[Rest] = attrs.Factory(list)
+
+    def run(self, budget_ms: float | None) -> Outcome:
+        """Copy until it is time to freeze; without a budget, that is at once."""
+        if budget_ms is None:
+            return Outcome((), self._estimate(), fits=True, likely=self._likely)
+        verdict = self._look(budget_ms)
+        if verdict is not Verdict.FREEZE and self.tracking.name in TELLING:
+            pool = Pool(_LIVE_POOL_BYTES)
+            self._attach()
+            while verdict is Verdict.COPY:
+                self._copy(pool)
+                verdict = self._look(budget_ms)
+        rest = self._rests[-1]
+        return Outcome(tuple(self._rounds), rest, rest.copy_ms <= budget_ms, self._likely)
+
+    def _look(self, budget_ms: float) -> Verdict:
+        self._rests.append(self._estimate())
+        begin_ms = 0.0
+        if self.tracking.name not in LIVE or not self.tracking.is_attached:
+            begin_ms = _BEGIN_MS + _BEGIN_THREAD_MS * self.n_threads
+        return decide(self._rests, budget_ms=budget_ms, begin_ms=begin_ms)
+
+    def _estimate(self) -> Rest:
+        """Return what a freeze would have to copy now."""
+        own = read_own_mappings(self.tracking.pid)
+        if not self._rounds:
+            with opened_pagemap(self.tracking.pid) as fd:
+                self._likely = scan_populated(fd, own, self.features)
+        left = subtract(self._likely, self.held.all)
+        if self.held.all:
+            # Otherwise nothing is there that could have been written since.
+            left = left + self.tracking.peek(own)
+        return Rest(len(left), total_bytes(left))
+
+    def _attach(self) -> None:
+        if not self.tracking.is_attached:
+            with self.stop() as frozen, arena(frozen.pid, frozen.tgid, frozen.leader) as lent:
+                self.tracking.attach(lent, frozen.leader)
+
+    def _copy(self, pool: Pool) -> None:
+        started_s = time.monotonic()
+        own = read_own_mappings(self.tracking.pid)
+        with nullcontext() if self.tracking.name in LIVE else self.stop():
+            scan = self.tracking.collect(own, self._likely)
+        self._likely = scan.populated
+        copied = self.copy.read_running(self.tracking.pid, self.held.see(scan, []), pool)
+        self.held.add(copied)
+        ms = (time.monotonic() - started_s) * 1000
+        self._rounds.append(Round(total_bytes(copied) // self.page_size, ms))
