@@ -4,6 +4,7 @@ import attrs
 import click
 
 from ckpt.cli.output import emit_json, json_option, note, say
+from ckpt.engine.convergence import DEFAULT_BUDGET_MS
 from ckpt.engine.dump import DumpOptions, DumpResult, dump
 from ckpt.tracker.base import TrackerName
 from ckpt.tracker.choose import AUTO
@@ -42,16 +43,35 @@ Example:
     show_default=True,
     help="How to learn which pages were written; auto takes the best that this kernel has.",
 )
+@click.option(
+    "--max-freeze",
+    "max_freeze_ms",
+    type=click.FloatRange(min=0),
+    default=DEFAULT_BUDGET_MS,
+    show_default=True,
+    metavar="MS",
+    help="How long copying may take while the process stands still. Memory is copied while it runs,"
+    " again and again, until the rest fits; where it does not shrink, that is said.",
+)
 @json_option
 @click.argument("image_dir")
 def command(
-    pid: int, incremental: bool, kill: bool, tracker: str, as_json: bool, image_dir: str
+    pid: int,
+    incremental: bool,
+    kill: bool,
+    tracker: str,
+    max_freeze_ms: float,
+    as_json: bool,
+    image_dir: str,
 ) -> None:
     """Add a checkpoint of a running process to IMAGE_DIR, which is made if it does not exist.
 
-    The process stands still while its memory is copied, and then goes on, unless --kill is given.
+    Its memory is copied while it runs; then it stands still for what was written meanwhile, and
+    goes on, unless --kill is given.
     """
-    options = DumpOptions(incremental=incremental, kill=kill, tracker=tracker)
+    options = DumpOptions(
+        incremental=incremental, kill=kill, tracker=tracker, max_freeze_ms=max_freeze_ms
+    )
     result = dump(pid, image_dir, options)
     if incremental and result.reason:
         note(f"full checkpoint: {result.reason}")
@@ -71,6 +91,7 @@ def _as_json(result: DumpResult) -> dict[str, object]:
         "reason": result.reason,
         "freeze_ms": round(result.freeze_ms, 3),
         "wall_ms": round(result.wall_ms, 3),
+        "rounds": [{"pages": done.n_pages, "ms": round(done.ms, 3)} for done in result.rounds],
         "pages": attrs.asdict(result.pages),
         "bytes": result.stored_bytes,
         "warnings": list(result.warnings),

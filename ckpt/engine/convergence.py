@@ -60,7 +60,8 @@ def decide(rests: Sequence[Rest], *, budget_ms: float, begin_ms: float) -> Verdi
     """
     now = rests[-1]
     fits = now.copy_ms <= budget_ms
-    if now.copy_ms <= (_SMALL_MS if len(rests) > 1 else max(_SMALL_MS, begin_ms)):
+    small_ms = _SMALL_MS if len(rests) > 1 else max(_SMALL_MS, begin_ms)
+    if now.copy_ms <= min(small_ms, budget_ms):
         return Verdict.FREEZE
     if len(rests) > _MAX_ROUNDS or _has_stalled(rests, patience=1 if fits else 2):
         return Verdict.FREEZE if fits else Verdict.GIVE_UP
