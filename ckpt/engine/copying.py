@@ -74,7 +74,7 @@ class _Chunk:
 class Copy:
     """The pages of one generation's page stream, in rounds: some while the target runs, one after.
 
-    `read_running` or `read_frozen` fill buffers, `store_all` hands them to the writer.
+    `read_running` or `read_whole` fill buffers, `store_all` hands them to the writer.
     """
 
     def __init__(self, writer: GenerationWriter) -> None:
@@ -100,10 +100,12 @@ class Copy:
         self._writer.drain()
         return join(spans)
 
-    def read_frozen(
+    def read_whole(
         self, pid: Pid, wanted: Spans, pool: "Pool", drop: "DropEqual | None" = None
     ) -> Spans:
-        """Read all of `wanted` but what `drop` finds to be unchanged; return what was read.
+        """Read all of `wanted`, of a process that stands still, but what `drop` finds unchanged.
+
+        More than `pool` holds is handed on and compressed meanwhile. Returns what was read.
 
         Raises:
             TargetGone: the process ended.
@@ -112,7 +114,6 @@ class Copy:
         self.rounds.append(spans)
         for ranges in iter_chunks(wanted):
             if pool.is_empty():
-                # More than can be held: it is compressed while the target stands.
                 self.store_all()
             buffer = pool.take()
             len_bytes = _read(pid, ranges, buffer)

@@ -5,9 +5,11 @@ decide        tracker; delta or full, by the epoch
 rounds        memory is copied while the target runs, until little is left (`live`)
 freeze        all threads stop
   capture     registers and all resources, in one batch per process and thread
+  twin        if the rest is too much for a freeze: a copy-on-write clone (`process/twin`)
   scan        what was written since the last round; the tracker is armed again
   copy        those pages, into buffers that were touched before
 thaw          (with `kill`: the target stays frozen to its end)
+copy          the rest, out of the twin
 commit        compress, write, one rename
 advance       the epoch is now the new generation
 """
@@ -33,6 +35,7 @@ from ckpt.engine.pages import (
     covered,
     find_newest,
     own_mappings,
+    spans_without_twin,
     untrusted_spans,
 )
 from ckpt.engine.records import ProcessImage, encode_processes, space_name
@@ -48,13 +51,17 @@ from ckpt.kernel.features import Features, probe_features
 from ckpt.process.arena import arena
 from ckpt.process.freezer import DEFAULT_TIMEOUT_S, Frozen, forget, freeze
 from ckpt.process.tree import list_tids, read_identity, refuse_untouchable
+from ckpt.process.twin import Twin, cost_ms, find_obstacle, twin
 from ckpt.resources.base import Target
 from ckpt.resources.memory import MemoryRecord
 from ckpt.tracker.base import TELLING, TrackerName
 from ckpt.tracker.choose import AUTO, Plan, choose_tracker, plan_generation
 from ckpt.tracker.epoch import Epoch, read_epoch
-from ckpt.tracker.spans import Spans, subtract
+from ckpt.tracker.spans import Spans, subtract, total_bytes
 from ckpt.units import GenerationNo, Pid
+
+_BEGIN_COMPARING_MS = 1.0
+"""What copying must cost at least, for comparing to be done after the thaw."""
 
 
 @attrs.frozen
@@ -115,6 +122,7 @@ class _Work:
     """Reads the generation that a delta is made against."""
     stopped_ms: float = 0.0
     """How long the target stood still so far."""
+    warnings: list[str] = attrs.Factory(list)
 
     @property
     def pid(self) -> Pid:
@@ -125,6 +133,18 @@ class _Work:
     def features(self) -> Features:
         """What this kernel can do."""
         return self.target.features
+
+    @property
+    def compares(self) -> bool:
+        """Whether each page is compared with what the parent holds of it."""
+        return self.parent is not None and self.tracking.name is TrackerName.COMPARE
+
+    def read(self, pid: Pid, wanted: Spans, pool: Pool) -> None:
+        """Read pages of the target, or of what has its memory; see `Copy.read_whole`."""
+        drop = None
+        if self.parent is not None and self.compares:
+            drop = DropEqual(self.parent, space_name(self.pid))
+        self.held.add(self.copy.read_whole(pid, wanted, pool, drop))
 
     @contextlib.contextmanager
     def stop(self) -> Iterator[Frozen]:
@@ -162,13 +182,12 @@ def dump(pid: int, directory: str | Path, options: DumpOptions | None = None) ->
             work = _prepare(target, options, chain, lent, plan, writer)
             outcome = _copy_live(work)
             manifest = _run(work, outcome, started_s)
-            warnings = _warnings_of(work, outcome)
             if not options.kill:
                 try:
                     lent.advance(chain.chain_id, manifest.generation, manifest.digest)
                 except HostFull as error:
-                    warnings.append(str(error))
-    return _result_of(manifest, outcome.rounds, warnings)
+                    work.warnings.append(str(error))
+    return _result_of(manifest, outcome.rounds, work.warnings)
 
 
 def _decide(chain: Chain, lent: Tracking, epoch: Epoch | None, *, incremental: bool) -> Plan:
@@ -244,13 +263,15 @@ def _copy_live(work: _Work) -> Outcome:
     return rounds.run(None if work.options.kill else work.options.max_freeze_ms)
 
 
-def _warnings_of(work: _Work, outcome: Outcome) -> list[str]:
-    if outcome.fits:
-        return []
-    return [
-        f"{outcome.rest.n_bytes >> 20} MiB had to be copied while the process stood still, more"
-        f" than fits into {work.options.max_freeze_ms:g} ms: it writes faster than it is copied"
-    ]
+def _wants_twin(work: _Work, outcome: Outcome) -> bool:
+    """Tell whether a clone would stop the target for less long than copying the rest."""
+    if work.options.kill:
+        return False
+    clone_ms = cost_ms(total_bytes(outcome.likely))
+    if work.compares:
+        # Reading what the parent holds takes longer than anything else.
+        return outcome.rest.copy_ms > _BEGIN_COMPARING_MS
+    return not outcome.fits and clone_ms < outcome.rest.copy_ms
 
 
 @contextlib.contextmanager
@@ -269,54 +290,75 @@ def _run(work: _Work, outcome: Outcome, started_s: float) -> Manifest:
     """Freeze, take everything, thaw, commit."""
     # And as much again, for what is written until the freeze.
     pool = Pool(2 * outcome.rest.n_bytes)
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(_without_gc())
+    with _without_gc(), contextlib.ExitStack() as twins, contextlib.ExitStack() as stack:
         frozen = stack.enter_context(work.stop())
-        image = _capture(work, frozen)
+        image, cloned = _capture(work, frozen, twins if _wants_twin(work, outcome) else None)
         memory: MemoryRecord = image.resources["memory"]
-        _copy_frozen(work, memory, pool, outcome.likely)
+        scan = work.tracking.collect(own_mappings(memory), outcome.likely)
+        rest = work.held.see(scan, untrusted_spans(memory))
+        of_twin = subtract(rest, spans_without_twin(memory)) if cloned else []
+        work.read(work.pid, subtract(rest, of_twin), pool)
         if not work.options.kill:
             stack.close()
         work.copy.store_all()
-        image = settle(image)
-        page_size = work.writer.page_size
-        copies = find_newest(work.copy.rounds, work.held.copied, page_size)
-        manifest = work.writer.commit(
-            spaces={image.space: build_runs(memory, copies, work.held.parent, page_size)},
-            records=encode_processes([image]),
-            host=_host_facts(work),
-            tracker=work.tracking.name,
-            reason=work.plan.reason,
-            freeze_ms=work.stopped_ms + (_ms_since_stop(frozen) if work.options.kill else 0),
-            wall_ms=(time.monotonic() - started_s) * 1000,
-        )
+        if cloned is not None:
+            work.read(cloned.pid, of_twin, pool)
+            work.copy.store_all()
+            twins.close()
+        if work.compares:
+            work.held.parent = subtract(scan.populated, work.held.copied)
+        elif not outcome.fits and cloned is None and not work.options.kill:
+            work.warnings.append(_too_much(work, total_bytes(rest)))
+        manifest = _commit(work, frozen, image, started_s)
         if work.options.kill:
             _kill(frozen)
     return manifest
+
+
+def _too_much(work: _Work, n_bytes: int) -> str:
+    return (
+        f"{n_bytes >> 20} MiB had to be copied while the process stood still, more than fits into"
+        f" {work.options.max_freeze_ms:g} ms: it writes faster than it is copied"
+    )
+
+
+def _commit(work: _Work, frozen: Frozen, image: ProcessImage, started_s: float) -> Manifest:
+    image = settle(image)
+    memory: MemoryRecord = image.resources["memory"]
+    page_size = work.writer.page_size
+    copies = find_newest(work.copy.rounds, work.held.copied, page_size)
+    return work.writer.commit(
+        spaces={image.space: build_runs(memory, copies, work.held.parent, page_size)},
+        records=encode_processes([image]),
+        host=_host_facts(work),
+        tracker=work.tracking.name,
+        reason=work.plan.reason,
+        freeze_ms=work.stopped_ms + (_ms_since_stop(frozen) if work.options.kill else 0),
+        wall_ms=(time.monotonic() - started_s) * 1000,
+    )
 
 
 def _ms_since_stop(frozen: Frozen) -> float:
     return (time.monotonic() - frozen.frozen_at_s) * 1000
 
 
-def _capture(work: _Work, frozen: Frozen) -> ProcessImage:
+def _capture(
+    work: _Work, frozen: Frozen, twins: contextlib.ExitStack | None
+) -> tuple[ProcessImage, Twin | None]:
+    """Capture all resources; clone the process if there is where to keep the clone."""
     capturing = Capturing(frozen, work.target)
     with arena(work.pid, frozen.tgid, frozen.leader) as lent:
         image = capturing.finish(lent)
         work.tracking.attach(lent, frozen.leader)
-    return image
-
-
-def _copy_frozen(work: _Work, memory: MemoryRecord, pool: Pool, likely: Spans) -> None:
-    """Scan, and read what the image does not hold yet."""
-    scan = work.tracking.collect(own_mappings(memory), likely)
-    wanted = work.held.see(scan, untrusted_spans(memory))
-    drop = None
-    if work.parent is not None and work.tracking.name is TrackerName.COMPARE:
-        drop = DropEqual(work.parent, space_name(work.pid))
-    work.held.add(work.copy.read_frozen(work.pid, wanted, pool, drop))
-    if drop is not None:
-        work.held.parent = subtract(scan.populated, work.held.copied)
+        if twins is None:
+            return image, None
+        adopts = bool(image.resources["identity"].child_subreaper)
+        obstacle = find_obstacle(frozen, adopts_orphans=adopts)
+        cloned = None if obstacle else twins.enter_context(twin(lent, frozen))
+    if cloned is None:
+        why = obstacle or "the kernel refused to clone it"
+        work.warnings.append(f"its memory could not be copied after it went on: {why}")
+    return image, cloned
 
 
 def _host_facts(work: _Work) -> dict[str, object]:

@@ -50,6 +50,12 @@ def untrusted_spans(memory: MemoryRecord) -> Spans:
     return join((vma.start, vma.end) for vma in memory.vmas if "mg" in vma.flags)
 
 
+def spans_without_twin(memory: MemoryRecord) -> Spans:
+    """Return the mappings that a fork leaves out, or empties."""
+    left_out = {"dc", "wf"}
+    return join((vma.start, vma.end) for vma in memory.vmas if left_out & set(vma.flags))
+
+
 def covered(table: RunTable) -> Spans:
     """Return the pages that a generation, with its ancestors, holds the content of.
 

@@ -1,6 +1,6 @@
 """The arena: a small mapping in the target for code and data of remote system calls.
 
-    +0       code                     the loop of `arch.BATCH_CODE`
+    +0       code                     the loop of `arch.BATCH_CODE`; at +512 what else is run
     +1 page  signal frame             the way back for a task whose tracer has died
     +5 pages table and memory         the calls of one batch, their arguments, their results
 
@@ -42,6 +42,7 @@ _FRAME_PAGES = 4
 _DATA_OFFSET = arch.PAGE_SIZE * (1 + _FRAME_PAGES)
 ARENA_SIZE = arch.PAGE_SIZE * 80
 """Bytes of the whole mapping; only the pages that a batch needs are ever touched."""
+_CODE_OFFSET = 512
 _APART = 1 << 20
 """Bytes between an arena and its neighbours; a mapping that grows down keeps as many free."""
 
@@ -122,21 +123,43 @@ class Arena:
     def _run_part(self, task: Task, calls: list[Call], sig: int | None) -> list[Reply]:
         at = RemoteAddr(self.base + _DATA_OFFSET)
         batch = pack_batch(calls, at)
-        frame_at = RemoteAddr(self.base + arch.PAGE_SIZE)
-        frame = arch.signal_frame(task.registers, task.xstate, task.sigmask, frame_at)
-        memory.write(self.pid, frame_at, frame)
         memory.write(self.pid, at, batch)
         if sig is None:
             return self._step(task, calls, batch)
+        self._run_to_mark(task, self.base, at, len(calls), sig)
+        return unpack_replies(calls, memory.read(self.pid, at, len(batch)))
+
+    def run_code(self, task: Task, code: bytes) -> int:
+        """Run code that leaves a word where rbx points and ends like `arch.BATCH_CODE`.
+
+        Returns:
+            The word, signed; 0 if the code left none, or if this task uses every signal that could
+            mark the end.
+        """
+        sig = choose_end_mark(task)
+        if sig is None:
+            return 0
+        code_at = RemoteAddr(self.base + _CODE_OFFSET)
+        at = RemoteAddr(self.base + _DATA_OFFSET)
+        memory.write(self.pid, code_at, code)
+        memory.write(self.pid, at, bytes(8))
+        self._run_to_mark(task, code_at, at, 0, sig)
+        return int.from_bytes(memory.read(self.pid, at, 8), "little", signed=True)
+
+    def _run_to_mark(
+        self, task: Task, code: RemoteAddr, table: RemoteAddr, n_calls: int, sig: int
+    ) -> None:
+        frame_at = RemoteAddr(self.base + arch.PAGE_SIZE)
+        frame = arch.signal_frame(task.registers, task.xstate, task.sigmask, frame_at)
+        memory.write(self.pid, frame_at, frame)
         registers = arch.batch_registers(
-            task.registers, self.base, at, len(calls), self.tgid, task.tid, sig, frame_at
+            task.registers, code, table, n_calls, self.tgid, task.tid, sig, frame_at
         )
         task.prepare_to_run(registers, ALL_SIGNALS & ~(1 << (sig - 1)))
         ptrace.cont(task.tid)
         task.wait_for(sig)
         # Before anything else: the next batch, maybe of another task, uses the same frame.
         task.put_back()
-        return unpack_replies(calls, memory.read(self.pid, at, len(batch)))
 
     def _step(self, task: Task, calls: list[Call], batch: bytes) -> list[Reply]:
         """Run a batch call by call, for a target that uses every signal that could end the loop."""

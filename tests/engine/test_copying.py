@@ -106,7 +106,7 @@ def test_more_than_the_pool_holds_is_copied_too(tmp_path):
     chain = new_chain(tmp_path / "chain")
     with chain.lock(), chain.begin(None) as writer:
         copy = Copy(writer)
-        copy.read_frozen(Pid(os.getpid()), [span], Pool(0))
+        copy.read_whole(Pid(os.getpid()), [span], Pool(0))
         copy.store_all()
         record = memory(vma(first, first + len(content) // PAGE))
         table = build_runs(record, find_newest(copy.rounds, [span], PAGE), [], PAGE)

@@ -67,9 +67,23 @@ _CALL = struct.Struct("<8Q")
 CALL_SIZE = _CALL.size
 """Bytes of one entry of a batch: number, six arguments, result."""
 
-# rbx walks the table to rbp; r12, r13, r14 are tgid, tid and the end mark's signal;
-# r15 points behind the return address of the signal frame in the arena.
-BATCH_ASM = """
+# r12, r13, r14 are tgid, tid and the end mark's signal; r15 points behind the return address of the
+# signal frame in the arena.
+_MARK_ASM = """
+        mov eax, 234
+        mov edi, r12d
+        mov esi, r13d
+        mov edx, r14d
+        syscall
+        mov rsp, r15
+        mov eax, 15
+        syscall
+        ud2
+"""
+_MARK_CODE = bytes.fromhex("b8ea000000 4489e7 4489ee 4489f2 0f05 4c89fc b80f000000 0f05 0f0b")
+
+# rbx walks the table to rbp.
+BATCH_ASM = f"""
 next:   cmp rbx, rbp
         je done
         mov rax, [rbx]
@@ -83,20 +97,14 @@ next:   cmp rbx, rbp
         mov [rbx+56], rax
         add rbx, 64
         jmp next
-done:   mov eax, 234
-        mov edi, r12d
-        mov esi, r13d
-        mov edx, r14d
-        syscall
-        mov rsp, r15
-        mov eax, 15
-        syscall
-        ud2
+done:   {_MARK_ASM}
 """
-BATCH_CODE = bytes.fromhex(
-    "4839eb 7427 488b03 488b7b08 488b7310 488b5318 4c8b5320 4c8b4328 4c8b4b30 0f05"
-    "48894338 4883c340 ebd4"
-    "b8ea000000 4489e7 4489ee 4489f2 0f05 4c89fc b80f000000 0f05 0f0b"
+BATCH_CODE = (
+    bytes.fromhex(
+        "4839eb 7427 488b03 488b7b08 488b7310 488b5318 4c8b5320 4c8b4328 4c8b4b30 0f05"
+        "48894338 4883c340 ebd4"
+    )
+    + _MARK_CODE
 )
 """`BATCH_ASM`, assembled: runs the table, marks the end by a signal to itself, then heals."""
 
@@ -127,6 +135,59 @@ BURST_CODE = bytes.fromhex(
     "0f05 48894338 4883c340 ebd4 5d5bc3"
 )
 """`BURST_ASM`, assembled: a C function (table, its end) that runs a table of calls in ourselves."""
+
+TWIN_ASM = f"""
+        mov edi, 0x4100
+        xor esi, esi
+        xor edx, edx
+        xor r10d, r10d
+        xor r8d, r8d
+        mov eax, 56
+        syscall
+        test rax, rax
+        je middle
+        js failed
+        mov edi, eax
+        mov edx, 0x40000000
+        mov eax, 61
+        syscall
+        jmp mark
+failed: mov [rbx], rax
+        jmp mark
+middle: mov edi, 0x400
+        mov eax, 56
+        syscall
+        test rax, rax
+        je twin
+        mov [rbx], rax
+        xor edi, edi
+        mov eax, 60
+        syscall
+twin:   lea rdi, [rip+span]
+        mov eax, 35
+        syscall
+        xor edi, edi
+        mov eax, 231
+        syscall
+span:   .quad 60, 0
+mark:   {_MARK_ASM}
+"""
+TWIN_CODE = (
+    bytes.fromhex(
+        "bf00410000 31f6 31d2 4531d2 4531c0 b838000000 0f05 4885c0 7417 7810 89c7 ba00000040"
+        "b83d000000 0f05 eb49 488903 eb44"
+        "bf00040000 b838000000 0f05 4885c0 740c 488903 31ff b83c000000 0f05"
+        "488d3d10000000 b823000000 0f05 31ff b8e7000000 0f05 3c00000000000000 0000000000000000"
+    )
+    + _MARK_CODE
+)
+"""`TWIN_ASM`, assembled: makes a copy of the address space that is no child of the target.
+
+clone(CLONE_VM | CLONE_VFORK) makes a middle one that shares all memory; it makes the twin
+(CLONE_FILES: no descriptor is copied), puts the twin's pid where rbx points, and exits; the target
+reaps it with wait4(__WALL). Neither has an exit signal. The twin sleeps for a minute, more than it
+takes to be seized, and exits. No instruction touches the stack, which the middle one shares.
+"""
 
 PAUSE_ASM = """
 again:  mov eax, 34

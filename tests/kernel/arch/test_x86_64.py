@@ -16,6 +16,7 @@ from tests.kernel.c_headers import read_defines, run_c
 LISTINGS = {
     "batch": (arch.BATCH_ASM, arch.BATCH_CODE),
     "burst": (arch.BURST_ASM, arch.BURST_CODE),
+    "twin": (arch.TWIN_ASM, arch.TWIN_CODE),
     "pause": (arch.PAUSE_ASM, arch.PAUSE_CODE),
     "poll": (arch.POLL_ASM, arch.POLL_CODE),
     "name": (arch.NAME_ASM, arch.NAME_CODE),
@@ -47,11 +48,14 @@ def test_the_code_lies_anywhere(name):
         words = line.split(":")[-1].split()
         if words and words[0].startswith("j"):
             assert words[1] in labels
-        assert "[rip" not in line
+        assert set(re.findall(r"\[rip\+(\w+)", line)) <= labels
 
 
 def test_numbers_in_the_listings():
     numbers = [(arch.BATCH_ASM, 234, NR.tgkill), (arch.BATCH_ASM, 15, NR.rt_sigreturn)]
+    numbers += [(arch.TWIN_ASM, 56, NR.clone), (arch.TWIN_ASM, 61, NR.wait4)]
+    numbers += [(arch.TWIN_ASM, 60, NR.exit), (arch.TWIN_ASM, 35, NR.nanosleep)]
+    numbers += [(arch.TWIN_ASM, 231, NR.exit_group)]
     numbers += [(arch.PAUSE_ASM, 34, NR.pause)]
     numbers += [(arch.POLL_ASM, 7, NR.poll), (arch.POLL_ASM, 231, NR.exit_group)]
     numbers += [(arch.NAME_ASM, 157, NR.prctl), (arch.BIND_ASM, 157, NR.prctl)]
