@@ -59,6 +59,7 @@ class Watch:
     features: Features
     _writeprotect: WriteProtect | None = None
     _content: Mapping[int, bytes] = attrs.Factory(dict)
+    _likely: Spans = attrs.Factory(list)
 
     def look(self) -> Sight:
         """Stop the process, ask and re-arm the trackers, read its memory, let it go on."""
@@ -67,8 +68,12 @@ class Watch:
                 with arena(self.pid, frozen.tgid, frozen.leader) as lent:
                     self._writeprotect = create_inside(self.pid, lent, frozen.leader)
             own = self._own()
-            scans = {tracker.name: tracker.collect(self.pid, own) for tracker in self._trackers()}
-            content = self._read(join(span for scan in scans.values() for span in scan.populated))
+            scans = {
+                tracker.name: tracker.collect(self.pid, own, self._likely)
+                for tracker in self._trackers()
+            }
+            self._likely = join(span for scan in scans.values() for span in scan.populated)
+            content = self._read(self._likely)
         before, self._content = self._content, content
         changed = frozenset(
             page for page in content if content[page] != before.get(page, NOTHING)
