@@ -154,7 +154,9 @@ TWIN_ASM = f"""
         jmp mark
 failed: mov [rbx], rax
         jmp mark
-middle: mov edi, 0x400
+middle: mov eax, 112
+        syscall
+        mov edi, 0x400
         mov eax, 56
         syscall
         test rax, rax
@@ -175,15 +177,16 @@ mark:   {_MARK_ASM}
 TWIN_CODE = (
     bytes.fromhex(
         "bf00410000 31f6 31d2 4531d2 4531c0 b838000000 0f05 4885c0 7417 7810 89c7 ba00000040"
-        "b83d000000 0f05 eb49 488903 eb44"
-        "bf00040000 b838000000 0f05 4885c0 740c 488903 31ff b83c000000 0f05"
+        "b83d000000 0f05 eb50 488903 eb4b"
+        "b870000000 0f05 bf00040000 b838000000 0f05 4885c0 740c 488903 31ff b83c000000 0f05"
         "488d3d10000000 b823000000 0f05 31ff b8e7000000 0f05 3c00000000000000 0000000000000000"
     )
     + _MARK_CODE
 )
 """`TWIN_ASM`, assembled: makes a copy of the address space that is no child of the target.
 
-clone(CLONE_VM | CLONE_VFORK) makes a middle one that shares all memory; it makes the twin
+clone(CLONE_VM | CLONE_VFORK) makes a middle one that shares all memory; it makes a session of its
+own (so that the target's number is not in use for longer than the target), then the twin
 (CLONE_FILES: no descriptor is copied), puts the twin's pid where rbx points, and exits; the target
 reaps it with wait4(__WALL). Neither has an exit signal. The twin sleeps for a minute, more than it
 takes to be seized, and exits. No instruction touches the stack, which the middle one shares.

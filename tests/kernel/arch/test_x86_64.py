@@ -55,6 +55,7 @@ def test_numbers_in_the_listings():
     numbers = [(arch.BATCH_ASM, 234, NR.tgkill), (arch.BATCH_ASM, 15, NR.rt_sigreturn)]
     numbers += [(arch.TWIN_ASM, 56, NR.clone), (arch.TWIN_ASM, 61, NR.wait4)]
     numbers += [(arch.TWIN_ASM, 60, NR.exit), (arch.TWIN_ASM, 35, NR.nanosleep)]
+    numbers += [(arch.TWIN_ASM, 112, NR.setsid)]
     numbers += [(arch.TWIN_ASM, 231, NR.exit_group)]
     numbers += [(arch.PAUSE_ASM, 34, NR.pause)]
     numbers += [(arch.POLL_ASM, 7, NR.poll), (arch.POLL_ASM, 231, NR.exit_group)]
