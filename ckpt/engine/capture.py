@@ -5,7 +5,7 @@ mapping. Then the remote calls of all resources of the process run as one batch,
 thread as one.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import attrs
@@ -49,9 +49,19 @@ def examine(pid: Pid, features: Features) -> Target:
 
 
 def settle(image: ProcessImage) -> ProcessImage:
-    """Complete the records of an image, after the thaw."""
-    resources = {r.name: r.settle(image.resources[r.name]) for r in PROCESS}
-    return attrs.evolve(image, resources=resources)
+    """Build what is not built yet and complete the records of an image, after the thaw."""
+    return attrs.evolve(
+        image,
+        resources=_complete(PROCESS, image.resources),
+        threads=tuple(
+            attrs.evolve(thread, resources=_complete(THREAD, thread.resources))
+            for thread in image.threads
+        ),
+    )
+
+
+def _complete(kinds: Iterable[Resource[Any]], captured: Mapping[str, Any]) -> dict[str, Any]:
+    return {resource.name: resource.complete(captured[resource.name]) for resource in kinds}
 
 
 @attrs.define

@@ -11,6 +11,16 @@ can run the calls of all resources of a process, or of a thread, as one batch:
 
 What can be read from outside (/proc, pidfd_getfd) is read in the generator directly.
 
+While it does that, the target stands still. So the work is cut in three:
+
+    look       the target runs      whatever is slow: its result is noted (`Target.notes`)
+    capture    it is frozen         asks whether that still holds, and takes the rest
+    Later      it runs again        parsing, sorting, building records; then `settle`
+
+Nothing that was seen while the target ran goes into a record unless it was seen again, or proved,
+while it was frozen: each `look` that notes something says beside it how `capture` confirms it.
+What does not hold is read anew; a target that changes costs time, not truth.
+
 A resource is of a process or of a thread. Restores run in the order of `Stage`, and within a stage
 in the order of the registry.
 """
@@ -32,8 +42,17 @@ from ckpt.units import Fd, Pid, RemoteFd, Tid
 
 R = TypeVar("R")
 
-Capture = Generator[list[Call], list[Reply], R]
-"""Yields remote calls, is sent their replies, returns the record."""
+
+@attrs.frozen(slots=True, eq=False)
+class Later(Generic[R]):
+    """A record for which everything has been read, to be built when the target runs again."""
+
+    build: Callable[[], R]
+    """Asks nothing of the target, nor of anything that the target can change."""
+
+
+Capture = Generator[list[Call], list[Reply], R | Later[R]]
+"""Yields remote calls, is sent their replies, returns the record, or what will build it."""
 
 Restore = Generator[list[Call], list[Reply], None]
 """Yields remote calls, is sent their replies."""
@@ -62,7 +81,7 @@ class Target:
     pid: Pid
     features: Features
     notes: dict[str, Any] = attrs.field(factory=dict)
-    """What `look` has read and `capture` only verifies; by the resource's name."""
+    """What `look` has read and `capture` confirms; by the resource's name."""
 
 
 @attrs.frozen(slots=True)
@@ -181,6 +200,10 @@ class Resource(Generic[R]):
     """Names what this host lacks, before anything is started."""
     prepare: Callable[[R, RestoreOptions], dict[str, Opened]] = nothing_to_open
     """Opens, in the restorer, what the embryo must inherit."""
+
+    def complete(self, captured: R | Later[R]) -> R:
+        """Return the record that a capture was for; after the thaw."""
+        return self.settle(captured.build() if isinstance(captured, Later) else captured)
 
 
 def expect(step: str, replies: Iterable[Reply]) -> None:

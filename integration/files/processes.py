@@ -110,7 +110,7 @@ def capture(pid: Pid, resource: Resource = FILES, *, meanwhile=nothing):
     ):
         stopped = Stopped(frozen, frozen.leader, FEATURES, target.notes)
         record = _drive(resource.capture(stopped), lambda calls: lent.run(frozen.leader, calls))
-    return encoded(resource.settle(record))
+    return encoded(resource.complete(record))
 
 
 def _drive(steps, run):
@@ -158,7 +158,7 @@ class Built:
         target = Target(self.pid, FEATURES)
         assert [str(finding) for finding in resource.look(target)] == []
         stopped = attrs.evolve(_STOPPED, frozen=self, task=self.embryo.leader, notes=target.notes)
-        return encoded(resource.settle(_drive(resource.capture(stopped), self.run)))
+        return encoded(resource.complete(_drive(resource.capture(stopped), self.run)))
 
     def read(self, fd: int, n_bytes: int) -> bytes:
         """Read from a descriptor; what it says if that fails."""

@@ -12,7 +12,8 @@ from ckpt.engine.records import ProcessImage, ThreadImage, decode_processes, enc
 from ckpt.errors import ImageCorrupt
 from ckpt.image.codec import pack, unpack
 from ckpt.resources.file_identity import FileIdentity
-from ckpt.resources.files.table import EXTERNAL, KINDS, Description, FdRecord, FilesRecord
+from ckpt.resources.files.kinds import EXTERNAL, KINDS
+from ckpt.resources.files.table import Description, FdRecord, FilesRecord
 from ckpt.resources.memory import KERNEL_VMAS, MemoryRecord, MmFields, VmaRecord
 from ckpt.resources.registry import PROCESS, THREAD
 from ckpt.units import Pid, Tid

@@ -72,6 +72,7 @@ DIRECTORY = Kind(
     DirectoryRecord,
     matches=matches,
     problem=problem,
+    reads_nothing=True,
     capture=capture,
     check_files=check_files,
     open=open_again,

@@ -1,6 +1,6 @@
 """What a kind of open file description offers to `table`: how to recognise, capture and make it.
 
-A kind is one file of this folder with one `Kind` at its end, listed in `table.KINDS`. Its record is
+A kind is one file of this folder with one `Kind` at its end, listed in `kinds.KINDS`. Its record is
 an attrs class of plain fields.
 """
 
@@ -79,6 +79,9 @@ class Kind(Generic[R]):
     """Makes it anew in the restorer from its record and the flags of open(2), or raises OSError."""
     problem: Callable[[OpenFile, FdTable], Problem | None] = _no_problem
     """Tells why this one cannot be captured."""
+    reads_nothing: bool = False
+    """`problem` and `capture` look at what the table has, at nothing else: the first need not be
+    asked again of what has not changed, the second can wait until the target runs again."""
     ask: Callable[[OpenFile], list[Call]] = _nothing_to_ask
     """What only the process itself can find out."""
     settle: Callable[[R], R] = _as_it_is

@@ -11,23 +11,26 @@ import contextlib
 import functools
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from types import TracebackType
 
 import attrs
 
-from ckpt.errors import TargetGone
-from ckpt.kernel.failures import proc_failures_of
+from ckpt.kernel.arch import NR
+from ckpt.kernel.burst import Burst
 from ckpt.kernel.kcmp import KcmpType, Ordering, kcmp
-from ckpt.kernel.libc import PAGE_SIZE
 from ckpt.kernel.pidfd import pidfd_getfd, pidfd_open
-from ckpt.kernel.procfs.fdinfo import FdInfo, parse_fdinfo, read_fdinfo
+from ckpt.kernel.procfs.fdinfo import FdInfo, parse_fdinfo
 from ckpt.kernel.procfs.files import list_pids
+from ckpt.resources.files.survey import Raw, Survey
 from ckpt.units import Fd, Pid, RemoteFd
 
 O_LARGEFILE = 0o100000
 """Set by open(2) on a 64-bit kernel, never by pipe(2) or socket(2); Python calls it 0."""
 STANDARD_STREAMS = (0, 1, 2)
+LINKS = "links of files"
+"""Key of `Stopped.notes`: descriptor -> what /proc/PID/fd shows, of the frozen process."""
 
 
 @attrs.frozen(slots=True)
@@ -92,23 +95,173 @@ def may_write(flags: int) -> bool:
     return not flags & os.O_PATH and flags & os.O_ACCMODE != os.O_RDONLY
 
 
+@attrs.frozen(slots=True, eq=False)
+class _Seen:
+    """One descriptor, as if nothing were shared."""
+
+    raw: Raw
+    file: OpenFile
+    key: object
+    """Equal for all descriptors that may share one description."""
+
+
+def _see(fd: RemoteFd, raw: Raw, before: _Seen | None) -> _Seen:
+    info = parse_fdinfo(raw.info.decode())
+    named = (
+        before is not None
+        and before.raw.link == raw.link
+        and os.path.samestat(before.raw.status, raw.status)
+    )
+    file = OpenFile((fd,), raw.link, raw.status, info, found_by_name=named)
+    eventfd_id = info.eventfd.eventfd_id if info.eventfd else None
+    return _Seen(raw, file, (raw.link, file.flags, info.mnt_id, info.inode, eventfd_id))
+
+
+class _Sharing:
+    """Which descriptors share one description; what was found once is confirmed quickly later."""
+
+    def __init__(self, pid: Pid) -> None:
+        """Know nothing yet."""
+        self._pid = pid
+        self._known: dict[object, list[RemoteFd]] = {}
+        """Key -> its descriptors in the order of kcmp."""
+        self._calls = Burst()
+        """Compares each of these with the next one."""
+        self._answers: list[int] = []
+
+    def learn(self, seen: dict[RemoteFd, _Seen]) -> None:
+        """Find an order for all descriptors, and prepare to confirm it."""
+        for key, fds in _group(seen).items():
+            if len(fds) > 1 and not _is_socket(seen[fds[0]]):
+                self._known[key] = sorted(fds, key=functools.cmp_to_key(self._order))
+                for one, other in pairwise(self._known[key]):
+                    self._calls.add(NR.kcmp, self._pid, self._pid, KcmpType.FILE, one, other)
+
+    def confirm(self) -> None:
+        """Ask whether the order still holds."""
+        self._answers = list(self._calls.run())
+
+    def partition(self, seen: dict[RemoteFd, _Seen]) -> list[list[RemoteFd]]:
+        """Return the descriptors of each description, ascending, by the first of them."""
+        answers = iter(self._answers)
+        confirmed = {key: [next(answers) for _ in fds[1:]] for key, fds in self._known.items()}
+        parts: list[list[RemoteFd]] = []
+        for key, fds in _group(seen).items():
+            if len(fds) == 1 or _is_socket(seen[fds[0]]):
+                # A socket cannot be opened a second time: one inode is one description.
+                parts.append(fds)
+                continue
+            ordered, order = self._known.get(key, []), confirmed.get(key, [])
+            if sorted(ordered) != fds or not _CONFIRMED.issuperset(order):
+                ordered = sorted(fds, key=functools.cmp_to_key(self._order))
+                order = [_compare(self._pid, *pair) for pair in pairwise(ordered)]
+            parts += map(sorted, _split(ordered, order))
+        return sorted(parts)
+
+    def _order(self, one: RemoteFd, other: RemoteFd) -> int:
+        return _ORDER[_compare(self._pid, one, other)]
+
+
+def _group(seen: dict[RemoteFd, _Seen]) -> dict[object, list[RemoteFd]]:
+    groups: dict[object, list[RemoteFd]] = {}
+    for fd, one in seen.items():
+        groups.setdefault(one.key, []).append(fd)
+    return groups
+
+
+def _is_socket(seen: _Seen) -> bool:
+    return stat.S_ISSOCK(seen.raw.status.st_mode)
+
+
+def _split(ordered: list[RemoteFd], order: Sequence[int]) -> Iterator[list[RemoteFd]]:
+    """Cut an ordered list where one is not equal to the next."""
+    run = ordered[:1]
+    for fd, answer in zip(ordered[1:], order, strict=True):
+        if answer != Ordering.EQUAL:
+            yield run
+            run = []
+        run.append(fd)
+    yield run
+
+
+_CONFIRMED = frozenset({int(Ordering.EQUAL), int(Ordering.LESS)})
+_ORDER = {Ordering.EQUAL: 0, Ordering.LESS: -1, Ordering.GREATER: 1, Ordering.DIFFERENT: 1}
+
+
+def _compare(pid: Pid, fd1: RemoteFd, fd2: RemoteFd) -> Ordering:
+    try:
+        return kcmp(pid, pid, KcmpType.FILE, fd1, fd2)
+    except OSError:
+        # One was closed meanwhile: the process runs, and its end will not be asked of this look.
+        return Ordering.DIFFERENT
+
+
 class FdTable:
     """All open file descriptions of a process; a context manager, for it holds a pidfd."""
 
-    def __init__(self, pid: Pid, looked: "Seen | None" = None) -> None:
+    def __init__(self, pid: Pid, looked: "FdTable | None" = None, *, running: bool = False) -> None:
         """Read what is open.
 
         Args:
             pid: the process.
-            looked: `seen` of an earlier table, made before the process was stopped; what has not
-                changed since is not examined again. None: it runs, and there is time.
+            looked: an earlier table, made before the process was stopped; what has not changed
+                since is not examined again.
+            running: whether it changes while we read, and there is time.
         """
         self.pid = pid
-        self.running = looked is None
+        self.running = running
         self._pidfd: Fd | None = None
-        self.seen = _survey(pid, looked or {})
-        self.close_on_exec = {fd for fd, seen in self.seen.items() if seen[1].info.close_on_exec}
-        self.files = _merge(pid, [file for _, file in self.seen.values()], exact=not self.running)
+        self.survey: Survey = looked.survey if looked else Survey(pid)
+        self._sharing: _Sharing = looked._sharing if looked else _Sharing(pid)
+        self._again: dict[RemoteFd, _Seen] = {}
+        if running:
+            self.survey.prepare()
+        before = looked._again if looked else {}
+        self._seen = self._read(before)
+        self._unchanged = {
+            fd for fd, one in self._seen.items() if fd in before and before[fd].raw is one.raw
+        }
+        if running:
+            self._sharing.learn(self._seen)
+        self._sharing.confirm()
+        parts = self._sharing.partition(self._seen)
+        self.files = [self._join(fds) for fds in parts]
+
+    def _read(self, before: dict[RemoteFd, _Seen]) -> dict[RemoteFd, _Seen]:
+        seen = {}
+        for fd, raw in self.survey.read().items():
+            known = before.get(fd)
+            if known is not None and known.raw is raw:
+                seen[fd] = known
+            else:
+                seen[fd] = _see(fd, raw, known)
+        return seen
+
+    def _join(self, fds: list[RemoteFd]) -> OpenFile:
+        first = self._seen[fds[0]].file
+        return first if len(fds) == 1 else attrs.evolve(first, fds=tuple(fds))
+
+    def note_found(self, files: Iterable[OpenFile]) -> None:
+        """Note which descriptions nothing is wrong with: what has a path was found there."""
+        for file in files:
+            for fd in file.fds:
+                seen = self._seen[fd]
+                named = attrs.evolve(seen.file, found_by_name=True)
+                self._again[fd] = attrs.evolve(seen, file=named)
+
+    @property
+    def close_on_exec(self) -> set[RemoteFd]:
+        """The descriptors that are closed by exec."""
+        return {fd for fd, one in self._seen.items() if one.file.info.close_on_exec}
+
+    @property
+    def links(self) -> dict[RemoteFd, str]:
+        """Descriptor -> what /proc/PID/fd shows of it."""
+        return {fd: one.raw.link for fd, one in self._seen.items()}
+
+    def is_unchanged(self, file: OpenFile) -> bool:
+        """Tell whether all that was read of it is as it was in the earlier table."""
+        return self._unchanged.issuperset(file.fds)
 
     def __enter__(self) -> "FdTable":
         """Nothing more to do."""
@@ -150,6 +303,14 @@ class FdTable:
         """Return all descriptions of the file behind `file`, itself included, in their order."""
         return self._by_inode[file.status.st_dev, file.status.st_ino]
 
+    def is_written(self, file: OpenFile) -> bool:
+        """Tell whether some description of the process may write the file behind `file`."""
+        return (file.status.st_dev, file.status.st_ino) in self._written
+
+    @functools.cached_property
+    def _written(self) -> set[tuple[int, int]]:
+        return {(f.status.st_dev, f.status.st_ino) for f in self.files if f.writable}
+
     @functools.cached_property
     def _by_inode(self) -> dict[tuple[int, int], list[OpenFile]]:
         groups: dict[tuple[int, int], list[OpenFile]] = {}
@@ -178,129 +339,6 @@ def _iter_links(pid: Pid) -> Iterator[str]:
     for name in names:
         with contextlib.suppress(OSError):
             yield os.readlink(f"/proc/{pid}/fd/{name}")
-
-
-Seen = dict[RemoteFd, tuple[bytes, OpenFile]]
-"""Descriptor -> its fdinfo, and what is behind it (as if nothing were shared)."""
-
-_FDINFO_BYTES = PAGE_SIZE
-"""Most of the files are short; one that fills this is read again in full."""
-
-
-def _survey(pid: Pid, looked: Seen) -> Seen:
-    """Return every descriptor of the process, ascending.
-
-    Five system calls for each, below two directories that are opened once: this is what a frozen
-    target waits for.
-    """
-    seen: Seen = {}
-    with _opened(pid, "fd") as links, _opened(pid, "fdinfo") as infos:
-        for fd in sorted(map(int, os.listdir(links))):
-            found = _examine(pid, RemoteFd(fd), links, infos, looked)
-            if found is not None:
-                seen[RemoteFd(fd)] = found
-    return seen
-
-
-@contextlib.contextmanager
-def _opened(pid: Pid, name: str) -> Iterator[int]:
-    with proc_failures_of(pid, f"list /proc/{pid}/{name}"):
-        directory = os.open(f"/proc/{pid}/{name}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            yield directory
-        finally:
-            os.close(directory)
-
-
-def _examine(
-    pid: Pid, fd: RemoteFd, links: int, infos: int, looked: Seen
-) -> tuple[bytes, OpenFile] | None:
-    """Return fdinfo and description of a descriptor; None if it was closed meanwhile."""
-    name = str(fd)
-    try:
-        raw = _read_raw(name, infos)
-        link = os.readlink(name, dir_fd=links)
-        status = os.stat(name, dir_fd=links)
-    except FileNotFoundError:
-        return None
-    before_raw, before = looked.get(fd, (b"", None))
-    if before is None or before.link != link or not os.path.samestat(before.status, status):
-        return raw, OpenFile((fd,), link, status, _parse(pid, fd, raw))
-    info = before.info if raw == before_raw else _parse(pid, fd, raw)
-    return raw, OpenFile((fd,), link, status, info, found_by_name=True)
-
-
-def _read_raw(name: str, directory: int) -> bytes:
-    file = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
-    try:
-        return os.read(file, _FDINFO_BYTES)
-    finally:
-        os.close(file)
-
-
-def _parse(pid: Pid, fd: RemoteFd, raw: bytes) -> FdInfo:
-    # A full read of an epoll with thousands of items may take several reads.
-    complete = len(raw) < _FDINFO_BYTES
-    info = parse_fdinfo(raw.decode()) if complete else read_fdinfo(pid, fd)
-    if info is None:
-        raise TargetGone(pid)
-    return info
-
-
-def _merge(pid: Pid, files: list[OpenFile], *, exact: bool) -> list[OpenFile]:
-    """Join what is one description; by the first descriptor ascending.
-
-    Args:
-        pid: the process.
-        files: each with one descriptor.
-        exact: nothing changes meanwhile, so that equal descriptions have equal offsets.
-    """
-    groups: dict[object, list[OpenFile]] = {}
-    for file in files:
-        info = file.info
-        eventfd_id = info.eventfd.eventfd_id if info.eventfd else None
-        offset = info.pos if exact else 0
-        key = (file.link, file.flags, info.mnt_id, info.inode, eventfd_id, offset)
-        groups.setdefault(key, []).append(file)
-    merged = [file for group in groups.values() for file in _merge_equal(pid, group)]
-    return sorted(merged, key=lambda file: file.fd)
-
-
-def _merge_equal(pid: Pid, group: list[OpenFile]) -> Iterator[OpenFile]:
-    """Join the members of a group that are one description."""
-    if len(group) == 1 or stat.S_ISSOCK(group[0].status.st_mode):
-        # A socket cannot be opened a second time: one inode is one description.
-        yield _join(group)
-        return
-
-    def order(a: OpenFile, b: OpenFile) -> int:
-        return _ORDER[_compare(pid, a.fd, b.fd)]
-
-    run: list[OpenFile] = []
-    for file in sorted(group, key=functools.cmp_to_key(order)):
-        if run and order(run[-1], file) != 0:
-            yield _join(run)
-            run = []
-        run.append(file)
-    yield _join(run)
-
-
-_ORDER = {Ordering.EQUAL: 0, Ordering.LESS: -1, Ordering.GREATER: 1, Ordering.DIFFERENT: 1}
-
-
-def _compare(pid: Pid, fd1: RemoteFd, fd2: RemoteFd) -> Ordering:
-    try:
-        return kcmp(pid, pid, KcmpType.FILE, fd1, fd2)
-    except OSError:
-        # One was closed meanwhile: the process runs, and its end will not be asked of this look.
-        return Ordering.DIFFERENT
-
-
-def _join(files: list[OpenFile]) -> OpenFile:
-    if len(files) == 1:
-        return files[0]
-    first = min(files, key=lambda file: file.fd)
-    return attrs.evolve(first, fds=tuple(sorted(file.fd for file in files)))
 
 
 def path_problem(file: OpenFile) -> Problem | None:

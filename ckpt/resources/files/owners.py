@@ -15,7 +15,7 @@ import contextlib
 import fcntl
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import attrs
 
@@ -34,6 +34,7 @@ from ckpt.resources.base import (
     Target,
     expect,
 )
+from ckpt.resources.files.open_file import LINKS
 from ckpt.units import Fd, Pid, RemoteFd
 
 _F_SETOWN_EX, _F_GETOWN_EX = 15, 16
@@ -72,20 +73,23 @@ class OwnersRecord:
     owners: tuple[Owner, ...]
 
 
-def _list_signalling(pid: Pid) -> list[RemoteFd]:
-    """Return the descriptors that can send a signal at all."""
-    fds: list[RemoteFd] = []
+def _read_links(pid: Pid) -> dict[RemoteFd, str]:
+    links: dict[RemoteFd, str] = {}
     for fd in list_fds(pid):
         with contextlib.suppress(FileNotFoundError):
-            if os.readlink(f"/proc/{pid}/fd/{fd}").startswith(_CAN_SIGNAL):
-                fds.append(fd)
-    return fds
+            links[fd] = os.readlink(f"/proc/{pid}/fd/{fd}")
+    return links
+
+
+def _list_signalling(links: Mapping[RemoteFd, str]) -> list[RemoteFd]:
+    """Return the descriptors that can send a signal at all."""
+    return [fd for fd, link in links.items() if link.startswith(_CAN_SIGNAL)]
 
 
 def look(target: Target) -> Iterator[Finding]:
     """Name every descriptor that alarms somebody else."""
     pid = target.pid
-    fds = _list_signalling(pid)
+    fds = _list_signalling(_read_links(pid))
     if not fds:
         return
     own = {(_PID, int(pid)), (_PGRP, os.getpgid(pid)), *((_TID, int(t)) for t in list_tids(pid))}
@@ -117,7 +121,8 @@ def _read_owner(pidfd: Fd, fd: RemoteFd, pid: Pid) -> tuple[int, int]:
 
 def capture(stopped: Stopped) -> Capture[OwnersRecord]:
     """Ask inside: pids are those that the process itself knows."""
-    fds = _list_signalling(stopped.pid)
+    links = stopped.notes.get(LINKS) or _read_links(stopped.pid)
+    fds = _list_signalling(links)
     replies = yield [one for fd in fds for one in _plan_asking(fd)]
     owners: list[Owner] = []
     for at, fd in enumerate(fds):

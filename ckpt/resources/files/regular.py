@@ -57,7 +57,7 @@ def problem(file: OpenFile, _table: FdTable) -> Problem | None:
 
 def capture(file: OpenFile, table: FdTable, _replies: list[Reply]) -> RegularRecord:
     """See `Kind.capture`."""
-    written = any(other.writable for other in table.same_inode(file))
+    written = table.is_written(file)
     by_name = file.path_only or is_made_by_the_kernel(file.link)
     return RegularRecord(
         file=identify(file.link, file.status),
@@ -119,6 +119,7 @@ REGULAR = Kind(
     RegularRecord,
     matches=matches,
     problem=problem,
+    reads_nothing=True,
     capture=capture,
     settle=settle,
     check_files=check_files,

@@ -27,9 +27,10 @@ from ckpt.kernel.arch import NR
 from ckpt.kernel.features import Features
 from ckpt.kernel.kcmp import KcmpType, Ordering, kcmp
 from ckpt.kernel.procfs.files import list_tids
-from ckpt.process.remote import Call, call
+from ckpt.process.remote import Call, Reply, call
 from ckpt.resources.base import (
     Capture,
+    Later,
     Opened,
     Rebuilt,
     Resource,
@@ -41,24 +42,16 @@ from ckpt.resources.base import (
     expect,
 )
 from ckpt.resources.files import external, locks
-from ckpt.resources.files.chardev import CHARDEV
-from ckpt.resources.files.directory import DIRECTORY
-from ckpt.resources.files.epoll import EPOLL, EpollRecord
-from ckpt.resources.files.eventfd import EVENTFD
+from ckpt.resources.files.epoll import EpollRecord
 from ckpt.resources.files.external import EXTERNAL, ExternalRecord
 from ckpt.resources.files.kind import AnyKind, Attaching, Opening
+from ckpt.resources.files.kinds import BY_NAME, classify
 from ckpt.resources.files.locks import LockRecord
-from ckpt.resources.files.open_file import STANDARD_STREAMS, FdTable, OpenFile, Problem
-from ckpt.resources.files.pipe import PIPE
-from ckpt.resources.files.regular import REGULAR
-from ckpt.resources.files.tcp import TCP
+from ckpt.resources.files.open_file import LINKS, STANDARD_STREAMS, FdTable, OpenFile, Problem
 from ckpt.resources.plain import strict, structure
 from ckpt.units import Fd, Pid, RemoteFd
 
-KINDS: tuple[AnyKind, ...] = (REGULAR, DIRECTORY, CHARDEV, PIPE, TCP, EVENTFD, EPOLL)
-"""All kinds but `EXTERNAL`, which stands in for a standard stream that none of them can take."""
-
-_BY_NAME = {kind.name: kind for kind in (*KINDS, EXTERNAL)}
+_NAME = "files"
 _MAX_FD = 2**31 - 1
 _OTHER_FILES = 256
 """More than a restore has open besides."""
@@ -80,16 +73,16 @@ class Description:
 
     def __attrs_post_init__(self) -> None:
         """Refuse an unknown kind; turn plain values into the kind's record."""
-        if self.kind not in _BY_NAME:
+        if self.kind not in BY_NAME:
             raise ValueError(f"unknown kind of file {self.kind!r}")
-        record = _BY_NAME[self.kind].record
+        record = BY_NAME[self.kind].record
         if not isinstance(self.record, record):
             object.__setattr__(self, "record", structure(strict(self.record, dict), record))
 
     @property
     def behaviour(self) -> AnyKind:
         """What can be done with it."""
-        return _BY_NAME[self.kind]
+        return BY_NAME[self.kind]
 
     @property
     def name(self) -> str:
@@ -140,44 +133,31 @@ class FilesRecord:
         return [entry.fd for entry in self.fds if entry.description == index]
 
 
-def classify(file: OpenFile, table: FdTable) -> tuple[AnyKind | None, Problem | None]:
-    """Return the kind that can take a description, or what is wrong with it."""
-    problem = Problem(f"is {_describe(file.link)}, which is not supported yet")
-    for kind in KINDS:
-        if kind.matches(file):
-            found = kind.problem(file, table) or locks.problem(file)
-            if found is None:
-                return kind, None
-            problem = found
-            break
-    if EXTERNAL.matches(file) and external.stream_of(file, table) is not None:
-        return EXTERNAL, None
-    return None, problem
-
-
-def _describe(link: str) -> str:
-    """Return the kernel's name of an object that has no path: `signalfd` of `anon_inode:[...]`."""
-    name = link.removeprefix("anon_inode:")
-    return name.strip("[]") if name != link else link.partition(":")[0]
-
-
 def look(target: Target) -> Iterator[Finding]:
     """Name every descriptor that cannot be captured."""
     yield from _iter_unshared(target.pid)
-    with FdTable(target.pid) as table:
-        target.notes["files"] = table.seen
+    with FdTable(target.pid, running=True) as table:
+        found: dict[OpenFile, AnyKind] = {}
         for file in table.files:
-            finding = _finding(file, table)
-            if finding:
-                yield finding
+            # One that was closed while we looked: the capture looks again.
+            with contextlib.suppress(OSError):
+                kind, problem = classify(file, table)
+                if kind:
+                    found[file] = kind
+                elif problem:
+                    yield _name_problem(file, problem)
+        # The capture confirms each by all that fdinfo, link and stat say, and the sharing by kcmp.
+        table.note_found(found)
+        kinds = {fd: kind for file, kind in found.items() for fd in file.fds}
+        target.notes[_NAME] = _Looked(table, kinds)
 
 
-def _finding(file: OpenFile, table: FdTable) -> Finding | None:
-    try:
-        problem = classify(file, table)[1]
-    except OSError:
-        return None  # It was closed while we looked; the capture looks again.
-    return _name_problem(file, problem) if problem else None
+@attrs.frozen(slots=True, eq=False)
+class _Looked:
+    """What was found before the process was stopped."""
+
+    table: FdTable
+    kinds: dict[RemoteFd, AnyKind]
 
 
 def _name_problem(file: OpenFile, problem: Problem) -> Finding:
@@ -191,32 +171,63 @@ def _iter_unshared(pid: Pid) -> Iterator[Finding]:
 
 
 def capture(stopped: Stopped) -> Capture[FilesRecord]:
-    """Read what is open; every description is asked anew whether it can be captured.
+    """Read what is open; what is not as it was is asked anew whether it can be captured.
 
     Raises:
         UnsupportedState: something was opened after `look`.
     """
-    with FdTable(stopped.pid, stopped.notes.get("files", {})) as table:
-        kinds = _kinds_of(table)
+    looked: _Looked | None = stopped.notes.get(_NAME)
+    with FdTable(stopped.pid, looked.table if looked else None) as table:
+        stopped.notes[LINKS] = table.links
+        kinds = _kinds_of(table, looked.kinds if looked else {})
         asked = [kind.ask(file) for kind, file in zip(kinds, table.files, strict=True)]
         replies = iter((yield [one for calls in asked for one in calls]))
-        descriptions = tuple(
-            Description(
-                kind.name,
-                file.flags,
-                kind.capture(file, table, [next(replies) for _ in calls]),
-                locks.capture(file),
-            )
+        captures = [
+            _Capturing(kind, file, [next(replies) for _ in calls])
             for kind, file, calls in zip(kinds, table.files, asked, strict=True)
+        ]
+        early = {
+            one.file: one.kind.capture(one.file, table, one.replies)
+            for one in captures
+            if not one.kind.reads_nothing
+        }
+    return Later(lambda: _build(table, captures, early))
+
+
+@attrs.frozen(slots=True, eq=False)
+class _Capturing:
+    """One description under way."""
+
+    kind: AnyKind
+    file: OpenFile
+    replies: list[Reply]
+
+
+def _build(
+    table: FdTable, captures: Iterable[_Capturing], early: dict[OpenFile, Any]
+) -> FilesRecord:
+    table.survey.close()
+    descriptions = tuple(
+        Description(
+            one.kind.name,
+            one.file.flags,
+            early[one.file]
+            if one.file in early
+            else one.kind.capture(one.file, table, one.replies),
+            locks.capture(one.file),
         )
-        return FilesRecord(descriptions, tuple(_iter_fds(table)))
+        for one in captures
+    )
+    return FilesRecord(descriptions, tuple(_iter_fds(table)))
 
 
-def _kinds_of(table: FdTable) -> list[AnyKind]:
+def _kinds_of(table: FdTable, known: dict[RemoteFd, AnyKind]) -> list[AnyKind]:
     kinds: list[AnyKind] = []
     findings: list[Finding] = []
     for file in table.files:
-        kind, problem = classify(file, table)
+        kind, problem = known.get(file.fd), None
+        if kind is None or not kind.reads_nothing or not table.is_unchanged(file):
+            kind, problem = classify(file, table)
         if kind:
             kinds.append(kind)
         elif problem:
@@ -228,8 +239,9 @@ def _kinds_of(table: FdTable) -> list[AnyKind]:
 
 def _iter_fds(table: FdTable) -> Iterator[FdRecord]:
     index = {file.fd: number for number, file in enumerate(table.files)}
+    close_on_exec = table.close_on_exec
     for fd, file in sorted(table.by_fd.items()):
-        yield FdRecord(fd, index[file.fd], close_on_exec=fd in table.close_on_exec)
+        yield FdRecord(fd, index[file.fd], close_on_exec=fd in close_on_exec)
 
 
 def settle(record: FilesRecord) -> FilesRecord:

@@ -11,7 +11,7 @@ from ckpt.image.codec import pack, unpack
 from ckpt.kernel.arch import NR
 from ckpt.resources.base import RestoreOptions
 from ckpt.resources.file_identity import FileIdentity
-from ckpt.resources.files import table
+from ckpt.resources.files import kinds, table
 from ckpt.resources.files.chardev import ChardevRecord
 from ckpt.resources.files.directory import DirectoryRecord
 from ckpt.resources.files.epoll import EpollItem, EpollRecord
@@ -53,7 +53,7 @@ def plain(record):
 
 
 def test_every_kind_has_an_example_here():
-    assert RECORDS.keys() == {kind.name for kind in (*table.KINDS, table.EXTERNAL)}
+    assert RECORDS.keys() == {kind.name for kind in (*kinds.KINDS, kinds.EXTERNAL)}
 
 
 def test_every_kind_survives_the_image():

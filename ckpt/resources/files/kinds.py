@@ -1,0 +1,43 @@
+"""All kinds of open file descriptions that are known, and which of them a description is.
+
+Refused before the target is stopped: every description that no kind knows.
+"""
+
+from ckpt.resources.files import external, locks
+from ckpt.resources.files.chardev import CHARDEV
+from ckpt.resources.files.directory import DIRECTORY
+from ckpt.resources.files.epoll import EPOLL
+from ckpt.resources.files.eventfd import EVENTFD
+from ckpt.resources.files.external import EXTERNAL
+from ckpt.resources.files.kind import AnyKind
+from ckpt.resources.files.open_file import FdTable, OpenFile, Problem
+from ckpt.resources.files.pipe import PIPE
+from ckpt.resources.files.regular import REGULAR
+from ckpt.resources.files.tcp import TCP
+
+KINDS: tuple[AnyKind, ...] = (REGULAR, DIRECTORY, CHARDEV, PIPE, TCP, EVENTFD, EPOLL)
+"""All kinds but `EXTERNAL`, which stands in for a standard stream that none of them can take."""
+
+BY_NAME = {kind.name: kind for kind in (*KINDS, EXTERNAL)}
+"""By the name that the image has."""
+
+
+def classify(file: OpenFile, table: FdTable) -> tuple[AnyKind | None, Problem | None]:
+    """Return the kind that can take a description, or what is wrong with it."""
+    problem = Problem(f"is {_describe(file.link)}, which is not supported yet")
+    for kind in KINDS:
+        if kind.matches(file):
+            found = kind.problem(file, table) or locks.problem(file)
+            if found is None:
+                return kind, None
+            problem = found
+            break
+    if EXTERNAL.matches(file) and external.stream_of(file, table) is not None:
+        return EXTERNAL, None
+    return None, problem
+
+
+def _describe(link: str) -> str:
+    """Return the kernel's name of an object that has no path: `signalfd` of `anon_inode:[...]`."""
+    name = link.removeprefix("anon_inode:")
+    return name.strip("[]") if name != link else link.partition(":")[0]
