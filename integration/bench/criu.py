@@ -59,7 +59,7 @@ def _fetch(cache: Path) -> Path:
 
 
 def enter_private_run() -> None:
-    """Give this process, and all that it starts, a /run of its own, on tmpfs.
+    """Give this process, and all that it starts, a /run on tmpfs: its own, if it has to be made.
 
     CRIU keeps what it has learnt of the kernel there, and only on a tmpfs; without, it learns it
     anew each time, which is most of the time of a small dump.
@@ -67,6 +67,8 @@ def enter_private_run() -> None:
     Raises:
         OSError: not permitted.
     """
+    if run_tool("stat", "--file-system", "--format=%T", "/run").strip() == "tmpfs":
+        return
     libc = ctypes.CDLL(None, use_errno=True)
     for call, arguments in (
         (libc.unshare, (_CLONE_NEWNS,)),

@@ -6,7 +6,8 @@ space, a page cache full of its images) shall not be charged to the other.
 
 import statistics
 import sys
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import attrs
@@ -28,6 +29,7 @@ from integration.bench.tools import (
 
 _SETTLE_S = 0.3
 _IDLE_S = 0.2
+_IDLE = ("idle", "ms")
 _NOT_THERE = "ckpt restore --lazy is not there yet"
 
 
@@ -43,18 +45,21 @@ class Case:
     on_disk: bool = False
     restores: bool = True
     may_be_lazy: bool = False
+    limits: Callable[[Process], Mapping[tuple[str, str], float]] | None = None
+    """Asked while the process still stands as it was dumped: (measure, unit) -> the least that it
+    takes, for the column "limit"."""
 
 
 def measure(bench: Bench, case: Case, into: Collector) -> None:
     """Take a case through its rounds, the tools in turn; one that fails is named and left out."""
     tools = list(bench.tools)
-    idle_ms: list[float] = []
+    beside: dict[tuple[str, str], list[float]] = defaultdict(list)
     for nth in range(bench.rounds(case.rounds)):
         for tool in bench.in_turn(nth):
             if tool not in tools:
                 continue
             try:
-                found = _measure_once(bench, case, tool, idle_ms)
+                found = _measure_once(bench, case, tool, beside)
             except (ToolFailed, Gone, TimeoutError, RuntimeError) as exc:
                 tools.remove(tool)
                 into.note(f"{case.name}: {tool.name} failed: {_last_line(str(exc))}")
@@ -62,6 +67,10 @@ def measure(bench: Bench, case: Case, into: Collector) -> None:
                 continue
             for (name, unit), value in found.items():
                 into.add(case.name, name, unit, tool.name, value)
+    idle_ms = beside.pop(_IDLE, [])
+    for (name, unit), values in beside.items():
+        for value in values:
+            into.add(case.name, name, unit, "limit", value)
     if idle_ms:
         middle, most = statistics.median(idle_ms), max(idle_ms)
         into.note(
@@ -71,22 +80,29 @@ def measure(bench: Bench, case: Case, into: Collector) -> None:
 
 
 def _last_line(text: str) -> str:
-    return text.strip().splitlines()[-1][:160] if text.strip() else "no word"
+    """Return the last line that is not the JSON of `ckpt --json`."""
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("{")]
+    return lines[-1].strip()[:160] if lines else "no word"
 
 
 _Found = dict[tuple[str, str], float]
 
 
-def _measure_once(bench: Bench, case: Case, tool: Tool, idle_ms: list[float]) -> _Found:
+def _measure_once(
+    bench: Bench, case: Case, tool: Tool, beside: dict[tuple[str, str], list[float]]
+) -> _Found:
     with bench.image(on_disk=case.on_disk) as image, case.start(bench.work) as process:
         process.board.pass_time(_SETTLE_S)
         process.board.reset()
         process.board.pass_time(_IDLE_S)
-        idle_ms.append(process.board.gap_ms())
+        beside[_IDLE].append(process.board.gap_ms())
         dumped = dump(process, lambda: tool.dump(process.pid, image, warm_mib=case.mib))
         found = _of_dump(dumped, image)
         if isinstance(tool, Ckpt):
             found["freeze, as it says", "ms"] = float(said_by_ckpt(dumped.done)["freeze_ms"])
+        if case.limits and isinstance(tool, Ckpt):
+            for name, value in case.limits(process).items():
+                beside[name].append(value)
         if not case.restores:
             return found
         process.end()

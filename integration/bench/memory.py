@@ -2,15 +2,17 @@
 
 import functools
 
-from integration.bench import goals
+from integration.bench import goals, reference
 from integration.bench.cycle import Case, available_mib, measure, note_lazy
 from integration.bench.report import Collector, Section
-from integration.bench.target import start_target
+from integration.bench.target import Process, start_target
 from integration.bench.tools import Bench
 
 RATE = 1000
 _FILLS = ("random", "half", "sparse")
-_SHARE = {"random": 1.0, "half": 1.0, "sparse": 1 / 16}
+_EVERY = {"random": 1, "half": 1, "sparse": 16}
+_PAGE = 4096
+_TRIED = 16384  # pages; what they take is scaled to all
 _ROUNDS = {64: 5, 256: 4, 1024: 3, 4096: 2}
 
 
@@ -34,21 +36,36 @@ def measure_disk(bench: Bench) -> list[Section]:
 
 
 def _measure(bench: Bench, mib: int, *, on_disk: bool) -> Section:
-    into = Collector()
+    into = Collector(("ckpt", "criu", "limit"))
     note_lazy(into)
+    into.note(
+        "limit: all pages by process_vm_readv into a warm buffer, or by UFFDIO_COPY; 1 thread"
+    )
     if on_disk:
         into.note("ckpt has its image on the disk when it returns (fsync), criu leaves that open")
     for fill in _FILLS:
-        n_mib = int(mib * _SHARE[fill])
+        n_mib = mib // _EVERY[fill]
         # The process, its image, and as much again that is warmed before each command.
         if available_mib() < 3.2 * n_mib:
             into.note(f"{fill}: left out, not enough memory")
             continue
         start = functools.partial(start_target, mib=mib, fill=fill, rate=RATE)
         name = f"{size_name(mib)} {fill}"
-        case = Case(name, start, n_mib, _ROUNDS[mib], on_disk=on_disk, may_be_lazy=True)
+        limits = functools.partial(_measure_limits, every=_EVERY[fill])
+        case = Case(name, start, n_mib, _ROUNDS[mib], on_disk, may_be_lazy=True, limits=limits)
         measure(bench, case, into)
     where = "disk" if on_disk else "tmpfs"
     title = f"full dump and restore, {size_name(mib)}, {RATE:,} pages written per s, {where}"
     # The goals are for tmpfs: a disk is as fast as it is.
     return into.section(title, {} if on_disk else goals.MEMORY)
+
+
+def _measure_limits(process: Process, every: int) -> dict[tuple[str, str], float]:
+    """Return the ms that the pages of a process take to be read, and to be put in place."""
+    area, n_pages = process.board.read("area"), process.board.read("n_pages") // every
+    n = min(n_pages, _TRIED)
+    starts = [area + i * every * _PAGE for i in range(n)]
+    together = ([area], n * _PAGE) if every == 1 else (starts, _PAGE)
+    read_ms = reference.time_readv(process.pid, *together)
+    copy_ms = reference.time_uffd_copy(n * _PAGE) * 1e3
+    return {("wall", "ms"): read_ms * n_pages / n, ("restore", "ms"): copy_ms * n_pages / n}

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import functools
 import json
 import os
 import shutil
@@ -108,6 +109,7 @@ def said_by_ckpt(done: Run) -> Mapping[str, Any]:
     raise ToolFailed(f"no object in {done.said!r}")
 
 
+@functools.cache
 def ckpt_offers(command: str, option: str) -> bool:
     """Tell whether `ckpt COMMAND` knows an option."""
     return option in run([*CKPT, command, "--help"]).said
