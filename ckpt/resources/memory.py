@@ -17,11 +17,11 @@ import ctypes
 import errno
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 
 import attrs
 
-from ckpt.errors import Finding, RestoreFailed, UnsupportedState
+from ckpt.errors import Finding, RestoreFailed
 from ckpt.kernel import pagemap, prctl
 from ckpt.kernel.arch import NR
 from ckpt.kernel.arch import x86_64 as arch
@@ -51,54 +51,42 @@ from ckpt.resources.file_identity import (
     identify,
     with_build_id,
 )
-from ckpt.resources.mappings import KERNEL_VMAS, file_problem, is_file, problem_of
+from ckpt.resources.mappings import KERNEL_VMAS
+from ckpt.resources.vmas import (
+    PROT_EXEC,
+    PROT_READ,
+    PROT_WRITE,
+    VmaRecord,
+    confirm_vmas,
+    iter_findings,
+    iter_own_vmas,
+    look_at_vmas,
+)
 from ckpt.tracker.populated import iter_ranges, opened_pagemap
 from ckpt.tracker.spans import Spans, join, subtract
-from ckpt.units import AddrRange, Fd, Pid, RemoteAddr
+from ckpt.units import Fd, Pid, RemoteAddr
 
-PROT_READ, PROT_WRITE, PROT_EXEC = 1, 2, 4
+__all__ = [
+    "KERNEL_VMAS",
+    "MEMORY",
+    "MemoryRecord",
+    "MmFields",
+    "VmaRecord",
+    "digest_of_vdso",
+    "iter_own_vmas",
+]
+
 _ANY_PROT = PROT_READ | PROT_WRITE | PROT_EXEC
 _MAP_SHARED, _MAP_PRIVATE, _MAP_DROPPABLE, _MAP_ANONYMOUS = 0x01, 0x02, 0x08, 0x20
 _MAP_GROWSDOWN, _MAP_NORESERVE, _MAP_FIXED_NOREPLACE = 0x0100, 0x4000, 0x100000
 _MREMAP_MAYMOVE, _MREMAP_FIXED = 1, 2
 _MLOCK_ONFAULT = 1
 
-_VSYSCALL = "[vsyscall]"
 
 _MADVISE_BEFORE_FILL = {"hg": 14, "nh": 15}
 """VmFlags code -> advice that changes how pages are allocated."""
 _MADVISE_AFTER_FILL = {"sr": 2, "rr": 1, "dc": 10, "mg": 12, "dd": 16, "wf": 18}
 _MADV_GUARD_INSTALL = 102
-
-
-@attrs.frozen(slots=True)
-class VmaRecord:
-    """One mapping."""
-
-    start: int
-    end: int
-    prot: int
-    """PROT_* bits."""
-    shared: bool
-    special: str
-    """One of `KERNEL_VMAS`, or empty."""
-    file: int
-    """Index into `MemoryRecord.files`, -1 if anonymous."""
-    offset_bytes: int
-    flags: tuple[str, ...]
-    """VmFlags codes of /proc/PID/smaps (proc_pid_smaps(5))."""
-    name: str
-    """The name of an anonymous mapping, empty if it has none."""
-
-    @property
-    def span(self) -> AddrRange:
-        """Its addresses."""
-        return AddrRange(RemoteAddr(self.start), RemoteAddr(self.end))
-
-    @property
-    def has_own_pages(self) -> bool:
-        """Tell whether its pages can be the process's own (not a file's, not the kernel's)."""
-        return not self.shared and not self.special
 
 
 @attrs.frozen(slots=True)
@@ -153,34 +141,26 @@ class MemoryRecord:
             raise ValueError("a guard region is not of whole pages")
 
 
-def iter_own_vmas(vmas: Iterable[maps.Vma]) -> Iterator[maps.Vma]:
-    """Leave out what the kernel maps at the same place for everybody."""
-    return (vma for vma in vmas if vma.path != _VSYSCALL)
+_NAME = "memory"
 
 
 def look(target: Target) -> Iterator[Finding]:
-    """Name every mapping that cannot be captured; note the flags, which are slow to read."""
-    vmas = maps.read_smaps(target.pid)
-    target.notes["memory"] = {_without_flags(vma): vma for vma in vmas}
-    yield from _iter_findings(target.pid, iter_own_vmas(vmas))
-
-
-def _iter_findings(pid: Pid, vmas: Iterable[maps.Vma]) -> Iterator[Finding]:
-    for vma in vmas:
-        problem = problem_of(pid, vma)
-        if problem:
-            yield Finding(" ".join(filter(None, (f"memory {vma.span}", vma.path))), problem)
+    """Name every mapping that cannot be captured; note all of them, see `vmas.Looked`."""
+    looked = look_at_vmas(target.pid)
+    target.notes[_NAME] = looked
+    yield from iter_findings(target.pid, looked)
 
 
 def capture(stopped: Stopped) -> Capture[MemoryRecord]:
     """Read the layout of the frozen process; its break is known only inside."""
     pid = stopped.pid
-    vmas = _read_vmas(pid, stopped.notes.get("memory", {}))
+    locked_bytes = stopped.read_status().vm_locked_bytes
+    looked = confirm_vmas(pid, stopped.notes.get(_NAME), locked_bytes)
+    records = looked.records
     stat = procfs_stat.read_stat(pid)
     exe_path = os.readlink(f"/proc/{pid}/exe")
     exe = identify(exe_path, os.stat(f"/proc/{pid}/exe"))
-    files = _FileTable(pid)
-    records = tuple(files.record(vma) for vma in vmas)
+    files = looked.files.identify(pid)
     guards = _read_guards(pid, records) if stopped.features.pagemap_scan_guard else []
     (brk,) = yield [call(NR.brk, 0)]
     mm = MmFields(
@@ -198,11 +178,11 @@ def capture(stopped: Stopped) -> Capture[MemoryRecord]:
     )
     return MemoryRecord(
         vmas=records,
-        files=tuple(files.identities),
+        files=files,
         mm=mm,
         exe=exe,
         auxv=procfs_files.read_bytes(pid, "auxv"),
-        vdso=digest_of_vdso(pid, vmas),
+        vdso=digest_of_vdso(pid, looked.vmas.values()),
         guards=tuple(guards),
     )
 
@@ -216,27 +196,6 @@ def _read_guards(pid: Pid, vmas: Iterable[VmaRecord]) -> Spans:
     return join(found)
 
 
-def _without_flags(vma: maps.Vma) -> maps.Vma:
-    return attrs.evolve(vma, flags=frozenset(), protection_key=0)
-
-
-def _read_vmas(pid: Pid, looked: Mapping[maps.Vma, maps.Vma]) -> tuple[maps.Vma, ...]:
-    """Return the VMAs of a frozen process with their flags.
-
-    /proc/PID/smaps counts every page (15 ms for 1 GiB), /proc/PID/maps none. So where all mappings
-    are as they were before the freeze, their flags are taken from there. What that can miss is an
-    madvise or mlock of the last milliseconds on a mapping that it did not split.
-    """
-    now = list(iter_own_vmas(maps.read_maps(pid)))
-    if all(vma in looked for vma in now):
-        return tuple(looked[vma] for vma in now)
-    new = tuple(iter_own_vmas(maps.read_smaps(pid)))
-    findings = tuple(_iter_findings(pid, new))
-    if findings:
-        raise UnsupportedState(pid, findings)
-    return new
-
-
 def settle(record: MemoryRecord) -> MemoryRecord:
     """Add the build-ids of the executable files."""
     executable = {vma.file for vma in record.vmas if vma.prot & PROT_EXEC}
@@ -248,43 +207,6 @@ def settle(record: MemoryRecord) -> MemoryRecord:
         ),
         exe=with_build_id(record.exe),
     )
-
-
-class _FileTable:
-    """Collects the mapped files of one process, each once."""
-
-    def __init__(self, pid: Pid) -> None:
-        self._pid = pid
-        self._index: dict[str, int] = {}
-        self.identities: list[FileIdentity] = []
-
-    def record(self, vma: maps.Vma) -> VmaRecord:
-        """Return the record of a VMA, noting its file."""
-        path = vma.path or ""
-        prot = PROT_READ * vma.readable | PROT_WRITE * vma.writable | PROT_EXEC * vma.executable
-        return VmaRecord(
-            start=vma.span.start,
-            end=vma.span.end,
-            prot=prot,
-            shared=vma.shared,
-            special=path if path in KERNEL_VMAS else "",
-            file=self._file(vma) if is_file(vma) else -1,
-            offset_bytes=vma.offset_bytes if is_file(vma) else 0,
-            flags=tuple(sorted(vma.flags)),
-            name=path[6:-1] if path.startswith("[anon:") else "",
-        )
-
-    def _file(self, vma: maps.Vma) -> int:
-        path = vma.path or ""
-        if path not in self._index:
-            problem = file_problem(self._pid, vma)
-            if problem or not os.path.exists(path):
-                problem = problem or "the mapped file has just been removed"
-                raise UnsupportedState(self._pid, (Finding(f"memory {vma.span} {path}", problem),))
-            status = os.stat(path)
-            self._index[path] = len(self.identities)
-            self.identities.append(identify(path, status))
-        return self._index[path]
 
 
 def digest_of_vdso(pid: Pid, vmas: Iterable[maps.Vma]) -> str:

@@ -1,14 +1,23 @@
 import mmap
 import os
 
+import attrs
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
 from ckpt.errors import TargetGone
 from ckpt.kernel.libc import writable_address
-from ckpt.kernel.procfs.maps import Vma, parse_maps, parse_smaps, read_maps, read_smaps
-from ckpt.units import AddrRange
+from ckpt.kernel.procfs.maps import (
+    Vma,
+    parse_maps,
+    parse_smaps,
+    read_lines,
+    read_maps,
+    read_smaps,
+    read_smaps_by_line,
+)
+from ckpt.units import AddrRange, Pid
 from tests.kernel.children import ended, running
 from tests.kernel.procfs.captured import text
 
@@ -177,3 +186,27 @@ def test_the_protection_key_belongs_to_the_mapping_above_it():
     other = header.replace("7f00", "7f11")
     text = f"{header}\nProtectionKey:         3\nVmFlags: rd wr\n{other}\nVmFlags: rd\n"
     assert [vma.protection_key for vma in parse_smaps(text)] == [3, 0]
+
+
+def test_each_mapping_of_smaps_has_its_line_in_maps():
+    pid = Pid(os.getpid())
+    mmap_of_ours = mmap.mmap(-1, 3 * mmap.PAGESIZE)  # so that there is one to be told apart
+    by_line = read_smaps_by_line(pid)
+    assert set(by_line) & set(read_lines(pid)) > {
+        line for line, vma in by_line.items() if vma.path == "[vdso]"
+    }
+    assert parse_maps("\n".join(by_line)) == [
+        attrs.evolve(vma, flags=frozenset(), protection_key=0) for vma in by_line.values()
+    ]
+    mmap_of_ours.close()
+
+
+def test_what_is_read_again_is_what_is_there():
+    pid = Pid(os.getpid())
+    before = read_maps(pid)
+    ours = mmap.mmap(-1, 64 * mmap.PAGESIZE, flags=mmap.MAP_SHARED | mmap.MAP_ANONYMOUS)
+    with_ours = read_maps(pid)
+    new = [vma for vma in with_ours if vma not in before]
+    assert any(vma.span.len_bytes == 64 * mmap.PAGESIZE for vma in new)
+    ours.close()
+    assert not any(vma.span == new[0].span and vma.shared for vma in read_maps(pid))
