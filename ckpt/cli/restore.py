@@ -49,6 +49,11 @@ def _parse_inherit(
     metavar="PATH",
     help="Accept that the file PATH has changed since the checkpoint; may be repeated.",
 )
+@click.option(
+    "--lazy",
+    is_flag=True,
+    help="Let the process run at once; its memory comes when it is touched, and in the background.",
+)
 @json_option
 @click.argument("image_dir")
 def command(
@@ -56,6 +61,7 @@ def command(
     detach: bool,
     inherit: dict[int, str],
     allow_changed: tuple[str, ...],
+    lazy: bool,
     as_json: bool,
     image_dir: str,
 ) -> int:
@@ -66,7 +72,7 @@ def command(
     command.
     """
     options = RestoreOptions(allow_changed=frozenset(allow_changed), inherit=inherit)
-    result = restore(image_dir, at, options)
+    result = restore(image_dir, at, options, lazy=lazy)
     for warning in result.warnings:
         note(warning)
     if as_json:

@@ -170,13 +170,12 @@ def _iter_registered(pid: Pid, fd: Fd, spans: Sequence[AddrRange]) -> Iterator[A
             yield span
 
 
-def fill(embryo: Embryo, reader: PageReader, space: str, vmas: Sequence[VmaRecord]) -> None:
-    """Write every stored page of `space`, of which each was checked, into the mapped embryo.
+def fill(embryo: Embryo, reader: PageReader, runs: ResolvedRuns, vmas: Sequence[VmaRecord]) -> None:
+    """Write the stored pages of `runs`, of which each was checked, into the mapped embryo.
 
     Raises:
         RestoreFailed: the kernel refused some of it.
         ImageCorrupt: a frame does not decode.
     """
-    runs = reader.resolve(space)
     with _watched(embryo, vmas, runs) as watched:
         reader.for_each_frame(runs, watched.put)

@@ -23,8 +23,10 @@ from typing import Any
 import attrs
 
 from ckpt.engine.fill import fill
+from ckpt.engine.guard import Lazy, Server, start_server
 from ckpt.engine.identity import read_exec_id
 from ckpt.engine.layout import choose_arena, number_inherited, spans_of
+from ckpt.engine.lazy import plan_lazy
 from ckpt.engine.pages import own_mappings
 from ckpt.engine.records import ProcessImage, ThreadImage, decode_processes
 from ckpt.engine.tracking import drop_epoch, tracking
@@ -42,7 +44,8 @@ from ckpt.errors import (
 from ckpt.image.chain import Chain
 from ckpt.image.format import Manifest
 from ckpt.image.reader import PageReader
-from ckpt.image.verify import verify_for
+from ckpt.image.runs import ResolvedRuns
+from ckpt.image.verify import verify_for, verify_frames, verify_sizes
 from ckpt.kernel import ptrace
 from ckpt.kernel.arch import NR
 from ckpt.kernel.clone3 import CloneFlag, clone_args, pack_clone_args, pack_set_tid
@@ -90,15 +93,26 @@ class _Work:
     features: Features
     inherited: dict[str, RemoteFd]
     warn: Callable[[str], None]
+    at_once: ResolvedRuns
+    """What is filled before the process runs."""
+    lazy: Lazy | None
+    """What is filled while it runs."""
+    server: Server | None = None
 
 
 def restore(
-    directory: str | Path, at: int | None = None, options: RestoreOptions | None = None
+    directory: str | Path,
+    at: int | None = None,
+    options: RestoreOptions | None = None,
+    *,
+    lazy: bool = False,
 ) -> RestoreResult:
     """Bring a process back from a generation of an image directory (the newest by default).
 
     It is a child of the caller and runs when this returns. Its next incremental dump into the same
-    directory is a delta on that generation.
+    directory is a delta on that generation. With `lazy` it runs before its memory is there: two
+    processes of ours fill it, check each page then, and end when all is there; the next dump is
+    full, and refused until then.
 
     Raises:
         ImageError: the image is damaged, of a newer format, or has no such generation.
@@ -111,13 +125,16 @@ def restore(
     options = attrs.evolve(options, warn=warnings.append)
     chain = Chain.open(Path(directory))
     number = _number(chain, at)
-    reader = verify_for(chain, number)
-    process = decode_processes(reader.manifest, str(chain.manifest_path(number)))[0]
+    reader, process, content = _verify(chain, number, lazy=lazy)
     features = probe_features()
     _check_host(process, features, options)
     with _opened(process, options) as opened:
-        work = _Work(process, reader, features, {}, warnings.append)
-        _rebuild(work, opened, chain.chain_id)
+        work = _Work(process, reader, features, {}, warnings.append, *content)
+        try:
+            _rebuild(work, opened, chain.chain_id)
+        finally:
+            if work.server is not None:
+                work.server.close()
     restore_ms = (time.monotonic() - started_s) * 1000
     return RestoreResult(process.pid, number, restore_ms, tuple(warnings))
 
@@ -127,6 +144,28 @@ def _number(chain: Chain, at: int | None) -> GenerationNo:
     if number is None:
         raise NoGeneration(str(chain.path), GenerationNo(0), "none yet")
     return number
+
+
+def _verify(
+    chain: Chain, number: GenerationNo, *, lazy: bool
+) -> tuple[PageReader, ProcessImage, tuple[ResolvedRuns, Lazy | None]]:
+    """Check what is used before the process runs; return what is filled then, and what later."""
+    path = str(chain.manifest_path(number))
+    if not lazy:
+        reader = verify_for(chain, number)
+        process = decode_processes(reader.manifest, path)[0]
+        return reader, process, (reader.resolve(process.space), None)
+    reader = PageReader(chain, number)
+    process = decode_processes(reader.manifest, path)[0]
+    runs = reader.resolve(process.space)
+    spans, others = plan_lazy(process.resources["memory"].vmas, runs)
+    at_once = runs.clip(others)
+    verify_sizes(chain, number)
+    verify_frames(chain, reader, [at_once])
+    if not spans:
+        return reader, process, (at_once, None)
+    image = f"generation {number} of {chain.path}"
+    return reader, process, (at_once, Lazy(reader, runs.clip(spans), spans, image))
 
 
 def _iter_records(process: ProcessImage) -> Iterator[tuple[Resource[Any], Any]]:
@@ -221,8 +260,9 @@ def _run_restore(
 
 def _fill(work: _Work, embryo: Embryo) -> None:
     """Write the stored pages into the mapped embryo."""
-    vmas = work.process.resources["memory"].vmas
-    fill(embryo, work.reader, work.process.space, vmas)
+    fill(embryo, work.reader, work.at_once, work.process.resources["memory"].vmas)
+    if work.lazy is not None:
+        work.server = start_server(work.lazy, embryo)
 
 
 def _make_threads(process: ProcessImage, embryo: Embryo) -> None:
@@ -255,6 +295,13 @@ def _arm_and_let_go(work: _Work, embryo: Embryo, chain_id: str) -> None:
     old = read_epoch(embryo.pid)
     if old is not None:
         drop_epoch(old)
+    if work.server is not None:
+        # A mapping has one userfaultfd, and the server's is needed until all pages are there.
+        work.warn("the next incremental dump will be full: the restore is lazy")
+        _unmap_arena(embryo)
+        _let_go(work.process, embryo)
+        work.server.start()
+        return
     name = _tracker_name(manifest, work.features)
     identity, exec_id = read_identity(embryo.pid), read_exec_id(embryo.pid)
     with tracking(identity, exec_id, name, work.features) as lent:

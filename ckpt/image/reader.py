@@ -233,6 +233,14 @@ class PageReader:
             runs = runs.clip(wanted)
         return self._iter_decoded(runs)
 
+    def decode(self, frame: Frame) -> bytes:
+        """Return the raw pages of one of `iter_frames`, checked; safe in any thread.
+
+        Raises:
+            ImageCorrupt, ImageVersion: see `read_frame`.
+        """
+        return read_frame(self._chain, frame)
+
     def for_each_frame(
         self, runs: ResolvedRuns, use: Callable[[memoryview, list[Piece]], None]
     ) -> None:

@@ -10,6 +10,7 @@ from ckpt.errors import Finding, ImageError
 from ckpt.image.chain import Chain
 from ckpt.image.format import Manifest, generation_name, page_file_name
 from ckpt.image.reader import Frame, PageReader, check_stored, read_frame
+from ckpt.image.runs import ResolvedRuns
 from ckpt.image.workers import DEFAULT_THREADS, for_each, iter_ahead
 from ckpt.units import GenerationNo
 
@@ -36,10 +37,27 @@ def verify_for(
     """
     reader = PageReader(chain, generation, threads=threads)
     spaces = [reader.resolve(space) for space in reader.manifest.spaces]
+    verify_frames(chain, reader, spaces, decode=decode, threads=threads)
+    return reader
+
+
+def verify_frames(
+    chain: Chain,
+    reader: PageReader,
+    needed: Iterable[ResolvedRuns],
+    *,
+    decode: bool = False,
+    threads: int = DEFAULT_THREADS,
+) -> None:
+    """Check the frames that hold pages of `needed`, see `verify_for`.
+
+    Raises:
+        ImageError: the first thing that is wrong.
+    """
     seen: set[tuple[GenerationNo, int, int]] = set()
 
     def iter_needed() -> Iterator[Frame]:
-        for runs in spaces:
+        for runs in needed:
             for frame, _ in reader.iter_frames(runs):
                 key = (frame.manifest.generation, frame.location.file, frame.location.index)
                 if key not in seen:
@@ -53,7 +71,17 @@ def verify_for(
             check_stored(chain, frame)
 
     for_each(check, iter_needed(), threads)
-    return reader
+
+
+def verify_sizes(chain: Chain, generation: GenerationNo) -> None:
+    """Check that all page files of a lineage are there and as long as they should be.
+
+    Raises:
+        ImageError: the first one that is not.
+    """
+    for manifest in chain.lineage(generation):
+        for file in range(len(manifest.page_files)):
+            _check_size(chain, manifest, file)
 
 
 def verify(

@@ -15,6 +15,8 @@ import os
 from collections.abc import Iterator
 from typing import Final
 
+import attrs
+
 from ckpt.kernel import ioctl
 from ckpt.kernel.arch import NR
 from ckpt.kernel.failures import failures_of
@@ -60,6 +62,13 @@ UFFDIO_COPY_MODE_DONTWAKE: Final = 1 << 0
 UFFDIO_COPY_MODE_WP: Final = 1 << 1
 
 UFFDIO_ZEROPAGE_MODE_DONTWAKE: Final = 1 << 0
+
+
+UFFD_EVENT_PAGEFAULT: Final = 0x12
+UFFD_EVENT_FORK: Final = 0x13
+UFFD_EVENT_REMAP: Final = 0x14
+UFFD_EVENT_REMOVE: Final = 0x15
+UFFD_EVENT_UNMAP: Final = 0x16
 
 
 class uffdio_api(ctypes.Structure):  # noqa: N801
@@ -120,6 +129,23 @@ class uffdio_writeprotect(ctypes.Structure):  # noqa: N801
 
     _fields_ = (("range", uffdio_range), ("mode", ctypes.c_uint64))
 
+
+class uffd_msg(ctypes.Structure):  # noqa: N801
+    """`struct uffd_msg`; its union as three words, of which each event has its own meaning."""
+
+    event: int
+    words: "ctypes.Array[ctypes.c_uint64]"
+    _pack_ = 1
+    _fields_ = (
+        ("event", ctypes.c_uint8),
+        ("reserved1", ctypes.c_uint8),
+        ("reserved2", ctypes.c_uint16),
+        ("reserved3", ctypes.c_uint32),
+        ("words", ctypes.c_uint64 * 3),
+    )
+
+
+_MESSAGES_AT_ONCE: Final = 64
 
 _UNMAPPED: Final = (1 << 47) - 2 * PAGE_SIZE
 # The last page of the address space, where the kernel never maps anything by itself.
@@ -278,6 +304,82 @@ def wake(fd: int, span: AddrRange, *, pid: Pid) -> None:
     """
     with failures_of(pid, "wake the faults"):
         ioctl.call(fd, UFFDIO_WAKE, _range(span))
+
+
+def has_memory(fd: int) -> bool:
+    """Tell whether the address space of the descriptor still exists."""
+    probe = uffdio_zeropage(range=uffdio_range(start=_UNMAPPED, len=PAGE_SIZE))
+    try:
+        ioctl.call(fd, UFFDIO_ZEROPAGE, probe)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        # ENOENT, nothing is mapped there; EAGAIN: the mappings are just changing.
+        return True
+    return True
+
+
+@attrs.frozen(slots=True)
+class Fault:
+    """Somebody waits for the page at `address`."""
+
+    address: int
+
+
+@attrs.frozen(slots=True)
+class Forked:
+    """The process has forked; `fd` is a new descriptor of ours, for the child's memory."""
+
+    fd: Fd
+
+
+@attrs.frozen(slots=True)
+class Moved:
+    """mremap has moved `len_bytes` from `start` to `to`."""
+
+    start: int
+    to: int
+    len_bytes: int
+
+
+@attrs.frozen(slots=True)
+class Dropped:
+    """The pages of a range are gone: unmapped, or given back (MADV_DONTNEED)."""
+
+    start: int
+    end: int
+
+
+Message = Fault | Forked | Moved | Dropped
+
+
+def read_messages(fd: int) -> list[Message]:
+    """Return what has happened, in its order but for faults, which may come early.
+
+    A change of mappings lets the process go on when it is read here. Until then each `copy` and
+    `zeropage` does nothing (they return 0).
+
+    Raises:
+        OSError: whatever read(2) says, but for EAGAIN.
+    """
+    size = ctypes.sizeof(uffd_msg)
+    try:
+        raw = os.read(fd, _MESSAGES_AT_ONCE * size)
+    except BlockingIOError:
+        return []
+    return [_message(uffd_msg.from_buffer_copy(raw, at)) for at in range(0, len(raw), size)]
+
+
+def _message(raw: uffd_msg) -> Message:
+    first, second, third = raw.words
+    if raw.event == UFFD_EVENT_FORK:
+        return Forked(Fd(first & 0xFFFF_FFFF))
+    if raw.event == UFFD_EVENT_REMAP:
+        return Moved(first, second, third)
+    if raw.event in (UFFD_EVENT_REMOVE, UFFD_EVENT_UNMAP):
+        return Dropped(first, second)
+    # A page fault: flags, then the address.
+    return Fault(second)
 
 
 def _range(span: AddrRange) -> uffdio_range:
