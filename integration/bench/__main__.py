@@ -17,7 +17,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from integration.bench import delta, limits, memory, objects, tracked
+from integration.bench import delta, limits, memory, objects, softdirty, tracked
 from integration.bench.cycle import warm_up
 from integration.bench.report import Section, show
 from integration.bench.target import start_target
@@ -35,6 +35,7 @@ SECTIONS: Mapping[str, Callable[[Bench], list[Section]]] = {
     "disk": memory.measure_disk,
     "memory-4g": memory.measure_large,
     "delta-4g": delta.measure_large,
+    "soft-dirty": softdirty.measure,
 }
 _TMPFS = "/dev/shm"
 _QUIET = 0.5

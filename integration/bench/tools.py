@@ -122,10 +122,10 @@ class Criu:
     command: tuple[str, ...]
     name: str = "criu"
 
-    def dump(self, pid: int, image: Path, *, warm_mib: int = 0) -> Run:
+    def dump(self, pid: int, image: Path, *, warm_mib: int = 0, more: tuple[str, ...] = ()) -> Run:
         image.mkdir(parents=True)
         words = ["dump", "--tree", str(pid), "--images-dir", str(image), "--leave-running"]
-        return self._run([*words, "-v1", "-o", "dump.log"], image, warm_mib)
+        return self._run([*words, *more, "-v1", "-o", "dump.log"], image, warm_mib)
 
     def restore(self, image: Path, *, warm_mib: int = 0) -> Run:
         words = ["restore", "--images-dir", str(image), "--restore-detached"]

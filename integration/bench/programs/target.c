@@ -131,6 +131,8 @@ static void make_area(void)
 		    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (area == MAP_FAILED)
 		die("mmap");
+	/* What was written is known page by page only where pages are small, and figures shall not hang on where the area lies. */
+	madvise(area, n_pages * PAGE, MADV_NOHUGEPAGE);
 	for (size_t page = 0; page < n_pages; page += every)
 		fill_page(page);
 	atomic_store(&board->area, (int64_t)(uintptr_t)area);
