@@ -65,31 +65,44 @@ class Server:
         os.close(self._go)
 
 
-def start_server(lazy: Lazy, embryo: Embryo) -> Server:
-    """Watch the lazy memory of the embryo and start who serves it; faults are served from now on.
+@contextlib.contextmanager
+def watching(lazy: Lazy, embryo: Embryo) -> Iterator[Fd]:
+    """Lend a userfaultfd that watches the lazy memory of the embryo.
+
+    What is filled at once must be filled after this: a huge page would reach into lazy memory
+    beside it, as long as the two are one mapping to the kernel.
 
     Raises:
         FeatureMissing: userfaultfd with faults of the kernel and events of changes.
-        RestoreFailed: memory that cannot be watched; or the server did not start.
+        RestoreFailed: memory that cannot be watched.
     """
-    with opened_pidfd(embryo.pid) as target:
-        fd = make_inside(
-            embryo.pid,
-            embryo.arena,
-            embryo.leader,
-            FEATURES,
-            user_faults_only=False,
-            remedy=_REMEDY,
-        )
-        try:
-            _register(embryo.pid, fd, lazy.spans)
-            go_read, go_write = os.pipe()
-            ready_read, ready_write = os.pipe()
-            if os.fork() == 0:
-                _be_child(lambda: _guard(lazy, embryo.pid, fd, target, go_read, ready_write))
-        finally:
-            # From here on only those two have it: it ends with them.
-            os.close(fd)
+    fd = make_inside(
+        embryo.pid,
+        embryo.arena,
+        embryo.leader,
+        FEATURES,
+        user_faults_only=False,
+        remedy=_REMEDY,
+    )
+    try:
+        _register(embryo.pid, fd, lazy.spans)
+        yield fd
+    finally:
+        # Whoever serves it has it by now, and it ends with them.
+        os.close(fd)
+
+
+def start_server(lazy: Lazy, pid: Pid, fd: Fd) -> Server:
+    """Start who serves the userfaultfd `fd` of process `pid`; faults are served from now on.
+
+    Raises:
+        RestoreFailed: the server did not start.
+    """
+    with opened_pidfd(pid) as target:
+        go_read, go_write = os.pipe()
+        ready_read, ready_write = os.pipe()
+        if os.fork() == 0:
+            _be_child(lambda: _guard(lazy, pid, fd, target, go_read, ready_write))
     os.close(go_read)
     os.close(ready_write)
     try:

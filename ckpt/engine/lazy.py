@@ -26,7 +26,7 @@ import attrs
 
 from ckpt.engine.fill import iter_stored
 from ckpt.engine.places import Places
-from ckpt.errors import TargetGone
+from ckpt.errors import RestoreFailed, TargetGone
 from ckpt.image.reader import Frame, PageReader, Piece
 from ckpt.image.runs import ResolvedRuns
 from ckpt.image.workers import Pending, Workers
@@ -77,6 +77,8 @@ class _Space:
 
     fd: Fd
     places: Places
+    forked: bool = False
+    """A child has some pages from its parent, so it may be offered what it has."""
     done: set[_Key] = attrs.field(factory=set)
     """Frames that are in place."""
     gone: bool = False
@@ -201,7 +203,7 @@ class PageServer:
                 space.places.move(start, to, len_bytes)
             case Forked(fd):
                 # What the parent got since then the child may lack, so it is offered everything.
-                self._add(_Space(fd, space.places.copy()))
+                self._add(_Space(fd, space.places.copy(), forked=True))
 
     def _serve_faults(self) -> None:
         while self._faults:
@@ -262,10 +264,15 @@ class PageServer:
         """Return how many bytes are settled: in place now, or already, or no longer mapped.
 
         0: the process is changing its mappings, of which a message tells.
+
+        Raises:
+            RestoreFailed: something else is there, which cannot be.
         """
         try:
             return userfaultfd.copy(space.fd, RemoteAddr(address), source, len_bytes, pid=self._pid)
-        except FileExistsError:
+        except FileExistsError as error:
+            if not space.forked:
+                raise RestoreFailed("filling memory", f"{address:#x} is filled already") from error
             return PAGE_SIZE
         except FileNotFoundError:
             # Not all of it is in one mapping that is watched: it was split, or something else is

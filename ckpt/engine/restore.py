@@ -23,7 +23,7 @@ from typing import Any
 import attrs
 
 from ckpt.engine.fill import fill
-from ckpt.engine.guard import Lazy, Server, start_server
+from ckpt.engine.guard import Lazy, Server, start_server, watching
 from ckpt.engine.identity import read_exec_id
 from ckpt.engine.layout import choose_arena, number_inherited, spans_of
 from ckpt.engine.lazy import plan_lazy
@@ -260,9 +260,13 @@ def _run_restore(
 
 def _fill(work: _Work, embryo: Embryo) -> None:
     """Write the stored pages into the mapped embryo."""
-    fill(embryo, work.reader, work.at_once, work.process.resources["memory"].vmas)
-    if work.lazy is not None:
-        work.server = start_server(work.lazy, embryo)
+    vmas = work.process.resources["memory"].vmas
+    if work.lazy is None:
+        fill(embryo, work.reader, work.at_once, vmas)
+        return
+    with watching(work.lazy, embryo) as fd:
+        fill(embryo, work.reader, work.at_once, vmas)
+        work.server = start_server(work.lazy, embryo.pid, fd)
 
 
 def _make_threads(process: ProcessImage, embryo: Embryo) -> None:
