@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import json
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -19,9 +20,9 @@ from rich.console import Console
 
 from integration.bench import delta, limits, memory, objects, softdirty, tracked
 from integration.bench.cycle import warm_up
-from integration.bench.report import Section, show
+from integration.bench.report import Section, show, show_goals
 from integration.bench.target import start_target
-from integration.bench.tools import Bench, find_tools
+from integration.bench.tools import Bench, find_tools, reap_orphans
 
 SECTIONS: Mapping[str, Callable[[Bench], list[Section]]] = {
     "limits": limits.measure,
@@ -45,6 +46,7 @@ _QUIET = 0.5
 @contextlib.contextmanager
 def prepare(options: list[str], n_rounds: int | None) -> Iterator[tuple[Bench, str]]:
     """Yield the bench, warmed up, and a line on who is compared."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and leave nothing behind
     tools, line = find_tools(options)
     with (
         tempfile.TemporaryDirectory(prefix="ckpt-bench-") as disk,
@@ -54,7 +56,10 @@ def prepare(options: list[str], n_rounds: int | None) -> Iterator[tuple[Bench, s
         work.mkdir()
         bench = Bench(tools, work, Path(tmpfs), Path(disk), n_rounds)
         warm_up(bench, lambda cwd: start_target(cwd, mib=1))
-        yield bench, line
+        try:
+            yield bench, line
+        finally:
+            reap_orphans()
 
 
 def describe_machine(load_before: float, took_s: float) -> dict[str, object]:
@@ -88,6 +93,7 @@ def main() -> None:
             for section in SECTIONS[name](bench):
                 found.append(section)
                 show(console, section)
+    show_goals(console, found)
     machine = describe_machine(load_before, time.monotonic() - started_s)
     console.print(", ".join(f"{name} {value}" for name, value in machine.items()))
     if load_before > _QUIET:

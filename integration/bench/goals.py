@@ -18,7 +18,7 @@ MEMORY: GoalsOf = {
     ("1 GiB half", "wall"): (_ratio(1.5),),
     ("1 GiB half", "image"): (_ratio(0.62),),
     ("4 GiB random", "freeze"): (Goal(20), _ratio(1 / 100)),
-    ("4 GiB random", "restore --lazy, beyond python"): (Goal(60),),
+    ("4 GiB random", "restore --lazy, net"): (Goal(60),),
 } | {
     (f"{size} {fill}", measure): (Goal(200),)
     for size in ("64 MiB", "256 MiB", "1 GiB", "4 GiB")

@@ -30,7 +30,10 @@ class Goal:
 
     def text(self, unit: str) -> str:
         sign = "≥" if self.at_least else "≤"
-        return f"{sign} {self.limit:g} {unit if self.of is Of.FIGURE else 'x'}".rstrip()
+        if self.of is Of.FIGURE:
+            return f"{sign} {self.limit:g} {unit}".rstrip()
+        # A small ratio is easier to read as a part: 1/40.
+        return f"{sign} {self.limit:g} x" if self.limit > 0.1 else f"{sign} 1/{1 / self.limit:g} x"
 
 
 @attrs.frozen
@@ -50,12 +53,16 @@ class Row:
         first, second = (self.by.get(name, ()) for name in (*self.columns, "")[:2])
         return [a / b for a, b in zip(first, second, strict=False) if b]
 
+    def figure(self, goal: Goal) -> float | None:
+        """Return what a goal is held against; None where there is nothing."""
+        values = self.ratios() if goal.of is Of.RATIO else self.by.get(self.columns[0], ())
+        return statistics.median(values) if values else None
+
     def verdict(self, goal: Goal) -> str:
         """Tell whether a goal was met; empty where there is nothing to judge."""
-        values = self.ratios() if goal.of is Of.RATIO else self.by.get(self.columns[0], ())
-        if not values:
+        if (figure := self.figure(goal)) is None:
             return ""
-        return "met" if goal.is_met(statistics.median(values)) else "missed"
+        return "met" if goal.is_met(figure) else "missed"
 
     def plain(self) -> dict[str, object]:
         """Return it as JSON takes it."""
@@ -158,6 +165,27 @@ def show(console: Console, section: Section) -> None:
         case = row.case
     if section.notes:
         table.caption = "\n".join(section.notes)
+    console.print(table)
+
+
+def show_goals(console: Console, sections: Sequence[Section]) -> None:
+    """Print every goal that was judged, beside its figure."""
+    judged = [
+        (row, goal, figure)
+        for section in sections
+        for row in section.rows
+        for goal in row.goals
+        if (figure := row.figure(goal)) is not None
+    ]
+    if not judged:
+        return
+    n_met = sum(row.verdict(goal) == "met" for row, goal, _ in judged)
+    title = f"goals: {n_met} of {len(judged)} met"
+    table = Table("", "", title=title, title_justify="left", box=None, show_header=False)
+    for row, goal, figure in judged:
+        unit = row.unit if goal.of is Of.FIGURE else "x"
+        figures = f"{_number(figure)} {unit}", goal.text(row.unit), row.verdict(goal)
+        table.add_row(row.case, row.measure, *figures)
     console.print(table)
 
 

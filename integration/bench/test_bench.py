@@ -108,3 +108,16 @@ def test_damage_is_noticed(tmp_path):
             memory.write(b"\xff" * 8)
         with pytest.raises(RuntimeError, match="1 pages"):
             process.board.check()
+
+
+@pytest.mark.parametrize(
+    ("goal", "text"),
+    [
+        (Goal(10), "≤ 10 ms"),
+        (Goal(0.5, Of.RATIO), "≤ 0.5 x"),
+        (Goal(1 / 40, Of.RATIO), "≤ 1/40 x"),
+        (Goal(0.95, Of.RATIO, at_least=True), "≥ 0.95 x"),
+    ],
+)
+def test_a_goal_says_what_it_asks_for(goal, text):
+    assert goal.text("ms") == text

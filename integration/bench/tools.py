@@ -196,6 +196,13 @@ def find_tools(options: Sequence[str]) -> tuple[tuple[Tool, ...], str]:
     return (ckpt, Criu(tuple(command))), f"beside CRIU {version}"
 
 
+def reap_orphans() -> None:
+    """Reap what the tools left behind and has ended: who started it will not."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+
+
 @attrs.frozen
 class Dumped:
     """One dump, as the process felt it."""
