@@ -7,6 +7,7 @@ import pytest
 import zstandard
 
 from ckpt.image.pages import (
+    MAX_FRAME_BYTES,
     Encoding,
     FrameIndex,
     FrameTable,
@@ -34,6 +35,28 @@ def test_a_small_gain_is_not_worth_decompressing(n_zeros, encoding):
     raw = hard_page(3) + hard_page(4) + bytes(n_zeros) + hard_page(5)[n_zeros:]
     assert len(zstandard.ZstdCompressor(level=1).compress(raw)) < len(raw)
     assert encode_frame(memoryview(raw), 1).encoding is encoding
+
+
+N_FRAME_PAGES = MAX_FRAME_BYTES // PAGE
+
+
+@pytest.mark.parametrize(
+    ("is_soft", "encoding"),
+    [
+        (lambda _: False, Encoding.RAW),
+        (lambda _: True, Encoding.ZSTD),
+        (lambda page: page % 2, Encoding.ZSTD),
+        (lambda page: page % 8, Encoding.ZSTD),
+        (lambda page: page % 64 >= 16, Encoding.ZSTD),
+        (lambda page: page < N_FRAME_PAGES // 2, Encoding.ZSTD),
+    ],
+)
+def test_a_full_frame_of_noise_is_kept_as_it_is(is_soft, encoding):
+    raw = b"".join((soft_page if is_soft(n) else hard_page)(n) for n in range(N_FRAME_PAGES))
+    frame = encode_frame(memoryview(raw), 1)
+    assert frame.encoding is encoding
+    check_frame(bytes(frame.stored), frame.checksum)
+    assert decode_frame(bytes(frame.stored), frame.encoding, len(raw)) == raw
 
 
 @pytest.mark.parametrize("raw", [soft_page(9), hard_page(9)])
