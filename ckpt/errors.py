@@ -28,7 +28,7 @@ class CkptError(Exception):
         raise TypeError(f"{type(self).__name__} has no message")
 
 
-@attrs.frozen(eq=False, str=False)
+@attrs.frozen(eq=False, repr=False, str=False)
 class UsageError(CkptError):
     """The command line or the call makes no sense."""
 
@@ -48,7 +48,7 @@ class HostError(CkptError):
     code = "host"
 
 
-@attrs.frozen(eq=False, str=False)
+@attrs.frozen(eq=False, repr=False, str=False)
 class FeatureMissing(HostError):
     """The kernel, or the processor, lacks something that was asked for."""
 
@@ -62,7 +62,7 @@ class FeatureMissing(HostError):
         return f"this kernel has no {self.feature}: {self.remedy}"
 
 
-@attrs.frozen(eq=False, str=False)
+@attrs.frozen(eq=False, repr=False, str=False)
 class NotPermitted(HostError):
     """We may not do it."""
 
@@ -76,7 +76,7 @@ class NotPermitted(HostError):
         return f"not permitted to {self.action}: {self.remedy}"
 
 
-@attrs.frozen(eq=False, str=False)
+@attrs.frozen(eq=False, repr=False, str=False)
 class HostFull(HostError):
     """No space, no memory, no descriptors left; nothing was changed."""
 
@@ -97,7 +97,7 @@ class TargetError(CkptError):
     code = "target"
 
 
-@attrs.frozen(eq=False, str=False)
+@attrs.frozen(eq=False, repr=False, str=False)
 class TargetGone(TargetError):
     """The process, or the thread, does not exist (any more)."""
 
@@ -131,7 +131,7 @@ class Finding:
         return printable(line)
 
 
-@attrs.frozen(eq=False, str=False)
+@attrs.frozen(eq=False, repr=False, str=False)
 class UnsupportedState(TargetError):
     """The target owns something that we cannot capture; all findings at once, target untouched."""
 
@@ -146,7 +146,7 @@ class UnsupportedState(TargetError):
         return f"process {self.pid} cannot be checkpointed, and was not touched:{lines}"
 
 
-@attrs.frozen(eq=False, str=False)
+@attrs.frozen(eq=False, repr=False, str=False)
 class FreezeTimeout(TargetError):
     """A task did not stop in time; all were let go."""
 
@@ -163,7 +163,7 @@ class FreezeTimeout(TargetError):
         )
 
 
-@attrs.frozen(eq=False, str=False)
+@attrs.frozen(eq=False, repr=False, str=False)
 class TargetRefused(TargetError):
     """This pid is one that we never touch: ourselves, an ancestor, a kernel thread, one traced."""
 
@@ -177,7 +177,7 @@ class TargetRefused(TargetError):
         return f"process {self.pid} {self.reason}"
 
 
-@attrs.frozen(eq=False, str=False)
+@attrs.frozen(eq=False, repr=False, str=False)
 class TargetDamaged(TargetError):
     """Something of ours could not be undone in the target; says exactly what is left."""
 
@@ -198,7 +198,7 @@ class ImageError(CkptError):
     code = "image"
 
 
-@attrs.frozen(eq=False, str=False)
+@attrs.frozen(eq=False, repr=False, str=False)
 class ImageUnusable(ImageError):
     """The path is no image directory, or cannot be made or read as one."""
 
@@ -212,7 +212,7 @@ class ImageUnusable(ImageError):
         return f"{self.path}: {self.reason}"
 
 
-@attrs.frozen(eq=False, str=False)
+@attrs.frozen(eq=False, repr=False, str=False)
 class ImageCorrupt(ImageError):
     """A checksum, a digest or the structure is wrong."""
 
@@ -226,7 +226,7 @@ class ImageCorrupt(ImageError):
         return f"{self.path} is damaged: {self.reason}"
 
 
-@attrs.frozen(eq=False, str=False)
+@attrs.frozen(eq=False, repr=False, str=False)
 class ImageVersion(ImageError):
     """The image was written by a newer format than this ckpt reads."""
 
@@ -244,7 +244,7 @@ class ImageVersion(ImageError):
         )
 
 
-@attrs.frozen(eq=False, str=False)
+@attrs.frozen(eq=False, repr=False, str=False)
 class ChainBroken(ImageError):
     """A generation's ancestor is missing, or is not the one that it was made against."""
 
@@ -258,7 +258,7 @@ class ChainBroken(ImageError):
         return f"{self.path}: {self.reason}"
 
 
-@attrs.frozen(eq=False, str=False)
+@attrs.frozen(eq=False, repr=False, str=False)
 class NoGeneration(ImageError):
     """The generation that was asked for is not in this chain."""
 
@@ -273,7 +273,7 @@ class NoGeneration(ImageError):
         return f"{self.path} has no generation {self.generation}; it has {self.available}"
 
 
-@attrs.frozen(eq=False, str=False)
+@attrs.frozen(eq=False, repr=False, str=False)
 class ImageBusy(ImageError):
     """Another ckpt works in this image directory."""
 
@@ -293,7 +293,7 @@ class RestoreError(CkptError):
     code = "restore"
 
 
-@attrs.frozen(eq=False, str=False)
+@attrs.frozen(eq=False, repr=False, str=False)
 class RestoreFailed(RestoreError):
     """The kernel refused one step of the restore."""
 
@@ -307,7 +307,7 @@ class RestoreFailed(RestoreError):
         return f"restore failed at {self.step}: {self.reason}; everything it made was removed"
 
 
-@attrs.frozen(eq=False, str=False)
+@attrs.frozen(eq=False, repr=False, str=False)
 class PidTaken(RestoreError):
     """A pid or tid of the image is in use here."""
 
@@ -322,7 +322,7 @@ class PidTaken(RestoreError):
         return f"pid {self.pid} is taken by {self.holder}: {self.remedy}"
 
 
-@attrs.frozen(eq=False, str=False)
+@attrs.frozen(eq=False, repr=False, str=False)
 class FileChanged(RestoreError):
     """Files that the process holds open or mapped are missing or not what they were."""
 
@@ -336,7 +336,7 @@ class FileChanged(RestoreError):
         return f"files of the process are not as they were:{lines}"
 
 
-@attrs.frozen(eq=False, str=False)
+@attrs.frozen(eq=False, repr=False, str=False)
 class HostMismatch(RestoreError):
     """This host lacks what the process needs (processor, kernel, limits)."""
 
