@@ -225,8 +225,8 @@ def test_a_value_of_a_wrong_type_is_refused(image, data):
 @given(images, st.data())
 def test_a_missing_field_is_refused(image, data):
     raw = plain(image)
-    # Two fields have a default: most files have no build-id, and no locks.
-    optional = {"build_id", "locks"}
+    # These have a default: most files have no build-id and no locks, most memory has no guards.
+    optional = {"build_id", "locks", "guards"}
     ways = [way for way in iter_places(raw) if isinstance(way[-1], str) and way[-1] not in optional]
     way = data.draw(st.sampled_from(ways), "way")
     del at(raw, way[:-1])[way[-1]]
