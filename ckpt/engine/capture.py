@@ -5,7 +5,7 @@ mapping. Then the remote calls of all resources of the process run as one batch,
 thread as one.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -15,8 +15,9 @@ from ckpt.errors import Finding, UnsupportedState
 from ckpt.kernel.features import Features
 from ckpt.process.arena import Arena
 from ckpt.process.freezer import Frozen
-from ckpt.process.remote import Call, Reply
+from ckpt.process.remote import Call, Reply, part_of
 from ckpt.process.task import Task
+from ckpt.process.together import run_on_each
 from ckpt.process.tree import ending_told
 from ckpt.resources.base import Capture, Resource, Stopped, Target
 from ckpt.resources.registry import PROCESS, THREAD
@@ -93,9 +94,8 @@ class Capturing:
         leader = frozen.leader.tid
         # Process and leader are asked by the same thread: together, that is a batch less.
         _finish([*self._process, *self._threads[leader]], arena, frozen.leader)
-        for tid, asked in self._threads.items():
-            if tid != leader:
-                _finish(asked, arena, frozen.tasks[tid])
+        others = [(frozen.tasks[t], asked) for t, asked in self._threads.items() if t != leader]
+        _finish_each(others, arena)
         return ProcessImage(
             pid=frozen.pid,
             stopped_by=frozen.leader.group_stopped,
@@ -113,18 +113,38 @@ def _begin(resource: Resource[Any], stopped: Stopped) -> _Asked:
 
 def _finish(under_way: list[_Asked], arena: Arena, task: Task) -> None:
     """Run rounds of one batch each until every capture has its record."""
+    _finish_each([(task, under_way)], arena)
+
+
+def _finish_each(under_way: list[tuple[Task, list[_Asked]]], arena: Arena) -> None:
+    """Do so for many tasks, a round on all of them at a time."""
     while under_way:
-        calls = [call for one in under_way for call in one.calls]
-        replies = iter(arena.run(task, calls) if calls else [])
-        still: list[_Asked] = []
-        for one in under_way:
-            mine: list[Reply] = [next(replies) for _ in one.calls]
-            try:
-                one.calls = one.capture.send(mine)
-                still.append(one)
-            except StopIteration as stop:
-                one.record = stop.value
+        asked = [
+            (task, [call for one in all_of for call in one.calls]) for task, all_of in under_way
+        ]
+        answers = iter(run_on_each(arena, [one for one in asked if one[1]]))
+        still: list[tuple[Task, list[_Asked]]] = []
+        for (task, all_of), (_, calls) in zip(under_way, asked, strict=True):
+            replies = next(answers) if calls else ()
+            going_on = _answer(all_of, replies)
+            if going_on:
+                still.append((task, going_on))
         under_way = still
+
+
+def _answer(all_of: list[_Asked], replies: Sequence[Reply]) -> list[_Asked]:
+    """Give each capture its replies; return those that ask for more."""
+    going_on = []
+    at = 0
+    for one in all_of:
+        end = at + len(one.calls)
+        try:
+            one.calls = one.capture.send(part_of(replies, at, end))
+            going_on.append(one)
+        except StopIteration as stop:
+            one.record = stop.value
+        at = end
+    return going_on
 
 
 def _records_of(asked: Iterable[_Asked]) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from ckpt.kernel import process_vm, ptrace
 from ckpt.kernel.arch import NR
 from ckpt.kernel.arch import x86_64 as arch
 from ckpt.kernel.procfs import maps, status
+from ckpt.kernel.procfs.files import read_bytes
 from ckpt.process import memory
 from ckpt.process.remote import Call, Reply, pack_batch, size_of, unpack_replies
 from ckpt.process.task import ALL_SIGNALS, Task
@@ -38,8 +39,8 @@ _PROT_READ, _PROT_WRITE, _PROT_EXEC = 1, 2, 4
 _MAP_PRIVATE, _MAP_FIXED, _MAP_ANONYMOUS, MAP_FIXED_NOREPLACE = 0x02, 0x10, 0x20, 0x100000
 
 _SIGURG, _SIGCHLD, _SIGWINCH = 23, 17, 28
-_FRAME_PAGES = 4
-_DATA_OFFSET = arch.PAGE_SIZE * (1 + _FRAME_PAGES)
+FRAME_PAGES = 4
+_DATA_OFFSET = arch.PAGE_SIZE * (1 + FRAME_PAGES)
 ARENA_SIZE = arch.PAGE_SIZE * 80
 """Bytes of the whole mapping; only the pages that a batch needs are ever touched."""
 _CODE_OFFSET = 512
@@ -66,13 +67,17 @@ def find_syscall_insn(pid: Pid, vmas: Sequence[maps.Vma]) -> RemoteAddr:
     raise HostFull(f"process {pid} has no syscall instruction", "nothing can be asked inside it")
 
 
-def choose_end_mark(task: Task) -> int | None:
+def choose_end_mark(task: Task, status_text: bytes | None = None) -> int | None:
     """Return a signal that this task would not notice: ignored by default, no handler, not queued.
 
     A blocked one is not taken either, since a target may wait for it with sigwait or signalfd.
     None if the target uses all of them.
+
+    Args:
+        task: the task.
+        status_text: its /proc/PID/status; None: read it now.
     """
-    now = status.read_status(Pid(task.tid))
+    now = status.parse_signal_masks(status_text or read_bytes(task.tid, "status"))
     used = now.caught | now.pending | now.shared_pending | task.sigmask
     for sig in (_SIGWINCH, _SIGURG, _SIGCHLD):
         if not used >> (sig - 1) & 1:

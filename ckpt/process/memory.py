@@ -4,9 +4,11 @@ For structures of a few bytes to a few pages. Pages in bulk go through `kernel/p
 directly, where a short count is a fact to be handled.
 """
 
+from collections.abc import Sequence
+
 from ckpt.errors import TargetDamaged, TargetGone
 from ckpt.kernel import process_vm
-from ckpt.units import Pid, RemoteAddr, Tid, addr_range
+from ckpt.units import AddrRange, Pid, RemoteAddr, Tid, addr_range
 
 
 def read(pid: Pid | Tid, addr: RemoteAddr, len_bytes: int) -> bytes:
@@ -15,12 +17,19 @@ def read(pid: Pid | Tid, addr: RemoteAddr, len_bytes: int) -> bytes:
     Raises:
         TargetGone: the process ended, or nothing is mapped there any more.
     """
-    buffer = bytearray(len_bytes)
-    span = [addr_range(addr, len_bytes)]
-    if (
-        process_vm.readv(pid, span, buffer) < len_bytes
-        and process_vm.read_mem(pid, span, buffer) < len_bytes
-    ):
+    return read_ranges(pid, [addr_range(addr, len_bytes)])
+
+
+def read_ranges(pid: Pid | Tid, spans: Sequence[AddrRange]) -> bytes:
+    """Return what is in `spans`, one after the other, whatever the protection of the pages.
+
+    Raises:
+        TargetGone: the process ended, or nothing is mapped there any more.
+    """
+    buffer = bytearray(sum(span.len_bytes for span in spans))
+    if process_vm.readv(pid, spans, buffer) < len(buffer) and process_vm.read_mem(
+        pid, spans, buffer
+    ) < len(buffer):
         raise TargetGone(pid)
     return bytes(buffer)
 
@@ -32,5 +41,23 @@ def write(pid: Pid | Tid, addr: RemoteAddr, data: bytes) -> None:
         TargetGone: the process ended.
         TargetDamaged: the memory is not there, which means that it is no longer ours.
     """
-    if process_vm.writev(pid, [(addr, 0, len(data))], data) < len(data):
-        raise TargetDamaged(pid, f"its memory at {addr:#x} could not be written")
+    write_pieces(pid, [(addr, 0, len(data))], data)
+
+
+def write_pieces(
+    pid: Pid | Tid, pieces: Sequence[process_vm.Piece], source: bytes | bytearray
+) -> None:
+    """Write pieces of `source` into memory of ours.
+
+    Args:
+        pid: whose memory.
+        pieces: (address there, offset in `source`, length), in bytes.
+        source: what is written.
+
+    Raises:
+        TargetGone: the process ended.
+        TargetDamaged: the memory is not there, which means that it is no longer ours.
+    """
+    wanted = sum(len_bytes for _, _, len_bytes in pieces)
+    if process_vm.writev(pid, pieces, source) < wanted:
+        raise TargetDamaged(pid, f"its memory at {pieces[0][0]:#x} could not be written")

@@ -12,6 +12,8 @@ A memory argument is named by what it is, and the arena gives it an address:
 import errno
 import os
 from collections.abc import Sequence
+from functools import cached_property
+from typing import overload
 
 import attrs
 
@@ -97,6 +99,60 @@ class Reply:
             return f"{self.asked} = {self.value}"
         name = errno.errorcode.get(self.error, str(self.error))
         return f"{self.asked} = {name} ({os.strerror(self.error)})"
+
+
+class Replies(Sequence[Reply]):
+    """The replies of a batch that has run, taken out of its bytes when they are first looked at."""
+
+    def __init__(self, calls: Sequence[Call], batch: bytes) -> None:
+        """Take the calls, and the bytes of the batch after its run."""
+        self._calls = calls
+        self._batch = batch
+
+    @cached_property
+    def _replies(self) -> list[Reply]:
+        return unpack_replies(self._calls, self._batch)
+
+    def __len__(self) -> int:
+        """Return how many there are, one for each call."""
+        return len(self._calls)
+
+    @overload
+    def __getitem__(self, index: int) -> Reply: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Reply]: ...
+
+    def __getitem__(self, index: int | slice) -> Reply | Sequence[Reply]:
+        """Return one, or some of them."""
+        return self._replies[index]
+
+
+class _Part(Sequence[Reply]):
+    """Some consecutive replies of a batch, without looking at them."""
+
+    def __init__(self, replies: Sequence[Reply], start: int, end: int) -> None:
+        self._replies = replies
+        self._range = range(start, end)
+
+    def __len__(self) -> int:
+        return len(self._range)
+
+    @overload
+    def __getitem__(self, index: int) -> Reply: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Reply]: ...
+
+    def __getitem__(self, index: int | slice) -> Reply | Sequence[Reply]:
+        if isinstance(index, slice):
+            return [self._replies[at] for at in self._range[index]]
+        return self._replies[self._range[index]]
+
+
+def part_of(replies: Sequence[Reply], start: int, end: int) -> Sequence[Reply]:
+    """Return `replies[start:end]`, to be looked at when it is needed."""
+    return _Part(replies, start, end)
 
 
 def _size_of_memory(argument: Argument) -> int:

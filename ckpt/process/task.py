@@ -15,6 +15,7 @@ from ckpt.errors import TargetDamaged, TargetGone
 from ckpt.kernel import ptrace
 from ckpt.kernel.arch import NR
 from ckpt.kernel.arch import x86_64 as arch
+from ckpt.kernel.procfs.files import read_bytes
 from ckpt.process import memory
 from ckpt.process.remote import Call, Reply
 from ckpt.process.tree import has_ended
@@ -77,6 +78,7 @@ class Task:
     made: list[Tid] = attrs.field(factory=list)
     """Threads and processes that its remote calls have made, in their order."""
     _xstate: bytes | None = None
+    _status: bytes | None = None
 
     def read_state(self) -> None:
         """Read registers, mask and rseq; before the first remote call, which would change them."""
@@ -92,6 +94,16 @@ class Task:
         if self._xstate is None:
             self._xstate = ptrace.get_xstate(self.tid)
         return self._xstate
+
+    @property
+    def status_text(self) -> bytes:
+        """Its /proc/PID/status, read once for as long as it stands still.
+
+        That remains true but for signals that come.
+        """
+        if self._status is None:
+            self._status = read_bytes(self.tid, "status")
+        return self._status
 
     def _leave_critical_section(self, rseq: ptrace.RseqConfiguration) -> None:
         # The kernel aborts a critical section that was stopped, on the way back to user space
@@ -118,10 +130,15 @@ class Task:
 
     def prepare_to_run(self, registers: arch.Registers, sigmask: int) -> None:
         """Set what the thread runs next; `put_back` undoes it."""
-        self.disturbed = True
+        self.will_run()
         # The registers first: if we are killed in between, nothing stays blocked.
         ptrace.set_registers(self.tid, registers)
         ptrace.set_sigmask(self.tid, sigmask)
+
+    def will_run(self) -> None:
+        """Note that it runs code of ours next."""
+        self.disturbed = True
+        self._status = None
 
     def wait_for(self, sig: int, *, to_syscall: bool = False) -> None:
         """Wait until the thread, which runs our code, stops with `sig`.

@@ -26,13 +26,14 @@ in the order of the registry.
 """
 
 import enum
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 import attrs
 
 from ckpt.errors import Finding, RestoreFailed
 from ckpt.kernel.features import Features
+from ckpt.kernel.procfs import files as procfs_files
 from ckpt.kernel.procfs import status as procfs_status
 from ckpt.process.freezer import Frozen
 from ckpt.process.remote import Call, Reply
@@ -51,7 +52,7 @@ class Later(Generic[R]):
     """Asks nothing of the target, nor of anything that the target can change."""
 
 
-Capture = Generator[list[Call], list[Reply], R | Later[R]]
+Capture = Generator[list[Call], Sequence[Reply], R | Later[R]]
 """Yields remote calls, is sent their replies, returns the record, or what will build it."""
 
 Restore = Generator[list[Call], list[Reply], None]
@@ -104,13 +105,14 @@ class Stopped:
         """The thread."""
         return self.task.tid
 
+    @property
+    def status_text(self) -> bytes:
+        """The thread's /proc/PID/status as it was when first asked for."""
+        return self.task.status_text
+
     def read_status(self) -> procfs_status.Status:
-        """Return the thread's /proc/PID/status as it was when first asked for."""
-        key = f"status of {self.tid}"
-        if key not in self.notes:
-            self.notes[key] = procfs_status.read_status(Pid(self.tid))
-        status: procfs_status.Status = self.notes[key]
-        return status
+        """Return the same, parsed."""
+        return procfs_status.parse_status(procfs_files.decode(self.status_text))
 
 
 def be_silent(_text: str) -> None:

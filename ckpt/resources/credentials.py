@@ -40,8 +40,9 @@ from ckpt.kernel.prctl import (
     Prctl,
 )
 from ckpt.kernel.procfs import status as procfs_status
+from ckpt.kernel.procfs.files import decode
 from ckpt.process.remote import Call, In, call
-from ckpt.resources.base import Capture, Rebuilt, Resource, Restore, Stage, Stopped, expect
+from ckpt.resources.base import Capture, Later, Rebuilt, Resource, Restore, Stage, Stopped, expect
 from ckpt.units import Pid, Tid
 
 _NO_SETUID_FIXUP = 1 << 2
@@ -74,9 +75,14 @@ class CredentialsRecord:
 
 def capture(stopped: Stopped) -> Capture[CredentialsRecord]:
     """Read /proc; only the securebits have to be asked for."""
-    status = stopped.read_status()
-    (reply,) = yield [call(NR.prctl, Prctl.GET_SECUREBITS)]
-    return _record_of(status, max(reply.value, 0))
+    text = stopped.status_text
+    replies = yield _ASK_SECUREBITS
+    return Later(
+        lambda: _record_of(procfs_status.parse_status(decode(text)), max(replies[0].value, 0))
+    )
+
+
+_ASK_SECUREBITS = [call(NR.prctl, Prctl.GET_SECUREBITS)]
 
 
 def _record_of(status: procfs_status.Status, securebits: int) -> CredentialsRecord:
@@ -108,12 +114,12 @@ def check_host(record: CredentialsRecord, _features: Features) -> Iterator[Findi
 
 def restore(record: CredentialsRecord, rebuilt: Rebuilt) -> Restore:
     """Set what differs, in the order of the module's text, and look whether it is so."""
-    (reply,) = yield [call(NR.prctl, Prctl.GET_SECUREBITS)]
+    (reply,) = yield _ASK_SECUREBITS
     now = _record_of(_read_status(rebuilt), max(reply.value, 0))
     if now == record:
         return
     expect("setting credentials", (yield list(_iter_changes(record, now))))
-    (reply,) = yield [call(NR.prctl, Prctl.GET_SECUREBITS)]
+    (reply,) = yield _ASK_SECUREBITS
     now = _record_of(_read_status(rebuilt), max(reply.value, 0))
     _judge(record, now, rebuilt)
 

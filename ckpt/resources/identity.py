@@ -20,7 +20,7 @@ ns,task/TID/children} from outside.
 
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import attrs
 
@@ -37,9 +37,18 @@ from ckpt.kernel.prctl import (
 from ckpt.kernel.procfs import files as procfs_files
 from ckpt.kernel.procfs import stat as procfs_stat
 from ckpt.kernel.procfs import status as procfs_status
-from ckpt.kernel.procfs import task as procfs_task
 from ckpt.process.remote import Call, Out, Reply, call
-from ckpt.resources.base import Capture, Rebuilt, Resource, Restore, Stage, Stopped, Target, expect
+from ckpt.resources.base import (
+    Capture,
+    Later,
+    Rebuilt,
+    Resource,
+    Restore,
+    Stage,
+    Stopped,
+    Target,
+    expect,
+)
 from ckpt.units import Pid, Tid
 
 _NAMESPACES = {
@@ -54,6 +63,9 @@ _NAMESPACES = {
 }
 _INT = struct.Struct("<i")
 _UNKNOWN = -1
+_UNSIGNED = 0xFFFF_FFFF
+_ASK_PERSONALITY = 0xFFFF_FFFF
+"""For personality(2): change nothing."""
 
 _SPECULATION = (PR_SPEC_STORE_BYPASS, PR_SPEC_INDIRECT_BRANCH, PR_SPEC_L1D_FLUSH)
 _SPEC_PER_THREAD = 1
@@ -222,27 +234,29 @@ def restore(record: IdentityRecord, _rebuilt: Rebuilt) -> Restore:
 
 def capture_modes(stopped: Stopped) -> Capture[TaskModesRecord]:
     """Ask the thread for its modes."""
-    personality = procfs_task.read_personality(stopped.tid)
-    replies = yield _questions()
-    return _modes_of(personality, replies)
+    del stopped
+    replies = yield _QUESTIONS
+    return Later(lambda: _modes_of(replies))
 
 
-def _questions() -> list[Call]:
-    return [
-        call(NR.prctl, Prctl.GET_PDEATHSIG, Out(_INT.size)),
-        call(NR.prctl, Prctl.GET_TSC, Out(_INT.size)),
-        call(NR.prctl, Prctl.MCE_KILL_GET, 0, 0, 0, 0),
-        call(NR.prctl, Prctl.GET_IO_FLUSHER, 0, 0, 0, 0),
-        call(NR.prctl, Prctl.GET_DUMPABLE),
-        call(NR.prctl, Prctl.GET_MDWE, 0, 0, 0, 0),
-        *(call(NR.prctl, Prctl.GET_SPECULATION_CTRL, which, 0, 0, 0) for which in _SPECULATION),
-    ]
+_QUESTIONS = [
+    call(NR.personality, _ASK_PERSONALITY),
+    call(NR.prctl, Prctl.GET_PDEATHSIG, Out(_INT.size)),
+    call(NR.prctl, Prctl.GET_TSC, Out(_INT.size)),
+    call(NR.prctl, Prctl.MCE_KILL_GET, 0, 0, 0, 0),
+    call(NR.prctl, Prctl.GET_IO_FLUSHER, 0, 0, 0, 0),
+    call(NR.prctl, Prctl.GET_DUMPABLE),
+    call(NR.prctl, Prctl.GET_MDWE, 0, 0, 0, 0),
+    *(call(NR.prctl, Prctl.GET_SPECULATION_CTRL, which, 0, 0, 0) for which in _SPECULATION),
+]
 
 
-def _modes_of(personality: int, replies: list[Reply]) -> TaskModesRecord:
-    death_signal, tsc, machine_check, io_flusher, dumpable, mdwe, *speculation = replies
+def _modes_of(replies: Sequence[Reply]) -> TaskModesRecord:
+    personality, death_signal, tsc, machine_check, io_flusher, dumpable, mdwe, *speculation = (
+        replies
+    )
     return TaskModesRecord(
-        personality=personality,
+        personality=personality.value & _UNSIGNED,
         parent_death_signal=max(_int_of(death_signal), 0),
         time_stamp_counter=_int_of(tsc),
         machine_check=_value_of(machine_check),
@@ -255,8 +269,7 @@ def _modes_of(personality: int, replies: list[Reply]) -> TaskModesRecord:
 
 def restore_modes(record: TaskModesRecord, rebuilt: Rebuilt) -> Restore:
     """Set what differs from what the thread has, MDWE last."""
-    replies = yield _questions()
-    now = _modes_of(procfs_task.read_personality(rebuilt.task.tid), replies)
+    now = _modes_of((yield _QUESTIONS))
     expect("setting the modes of a thread", (yield list(_iter_changes(record, now))))
     if record.parent_death_signal and rebuilt.task.tid == Tid(rebuilt.pid):
         rebuilt.warn(

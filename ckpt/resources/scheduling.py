@@ -12,6 +12,7 @@ know, is `RestoreFailed`. Control groups and core-scheduling cookies are not cap
 
 import ctypes
 import os
+from collections.abc import Set as AbstractSet
 from functools import lru_cache
 
 import attrs
@@ -22,7 +23,7 @@ from ckpt.kernel.arch import NR
 from ckpt.kernel.prctl import Prctl
 from ckpt.kernel.procfs import stat as procfs_stat
 from ckpt.process.remote import call
-from ckpt.resources.base import Capture, Rebuilt, Resource, Restore, Stage, Stopped, expect
+from ckpt.resources.base import Capture, Later, Rebuilt, Resource, Restore, Stage, Stopped, expect
 from ckpt.units import Pid, Tid
 
 _KEPT_FLAGS = sched.SchedFlag.RESET_ON_FORK | sched.SchedFlag.RECLAIM | sched.SchedFlag.DL_OVERRUN
@@ -57,30 +58,55 @@ class SchedulingRecord:
 
 def capture(stopped: Stopped) -> Capture[SchedulingRecord]:
     """Read the rest from outside, ask inside for the timer slack."""
-    outside = _read(stopped.pid, stopped.tid)
-    (slack,) = yield [call(NR.prctl, Prctl.GET_TIMERSLACK)]
-    return attrs.evolve(outside, timer_slack_ns=max(slack.value, 0))
+    raw = _read_raw(stopped.pid, stopped.tid)
+    replies = yield _ASK_SLACK
+    return Later(lambda: attrs.evolve(raw.record, timer_slack_ns=max(replies[0].value, 0)))
+
+
+_ASK_SLACK = [call(NR.prctl, Prctl.GET_TIMERSLACK)]
+_NICE_HIDDEN = (sched.SchedPolicy.FIFO, sched.SchedPolicy.RR, sched.SchedPolicy.DEADLINE)
+
+
+@attrs.frozen(slots=True, eq=False)
+class _Raw:
+    """What the kernel has told."""
+
+    attr: sched.sched_attr
+    processors: AbstractSet[int]
+    ioprio: int
+    nice: int
+
+    @property
+    def record(self) -> SchedulingRecord:
+        """Everything but the timer slack."""
+        attr, processors = self.attr, self.processors
+        return SchedulingRecord(
+            policy=attr.sched_policy,
+            flags=attr.sched_flags & _KEPT_FLAGS,
+            nice=self.nice,
+            rt_priority=attr.sched_priority,
+            runtime_ns=attr.sched_runtime,
+            deadline_ns=attr.sched_deadline,
+            period_ns=attr.sched_period,
+            util_min=attr.sched_util_min,
+            util_max=attr.sched_util_max,
+            processors=() if processors >= _all_processors() else tuple(sorted(processors)),
+            ioprio=self.ioprio,
+            timer_slack_ns=0,
+        )
+
+
+def _read_raw(pid: Pid, tid: Tid) -> _Raw:
+    attr = sched.sched_getattr(tid)
+    nice = attr.sched_nice
+    if attr.sched_policy in _NICE_HIDDEN:
+        nice = procfs_stat.read_task_stat(pid, tid).nice
+    return _Raw(attr, sched.read_affinity(tid), sched.ioprio_get(tid), nice)
 
 
 def _read(pid: Pid, tid: Tid) -> SchedulingRecord:
     """Return everything but the timer slack."""
-    attr = sched.sched_getattr(tid)
-    processors = sched.read_affinity(tid)
-    return SchedulingRecord(
-        policy=attr.sched_policy,
-        flags=attr.sched_flags & _KEPT_FLAGS,
-        # sched_getattr hides it while the policy is a real-time one.
-        nice=procfs_stat.read_task_stat(pid, tid).nice,
-        rt_priority=attr.sched_priority,
-        runtime_ns=attr.sched_runtime,
-        deadline_ns=attr.sched_deadline,
-        period_ns=attr.sched_period,
-        util_min=attr.sched_util_min,
-        util_max=attr.sched_util_max,
-        processors=() if processors >= _all_processors() else tuple(sorted(processors)),
-        ioprio=sched.ioprio_get(tid),
-        timer_slack_ns=0,
-    )
+    return _read_raw(pid, tid).record
 
 
 @lru_cache(maxsize=1)

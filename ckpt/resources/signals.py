@@ -15,14 +15,15 @@ let go. Not exactly as it was:
 """
 
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import attrs
 
 from ckpt.kernel import ptrace
 from ckpt.kernel.arch import NR
+from ckpt.kernel.procfs.status import parse_signal_masks
 from ckpt.process.remote import Call, In, Out, Reply, call
-from ckpt.resources.base import Capture, Rebuilt, Resource, Restore, Stage, Stopped, expect
+from ckpt.resources.base import Capture, Later, Rebuilt, Resource, Restore, Stage, Stopped, expect
 
 _SIGKILL, _SIGSTOP = 9, 19
 N_SIGNALS = 64
@@ -80,10 +81,11 @@ class ThreadSignalsRecord:
 def capture(stopped: Stopped) -> Capture[SignalsRecord]:
     """Peek at the shared queue and ask for every action."""
     pending = _pending(stopped, shared=True)
-    replies = yield [
-        call(NR.rt_sigaction, sig, 0, Out(_ACTION.size), _SIGSET_BYTES) for sig in SETTABLE
-    ]
-    return SignalsRecord(tuple(_iter_actions(replies)), pending)
+    replies = yield _ASK_ACTIONS
+    return Later(lambda: SignalsRecord(tuple(_iter_actions(replies)), pending))
+
+
+_ASK_ACTIONS = [call(NR.rt_sigaction, sig, 0, Out(_ACTION.size), _SIGSET_BYTES) for sig in SETTABLE]
 
 
 def _iter_actions(replies: Iterable[Reply]) -> Iterator[SignalAction]:
@@ -95,7 +97,7 @@ def _iter_actions(replies: Iterable[Reply]) -> Iterator[SignalAction]:
 
 def _pending(stopped: Stopped, *, shared: bool) -> tuple[bytes, ...]:
     queue = ptrace.peek_siginfo(stopped.tid, shared=shared)
-    status = stopped.read_status()
+    status = parse_signal_masks(stopped.status_text)
     bare = status.shared_pending if shared else status.pending
     for info in queue:
         bare &= ~signal_bit(_signal_of(info))
@@ -167,10 +169,19 @@ def _sendable(info: bytes) -> bytes:
 
 def capture_thread(stopped: Stopped) -> Capture[ThreadSignalsRecord]:
     """Peek at the thread's own queue and ask for its alternative stack."""
-    pending = _pending(stopped, shared=False)
-    (reply,) = yield [call(NR.sigaltstack, 0, Out(_STACK.size))]
-    at, flags, size = _STACK.unpack(reply.outs[0])
-    return ThreadSignalsRecord(stopped.task.sigmask, at, flags & ~_SS_ONSTACK, size, pending)
+    pending, sigmask = _pending(stopped, shared=False), stopped.task.sigmask
+    replies = yield _ASK_STACK
+    return Later(lambda: _thread_record_of(sigmask, pending, replies))
+
+
+_ASK_STACK = [call(NR.sigaltstack, 0, Out(_STACK.size))]
+
+
+def _thread_record_of(
+    sigmask: int, pending: tuple[bytes, ...], replies: Sequence[Reply]
+) -> ThreadSignalsRecord:
+    at, flags, size = _STACK.unpack(replies[0].outs[0])
+    return ThreadSignalsRecord(sigmask, at, flags & ~_SS_ONSTACK, size, pending)
 
 
 def restore_thread(record: ThreadSignalsRecord, rebuilt: Rebuilt) -> Restore:

@@ -13,7 +13,7 @@ kernel without CONFIG_CHECKPOINT_RESTORE does not tell what is needed: refused b
 touched.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import attrs
 
@@ -21,8 +21,19 @@ from ckpt.errors import Finding
 from ckpt.kernel import sched
 from ckpt.kernel.arch import NR
 from ckpt.kernel.prctl import Prctl
-from ckpt.process.remote import In, Out, call
-from ckpt.resources.base import Capture, Rebuilt, Resource, Restore, Stage, Stopped, Target, expect
+from ckpt.kernel.ptrace import RseqConfiguration
+from ckpt.process.remote import In, Out, Reply, call
+from ckpt.resources.base import (
+    Capture,
+    Later,
+    Rebuilt,
+    Resource,
+    Restore,
+    Stage,
+    Stopped,
+    Target,
+    expect,
+)
 
 _NAME_BYTES = 16
 _ADDRESS_BYTES = 8
@@ -56,10 +67,20 @@ def capture(stopped: Stopped) -> Capture[ThreadRecord]:
     """Ask the thread for its name and its addresses."""
     robust_list, _ = sched.get_robust_list(stopped.tid)
     rseq = stopped.task.rseq
-    name, address = yield [
-        call(NR.prctl, Prctl.GET_NAME, Out(_NAME_BYTES)),
-        call(NR.prctl, Prctl.GET_TID_ADDRESS, Out(_ADDRESS_BYTES)),
-    ]
+    replies = yield _QUESTIONS
+    return Later(lambda: _record_of(robust_list, rseq, replies))
+
+
+_QUESTIONS = [
+    call(NR.prctl, Prctl.GET_NAME, Out(_NAME_BYTES)),
+    call(NR.prctl, Prctl.GET_TID_ADDRESS, Out(_ADDRESS_BYTES)),
+]
+
+
+def _record_of(
+    robust_list: int, rseq: RseqConfiguration | None, replies: Sequence[Reply]
+) -> ThreadRecord:
+    name, address = replies
     return ThreadRecord(
         name=name.outs[0].partition(b"\0")[0],
         clear_child_tid=int.from_bytes(address.outs[0], "little"),

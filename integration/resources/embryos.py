@@ -12,7 +12,7 @@ from ckpt.kernel.features import Features, probe_features
 from ckpt.process.arena import ARENA_SIZE, arena
 from ckpt.process.freezer import freeze
 from ckpt.process.seed import Embryo, plant
-from ckpt.resources.base import Rebuilt, Resource, Stopped, Target
+from ckpt.resources.base import Later, Rebuilt, Resource, Stopped, Target
 from ckpt.units import Pid, addr_range
 
 FEATURES = probe_features()
@@ -36,7 +36,7 @@ def capture(resource: Resource[Any], pid: int) -> Any:
             try:
                 calls = capturing.send(lent.run(frozen.leader, calls) if calls else [])
             except StopIteration as stop:
-                return stop.value
+                return _built(stop.value)
 
 
 @contextlib.contextmanager
@@ -79,6 +79,11 @@ def restore(
     return warnings
 
 
+def _built(captured: Any) -> Any:
+    """Return the record, of which the engine would build a part after the thaw."""
+    return captured.build() if isinstance(captured, Later) else captured
+
+
 def recapture(resource: Resource[Any], of: Embryo) -> Any:
     """Capture one resource of an embryo."""
 
@@ -100,4 +105,4 @@ def recapture(resource: Resource[Any], of: Embryo) -> Any:
         try:
             calls = capturing.send(of.run(calls) if calls else [])
         except StopIteration as stop:
-            return stop.value
+            return _built(stop.value)

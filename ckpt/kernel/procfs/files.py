@@ -37,7 +37,12 @@ def read_text(pid: Pid | Tid, name: str) -> str:
         TargetGone: the process ended (or this kernel has no such file).
         NotPermitted: the file may not be opened.
     """
-    return read_bytes(pid, name).decode(errors="surrogateescape")
+    return decode(read_bytes(pid, name))
+
+
+def decode(raw: bytes) -> str:
+    """Return what was read as text (UTF-8, surrogateescape)."""
+    return raw.decode(errors="surrogateescape")
 
 
 def read_link(pid: Pid | Tid, name: str) -> str:

@@ -3,6 +3,8 @@
 Source: proc_pid_status(5), fs/proc/array.c.
 """
 
+import re
+
 import attrs
 
 from ckpt.kernel.procfs.files import read_text
@@ -162,6 +164,34 @@ def unescape_name(text: str) -> str:
     if "\\" not in text:
         return text
     return "\\".join(part.replace("\\n", "\n") for part in text.split("\\\\"))
+
+
+@attrs.frozen(slots=True)
+class SignalMasks:
+    """The signals of a task; see `Status`."""
+
+    pending: int
+    shared_pending: int
+    blocked: int
+    ignored: int
+    caught: int
+
+
+_MASKS = re.compile(
+    rb"\nSigPnd:\t(\w+)\nShdPnd:\t(\w+)\nSigBlk:\t(\w+)\nSigIgn:\t(\w+)\nSigCgt:\t(\w+)\n"
+)
+
+
+def parse_signal_masks(raw: bytes) -> SignalMasks:
+    """Take the signal masks, and nothing else, out of /proc/PID/status.
+
+    Raises:
+        ValueError: they are not there.
+    """
+    found = _MASKS.search(raw)
+    if found is None:
+        raise ValueError("/proc/PID/status has no signal masks")
+    return SignalMasks(*(int(word, 16) for word in found.groups()))
 
 
 def read_status(pid: Pid | Tid) -> Status:
