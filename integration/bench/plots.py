@@ -33,7 +33,7 @@ def draw(name: str, axis: dict[str, Any], compared: str, into: Path) -> None:
     figure, panels = pyplot.subplots(1, len(MEASURES), figsize=(11, 3.4), layout="constrained")
     for panel, measure in zip(panels, MEASURES, strict=True):
         for tool, found in axis["measures"].get(measure, {}).items():
-            _draw_tool(panel, tool, found)
+            _draw_tool(panel, tool, axis["unit"], found)
         panel.set(title=f"{measure}, ms", xlabel=axis["label"], xlim=(0, None), ylim=(0, None))
         panel.grid(alpha=0.3)
         panel.legend(frameon=False, fontsize=8)
@@ -42,14 +42,14 @@ def draw(name: str, axis: dict[str, Any], compared: str, into: Path) -> None:
     pyplot.close(figure)
 
 
-def _draw_tool(panel: Any, tool: str, found: dict[str, Any]) -> None:
+def _draw_tool(panel: Any, tool: str, unit: str, found: dict[str, Any]) -> None:
     points, line = found["points"], found["line"]
     sizes = [point["n"] for point in points]
     medians = [point["median"] for point in points]
     below = [point["median"] - point["min"] for point in points]
     above = [point["max"] - point["median"] for point in points]
     each_us = line["ms_each"] * 1e3
-    label = f"{tool}: {each_us:.3g} µs each, R² {line['r2']:.3f}"
+    label = f"{tool}: {each_us:,.3g} µs per {unit}, R² {line['r2']:.3f}"
     colour = _COLOURS[tool]
     panel.errorbar(
         sizes, medians, yerr=[below, above], fmt="o", ms=4, capsize=2, color=colour, label=label
@@ -78,7 +78,7 @@ def _say(name: str, axis: dict[str, Any]) -> None:
             line = found["line"]
             print(
                 f"{name}: {measure} by {tool}: {line['ms_at_0']:.1f} ms"
-                f" + {line['ms_each'] * 1e3:.3g} µs each, R² {line['r2']:.3f}"
+                f" + {line['ms_each'] * 1e3:,.3g} µs per {axis['unit']}, R² {line['r2']:.3f}"
             )
 
 

@@ -25,6 +25,8 @@ class Axis:
 
     name: str
     label: str
+    unit: str
+    """One of them."""
     sizes: Sequence[int]
 
     def cases(self) -> Iterator[tuple[int, Case]]:
@@ -41,10 +43,10 @@ class Axis:
 AXES = {
     axis.name: axis
     for axis in (
-        Axis("memory", "MiB of random memory", (64, 256, 512, 768, 1024)),
-        Axis("threads", "threads", (10, 125, 250, 375, 500)),
-        Axis("vmas", "VMAs", (100, 2500, 5000, 7500, 10_000)),
-        Axis("fds", "open files", (10, 250, 500, 750, 1000)),
+        Axis("memory", "MiB of random memory", "MiB", (64, 256, 512, 768, 1024)),
+        Axis("threads", "threads", "thread", (10, 125, 250, 375, 500)),
+        Axis("vmas", "VMAs", "VMA", (100, 2500, 5000, 7500, 10_000)),
+        Axis("fds", "open files", "file", (10, 250, 500, 750, 1000)),
     )
 }
 
@@ -63,7 +65,7 @@ def measure_axis(bench: Bench, axis: Axis) -> dict[str, object]:
             points = [(n, values) for n, values in points if values]
             if len(points) > 1:
                 found[name] |= {tool.name: _describe(points)}  # type: ignore[operator]
-    return {"label": axis.label, "measures": found, "notes": into.notes}
+    return {"label": axis.label, "unit": axis.unit, "measures": found, "notes": into.notes}
 
 
 def _describe(points: Sequence[tuple[int, Sequence[float]]]) -> dict[str, object]:

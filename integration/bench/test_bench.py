@@ -85,7 +85,7 @@ def test_a_tool_that_fails_is_named_and_the_other_goes_on(bench, capsys):
 
 
 def test_a_line_is_laid_through_the_sizes(bench):
-    found = measure_axis(bench, Axis("fds", "open files", (1, 50)))
+    found = measure_axis(bench, Axis("fds", "open files", "file", (1, 50)))
     described = found["measures"]["freeze"]["ckpt"]
     assert [point["n"] for point in described["points"]] == [1, 50]
     line = described["line"]
