@@ -113,12 +113,15 @@ def _remove_ended() -> None:
 
 
 def _iter_ended() -> Iterator[Path]:
-    for entry in os.scandir(STATE_DIR):
-        name = _NAME.fullmatch(entry.name)
-        if name and stat.S_ISREG(entry.stat(follow_symlinks=False).st_mode):
-            ended = _ENDED[name[2]]
-            if ended(Pid(int(name[1]))):
-                yield Path(entry.path)
+    with os.scandir(STATE_DIR) as entries:
+        for entry in entries:
+            name = _NAME.fullmatch(entry.name)
+            # Another dump may have removed it meanwhile.
+            with contextlib.suppress(FileNotFoundError):
+                if name and stat.S_ISREG(entry.stat(follow_symlinks=False).st_mode):
+                    ended = _ENDED[name[2]]
+                    if ended(Pid(int(name[1]))):
+                        yield Path(entry.path)
 
 
 def _epoch_has_ended(pid: Pid) -> bool:
