@@ -6,8 +6,9 @@
 
 A page that is written after it was armed is found by the next scan, whenever it was read; so what a
 round reads may be half old and half new, and is stored for nothing then. A tracker that would miss
-what is written during its scan is asked while the target is stopped, as is the very first question
-where a descriptor must be made inside of it.
+what is written during its scan is asked while the target is stopped. One that must be told which
+mappings to watch is told in a short stop before the first round; what is mapped later is copied in
+each round, and told in the freeze.
 """
 
 import time
@@ -29,7 +30,7 @@ from ckpt.tracker.spans import Spans, subtract, total_bytes
 
 _BEGIN_MS = 1.0
 _BEGIN_THREAD_MS = 0.1
-"""What a stop costs that only makes a descriptor, and for each thread."""
+"""What a stop costs that only prepares the tracker, and for each thread."""
 _LIVE_POOL_BYTES = 32 << 20
 
 Stop = Callable[[], AbstractContextManager[Frozen]]
@@ -79,7 +80,7 @@ class Rounds:
         verdict = self._look(budget_ms)
         if verdict is not Verdict.FREEZE and self.tracking.name in TELLING:
             pool = Pool(_LIVE_POOL_BYTES)
-            self._attach()
+            self._watch()
             while verdict is Verdict.COPY:
                 self._copy(pool)
                 verdict = self._look(budget_ms)
@@ -88,9 +89,7 @@ class Rounds:
 
     def _look(self, budget_ms: float) -> Verdict:
         self._rests.append(self._estimate())
-        begin_ms = 0.0
-        if self.tracking.name not in LIVE or not self.tracking.is_attached:
-            begin_ms = _BEGIN_MS + _BEGIN_THREAD_MS * self.n_threads
+        begin_ms = _BEGIN_MS + _BEGIN_THREAD_MS * self.n_threads
         return decide(self._rests, budget_ms=budget_ms, begin_ms=begin_ms)
 
     def _estimate(self) -> Rest:
@@ -105,16 +104,22 @@ class Rounds:
             left = left + self.tracking.peek(own)
         return Rest(len(left), total_bytes(left))
 
-    def _attach(self) -> None:
-        if not self.tracking.is_attached:
-            with self.stop() as frozen, arena(frozen.pid, frozen.tgid, frozen.leader) as lent:
-                self.tracking.attach(lent, frozen.leader)
+    def _watch(self) -> None:
+        """Stop the target for what the rounds need: a descriptor of its own, mappings watched."""
+        if self.tracking.name not in LIVE:
+            return
+        with self.stop() as frozen:
+            if not self.tracking.is_attached:
+                with arena(frozen.pid, frozen.tgid, frozen.leader) as lent:
+                    self.tracking.attach(lent, frozen.leader)
+            self.tracking.watch(read_own_mappings(self.tracking.pid))
 
     def _copy(self, pool: Pool) -> None:
         started_s = time.monotonic()
         own = read_own_mappings(self.tracking.pid)
-        with nullcontext() if self.tracking.name in LIVE else self.stop():
-            scan = self.tracking.collect(own, self._likely)
+        running = self.tracking.name in LIVE
+        with nullcontext() if running else self.stop():
+            scan = self.tracking.collect(own, self._likely, running=running)
         self._likely = scan.populated
         copied = self.copy.read_running(self.tracking.pid, self.held.see(scan, []), pool)
         self.held.add(copied)

@@ -68,12 +68,16 @@ class Tracking:
         """Return what was written, roughly, and change nothing; for an estimate."""
         return self._tracker().peek(self.pid, own)
 
-    def collect(self, own: Own, likely: Spans) -> Scan:
+    def watch(self, own: Own) -> None:
+        """Prepare the mappings of the frozen process; see `base.Tracker.watch`."""
+        self._tracker().watch(self.pid, own)
+
+    def collect(self, own: Own, likely: Spans, *, running: bool = False) -> Scan:
         """Ask the tracker and re-arm it; from here on the old epoch is void."""
         if not self._collected:
             invalidate(self.pid)
             self._collected = True
-        return self._tracker().collect(self.pid, own, likely)
+        return self._tracker().collect(self.pid, own, likely, running=running)
 
     def _tracker(self) -> Tracker:
         if self.name is TrackerName.WRITEPROTECT:

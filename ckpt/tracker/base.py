@@ -56,7 +56,16 @@ class Tracker(Protocol):
             TargetGone: the process ended.
         """
 
-    def collect(self, pid: Pid, own: Own, likely: Spans) -> Scan:
+    def watch(self, pid: Pid, own: Own) -> None:
+        """Prepare the private mappings `own` for being asked about; what is written counts so far.
+
+        State:  target frozen, and `own` as it is now.
+
+        Raises:
+            TargetGone: the process ended.
+        """
+
+    def collect(self, pid: Pid, own: Own, likely: Spans, *, running: bool = False) -> Scan:
         """Return what was written in the private mappings `own` since the last time, and re-arm.
 
         State:  target frozen, or running if `LIVE`. Pages must be read after this call.
@@ -66,6 +75,8 @@ class Tracker(Protocol):
             pid: the process.
             own: its private mappings.
             likely: pages that existed a moment ago. Only a hint, which makes the answer quicker.
+            running: the target is not frozen, so `own` may be out of date. Mappings that were not
+                watched before are not watched now, and read as written.
 
         Raises:
             TargetGone: the process ended.

@@ -20,7 +20,17 @@ class Full:
         """See `base.Tracker.peek`: everything."""
         return self.collect(pid, own, []).populated
 
-    def collect(self, pid: Pid, own: Own, likely: Spans) -> Scan:  # noqa: ARG002
+    def watch(self, pid: Pid, own: Own) -> None:
+        """See `base.Tracker.watch`: nothing is to be done."""
+
+    def collect(
+        self,
+        pid: Pid,
+        own: Own,
+        likely: Spans,  # noqa: ARG002
+        *,
+        running: bool = False,  # noqa: ARG002
+    ) -> Scan:
         """See `base.Tracker.collect`."""
         with opened_pagemap(pid) as fd:
             return Scan(scan_populated(fd, own, self.features), [])

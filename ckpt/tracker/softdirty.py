@@ -34,7 +34,17 @@ class SoftDirty:
             dirty = self._scan_dirty(fd, anonymous.all)
             return intersect(dirty, scan_populated(fd, anonymous, self.features))
 
-    def collect(self, pid: Pid, own: Own, likely: Spans) -> Scan:  # noqa: ARG002
+    def watch(self, pid: Pid, own: Own) -> None:
+        """See `base.Tracker.watch`: nothing is to be done."""
+
+    def collect(
+        self,
+        pid: Pid,
+        own: Own,
+        likely: Spans,  # noqa: ARG002
+        *,
+        running: bool = False,  # noqa: ARG002
+    ) -> Scan:
         """See `base.Tracker.collect`."""
         with opened_pagemap(pid) as fd:
             dirty = self._scan_dirty(fd, own.all)

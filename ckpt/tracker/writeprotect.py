@@ -70,7 +70,14 @@ class WriteProtect:
         with opened_pagemap(pid) as fd:
             return scan_written(fd, own.anonymous)
 
-    def collect(self, pid: Pid, own: Own, likely: Spans) -> Scan:
+    def watch(self, pid: Pid, own: Own) -> None:
+        """See `base.Tracker.watch`."""
+        # Never while the target runs: a span that is not (any more) a whole mapping would split
+        # one, and the target's own mremap across the two parts would fail.
+        for span in iter_ranges(own.all):
+            self._register(pid, span)
+
+    def collect(self, pid: Pid, own: Own, likely: Spans, *, running: bool = False) -> Scan:
         """See `base.Tracker.collect`."""
         dense = [
             (start, end)
@@ -83,11 +90,11 @@ class WriteProtect:
             odd = _find_odd(fd, dense)
             seen = _look(fd, Own(join([*sparse.anonymous, *odd]), sparse.mapped))
         whole = subtract(dense, odd)
-        # Registered after they were looked at: what is new now was not protected until now.
-        for span in iter_ranges(own.all):
-            self._register(pid, span)
-        for span in iter_ranges(seen.unwatched):
-            self._write_protect(pid, span)
+        if not running:
+            # After they were looked at: what is new now was not protected until now.
+            self.watch(pid, own)
+            for span in iter_ranges(seen.unwatched):
+                self._write_protect(pid, span)
         return Scan(
             join([*seen.populated, *whole]), subtract(join([*seen.unwritten, *whole]), written)
         )
