@@ -49,7 +49,7 @@ def test_a_written_page_of_mappings_that_were_merged_reads_as_clean(process, are
 def test_the_tracker_believes_no_mapping_that_was_merged(process, area):
     pid, tracker = Pid(process.popen.pid), SoftDirty(probe_features())
     own = Own([(area, area + N_PAGES * PAGE)], [])
-    tracker.collect(pid, own)
-    assert tracker.collect(pid, own).clean == own.anonymous
+    tracker.collect(pid, own, [])
+    assert tracker.collect(pid, own, []).clean == own.anonymous
     write_unseen(process, area)
-    assert tracker.collect(pid, own).clean == []
+    assert tracker.collect(pid, own, []).clean == []
