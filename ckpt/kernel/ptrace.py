@@ -292,9 +292,12 @@ def peek_siginfo(tid: Tid, *, shared: bool) -> list[bytes]:
             return queue
 
 
-class _RseqConfiguration(ctypes.Structure):
+class raw_rseq_configuration(ctypes.Structure):  # noqa: N801
     """`struct ptrace_rseq_configuration`."""
 
+    rseq_abi_pointer: int
+    rseq_abi_size: int
+    signature: int
     _fields_ = (
         ("rseq_abi_pointer", ctypes.c_uint64),
         ("rseq_abi_size", ctypes.c_uint32),
@@ -315,13 +318,18 @@ class RseqConfiguration:
 
 def get_rseq_configuration(tid: Tid) -> RseqConfiguration | None:
     """Return the registration of a stopped thread, None if there is none. Linux 5.13."""
-    raw = _RseqConfiguration()
+    raw = raw_rseq_configuration()
     try:
         _request(Request.GET_RSEQ_CONFIGURATION, tid, ctypes.sizeof(raw), ctypes.addressof(raw))
     except OSError as error:
         if error.errno in (errno.EIO, errno.EINVAL):  # a kernel without CONFIG_RSEQ
             return None
         raise
+    return parse_rseq_configuration(raw)
+
+
+def parse_rseq_configuration(raw: raw_rseq_configuration) -> RseqConfiguration | None:
+    """Return what the kernel has told; None if nothing is registered."""
     if not raw.rseq_abi_pointer:
         return None
     return RseqConfiguration(RemoteAddr(raw.rseq_abi_pointer), raw.rseq_abi_size, raw.signature)

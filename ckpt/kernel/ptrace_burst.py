@@ -12,7 +12,7 @@ from ckpt.kernel.arch import NR
 from ckpt.kernel.arch.x86_64 import Registers
 from ckpt.kernel.binding import iovec_struct
 from ckpt.kernel.burst import Burst
-from ckpt.kernel.ptrace import Option, RegSet, Request
+from ckpt.kernel.ptrace import Option, RegSet, Request, raw_rseq_configuration
 from ckpt.units import Tid
 
 _SIGSET_BYTES = 8
@@ -29,7 +29,9 @@ class PtraceBurst(Burst):
     def _request(self, request: Request, tid: Tid, addr: int = 0, data: int = 0) -> None:
         self.add(NR.ptrace, request, tid, addr, data)
 
-    def _address_of(self, buffer: "ctypes.Structure | ctypes._SimpleCData[int]") -> int:
+    def _address_of(
+        self, buffer: "ctypes.Structure | ctypes._SimpleCData[int] | ctypes.Array[ctypes.c_char]"
+    ) -> int:
         self._kept.append(buffer)
         return ctypes.addressof(buffer)
 
@@ -60,6 +62,20 @@ class PtraceBurst(Burst):
         vector = iovec_struct(self._address_of(registers), ctypes.sizeof(registers))
         self._request(Request.GETREGSET, tid, RegSet.PRSTATUS, self._address_of(vector))
         return registers
+
+    def get_xstate(self, tid: Tid, size: int) -> "ctypes.Array[ctypes.c_char]":
+        """Return where the XSAVE area of `size` bytes will be, see `ptrace.get_xstate`."""
+        buffer = ctypes.create_string_buffer(size)
+        vector = iovec_struct(self._address_of(buffer), size)
+        self._request(Request.GETREGSET, tid, RegSet.X86_XSTATE, self._address_of(vector))
+        return buffer
+
+    def get_rseq_configuration(self, tid: Tid) -> raw_rseq_configuration:
+        """Return where the registration will be, see `ptrace.get_rseq_configuration`."""
+        raw = raw_rseq_configuration()
+        size = ctypes.sizeof(raw)
+        self._request(Request.GET_RSEQ_CONFIGURATION, tid, size, self._address_of(raw))
+        return raw
 
     def set_sigmask(self, tid: Tid, mask: int) -> None:
         """See `ptrace.set_sigmask`."""

@@ -20,9 +20,10 @@ from ckpt.errors import FreezeTimeout, NotPermitted, TargetGone, TargetRefused
 from ckpt.kernel import ptrace
 from ckpt.kernel.procfs import status
 from ckpt.kernel.procfs.stat import read_stat, read_task_stat
+from ckpt.kernel.ptrace_burst import PtraceBurst
 from ckpt.process import interrupted, sleeping
 from ckpt.process.sleeping import Sleep
-from ckpt.process.task import Task, look_at
+from ckpt.process.task import Task, look_at, read_states
 from ckpt.process.timeouts import NS_PER_S
 from ckpt.process.tree import ending_told, has_ended, list_tids, refuse_untouchable
 from ckpt.process.uninterrupted import uninterrupted
@@ -98,7 +99,7 @@ def _stop_all(frozen: Frozen, options: ptrace.Option, timeout_s: float) -> None:
     seen: set[Tid] = set()
     while new := [tid for tid in list_tids(frozen.pid) if tid not in seen]:
         seen.update(new)
-        asked = [tid for tid in new if _ask_to_stop(frozen, tid, options)]
+        asked = _ask_to_stop(frozen, new, options)
         # The leader last: if all are killed, its end is told only after ours of the others is seen.
         for tid in reversed(asked):
             task = frozen.tasks[tid]
@@ -106,20 +107,42 @@ def _stop_all(frozen: Frozen, options: ptrace.Option, timeout_s: float) -> None:
                 del frozen.tasks[tid]
     if Tid(frozen.pid) not in frozen.tasks:
         raise _without_leader(frozen)
-    for task in frozen.tasks.values():
-        task.read_state()
+    read_states(list(frozen.tasks.values()))
 
 
-def _ask_to_stop(frozen: Frozen, tid: Tid, options: ptrace.Option) -> bool:
+def _ask_to_stop(frozen: Frozen, tids: list[Tid], options: ptrace.Option) -> list[Tid]:
+    """Ask threads to stop, all in one go; return those that will."""
+    # SYSGOOD: if we are killed while it stops in a system call, it would be sent a SIGTRAP.
+    options |= ptrace.Option.TRACESYSGOOD
+    burst = PtraceBurst()
+    for tid in tids:
+        frozen.tasks[tid] = Task(tid)
+        burst.seize(tid, options)
+        burst.interrupt(tid)
+    results = burst.run()
+    seized = dict(zip(tids, results[::2], strict=True))
+    for tid in tids:
+        if seized[tid] != 0:
+            del frozen.tasks[tid]
+    interrupted_too = dict(zip(tids, results[1::2], strict=True))
+    return [
+        tid
+        for tid in tids
+        if seized[tid] == interrupted_too[tid] == 0 or _ask_alone(frozen, tid, options)
+    ]
+
+
+def _ask_alone(frozen: Frozen, tid: Tid, options: ptrace.Option) -> bool:
+    """Ask a thread that has refused, for the reason; False if it has ended."""
     try:
-        # SYSGOOD: if we are killed while it stops in a system call, it would be sent a SIGTRAP.
-        ptrace.seize(tid, options | ptrace.Option.TRACESYSGOOD)
+        ptrace.seize(tid, options)
         frozen.tasks[tid] = Task(tid)
         ptrace.interrupt(tid)
     except TargetGone:
         frozen.tasks.pop(tid, None)
         return False
     except NotPermitted:
+        frozen.tasks.pop(tid, None)
         # The answer of the kernel also for a thread that is about to vanish.
         if has_ended(Pid(tid)):
             return False

@@ -122,8 +122,13 @@ def tgkill(pid, tid, sig):
 
 def test_a_target_that_is_killed_meanwhile():
     with threads() as child:
-        with pytest.raises(TargetGone), stopped(child) as (frozen, lent):
-            tasks = list(frozen.tasks.values())
-            os.kill(child.pid, signal.SIGKILL)
-            run_on_each(lent, [(task, QUESTIONS) for task in tasks])
+        with pytest.raises(TargetGone):
+            _ask_when_killed(child)
         assert child.wait() == -signal.SIGKILL
+
+
+def _ask_when_killed(child):
+    with stopped(child) as (frozen, lent):
+        asked = [(task, QUESTIONS) for task in frozen.tasks.values()]
+        os.kill(child.pid, signal.SIGKILL)
+        run_on_each(lent, asked)
