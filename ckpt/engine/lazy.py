@@ -47,9 +47,9 @@ _LEAST_BYTES = 64 << 10
 """Stored bytes of a mapping below which it is filled at once."""
 _AHEAD = 4
 """Frames that are decoded before their turn, at most 1 MiB each."""
-_NOT_LAZY = frozenset({"lo", "wf"})
-"""VmFlags of mappings that are filled at once: locked ones are to be there, and a child's view of
-those that are wiped on fork must not be filled."""
+_NOT_LAZY = frozenset({"lo", "wf", "dp"})
+"""VmFlags of mappings that are filled at once: locked ones are to be there, a child must not be
+given what is wiped on fork, and droppable ones cannot be watched."""
 
 _Key = tuple[GenerationNo, int, int]
 

@@ -27,7 +27,8 @@ _REFUSED = {
     "ht": "huge pages of hugetlbfs are not supported yet",
     "sf": "synchronous mappings of persistent memory (MAP_SYNC) are not supported",
     "ss": "a shadow stack is not supported yet",
-    "um": "memory that a userfaultfd watches for missing pages is not supported",
+    "um": "memory whose missing pages a userfaultfd supplies is not supported (after a restore"
+    " --lazy: wait until all of it is there)",
     "ui": "memory that a userfaultfd watches for minor faults is not supported",
     "mt": "memory tags are not supported",
 }

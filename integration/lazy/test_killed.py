@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from integration.harness import Restored, become_subreaper, dump
+from integration.harness import Restored, become_subreaper, ckpt, dump
 from integration.lazy.behind import (
     GUARD,
     find_child,
@@ -131,4 +131,27 @@ def test_nothing_of_ours_is_left_when_all_is_there(image):
             for name in os.listdir(f"/proc/{work.pid}/fd")
             if "userfaultfd" in os.readlink(f"/proc/{work.pid}/fd/{name}")
         ]
+        assert work.ask("check") == "ok"
+
+
+def test_a_dump_before_all_is_there_is_refused(image, tmp_path):
+    for _ in range(10):
+        with Restored(image, "--lazy") as work:
+            server = find_server(work.process.pid)
+            if server is None:
+                continue
+            try:
+                os.kill(server, signal.SIGSTOP)
+            except ProcessLookupError:
+                continue
+            refused = ckpt("dump", "--pid", str(work.pid), tmp_path / "image")
+            os.kill(server, signal.SIGCONT)
+            wait_until_filled(work.process.pid)
+            dump(work.pid, tmp_path / "image")
+        if refused.returncode:
+            break
+    assert refused.returncode == 21
+    assert "wait until all of it is there" in refused.stderr
+    assert not (tmp_path / "image" / "gen-000001").exists()
+    with Restored(tmp_path / "image") as work:
         assert work.ask("check") == "ok"
