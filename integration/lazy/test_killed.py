@@ -1,13 +1,16 @@
 """Whatever ends the server of pages, and when: the process has all its memory, or is no more."""
 
+import contextlib
 import os
 import random
 import signal
+import subprocess
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 
-from integration.harness import Restored, become_subreaper, ckpt, dump
+from integration.harness import CKPT, Restored, become_subreaper, ckpt, dump
 from integration.lazy.behind import (
     GUARD,
     find_child,
@@ -154,4 +157,30 @@ def test_a_dump_before_all_is_there_is_refused(image, tmp_path):
     assert "wait until all of it is there" in refused.stderr
     assert not (tmp_path / "image" / "gen-000001").exists()
     with Restored(tmp_path / "image") as work:
+        assert work.ask("check") == "ok"
+
+
+def test_a_server_that_is_killed_before_the_process_runs(image):
+    for _ in range(5):
+        command = [*CKPT, "restore", "--lazy", "--detach", str(image)]
+        with subprocess.Popen(command, stdin=PIPE, stdout=PIPE, stderr=PIPE) as restorer:
+            while (server := find_server(restorer.pid)) is None and restorer.poll() is None:
+                pass
+            guard = find_child(restorer.pid, GUARD)
+            if server is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(server, signal.SIGKILL)
+            if guard is not None:
+                wait_for_end(guard)
+            status = restorer.wait(60)
+            assert status in (0, 20)
+            assert restorer.stdout is not None
+            # Whoever was let go has become our child; its standard output was that of the command.
+            said = os.read(restorer.stdout.fileno(), 64) if status == 0 else b""
+        if status == 0:
+            pid = int(said)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+    with Restored(image) as work:
         assert work.ask("check") == "ok"
