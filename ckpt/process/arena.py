@@ -70,19 +70,20 @@ def find_syscall_insn(pid: Pid, vmas: Sequence[maps.Vma]) -> RemoteAddr:
 def choose_end_mark(task: Task, status_text: bytes | None = None) -> int | None:
     """Return a signal that this task would not notice: ignored by default, no handler, not queued.
 
-    A blocked one is not taken either, since a target may wait for it with sigwait or signalfd.
-    None if the target uses all of them.
+    One that it blocks, as many threads do with all signals, is the second choice: it may wait for
+    it with sigwait or signalfd, so it must not stay queued. It is sent to this thread alone,
+    unblocked for the length of the batch; our stop takes it off the queue, or, where we are gone,
+    the kernel ignores it.
+    None if the target has handlers for all of them.
 
     Args:
         task: the task.
         status_text: its /proc/PID/status; None: read it now.
     """
     now = status.parse_signal_masks(status_text or read_bytes(task.tid, "status"))
-    used = now.caught | now.pending | now.shared_pending | task.sigmask
-    for sig in (_SIGWINCH, _SIGURG, _SIGCHLD):
-        if not used >> (sig - 1) & 1:
-            return sig
-    return None
+    used = now.caught | now.pending | now.shared_pending
+    harmless = [sig for sig in (_SIGWINCH, _SIGURG, _SIGCHLD) if not used >> (sig - 1) & 1]
+    return min(harmless, key=lambda sig: task.sigmask >> (sig - 1) & 1, default=None)
 
 
 @attrs.define(slots=True, eq=False)
