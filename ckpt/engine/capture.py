@@ -13,12 +13,13 @@ import attrs
 from ckpt.engine.records import ProcessImage, ThreadImage
 from ckpt.errors import Finding, UnsupportedState
 from ckpt.kernel.features import Features
+from ckpt.kernel.procfs.held import HeldFiles
 from ckpt.process.arena import Arena
 from ckpt.process.freezer import Frozen
 from ckpt.process.remote import Call, Reply, part_of
 from ckpt.process.task import Task
 from ckpt.process.together import run_on_each
-from ckpt.process.tree import ending_told
+from ckpt.process.tree import ending_told, list_tids
 from ckpt.resources.base import Capture, Resource, Stopped, Target
 from ckpt.resources.registry import PROCESS, THREAD
 from ckpt.units import Pid, Tid
@@ -44,9 +45,17 @@ def examine(pid: Pid, features: Features) -> Target:
     target = Target(pid, features)
     with ending_told(pid):
         findings = tuple(_iter_findings(target))
+        target.notes[_STATUSES] = HeldFiles(pid, list(map(_status_of, list_tids(pid))))
     if findings:
         raise UnsupportedState(pid, findings)
     return target
+
+
+_STATUSES = "status of threads"
+
+
+def _status_of(tid: Tid) -> str:
+    return f"task/{tid}/status"
 
 
 def settle(image: ProcessImage) -> ProcessImage:
@@ -81,12 +90,22 @@ class Capturing:
     def __init__(self, frozen: Frozen, target: Target) -> None:
         """Read everything that can be read from outside."""
         self._frozen = frozen
+        self._read_statuses(target)
         leader = Stopped(frozen, frozen.leader, target.features, target.notes)
         self._process = [_begin(resource, leader) for resource in PROCESS]
         self._threads: dict[Tid, list[_Asked]] = {}
         for tid, task in frozen.tasks.items():
             stopped = Stopped(frozen, task, target.features, target.notes)
             self._threads[tid] = [_begin(resource, stopped) for resource in THREAD]
+
+    def _read_statuses(self, target: Target) -> None:
+        """Read the status of all threads at once; one that is new is read when it is asked for."""
+        held: HeldFiles | None = target.notes.get(_STATUSES)
+        texts = held.read() if held else {}
+        for tid, task in self._frozen.tasks.items():
+            text = texts.get(_status_of(tid))
+            if text is not None:
+                task.status_text = text
 
     def finish(self, arena: Arena) -> ProcessImage:
         """Run the remote calls and return all records."""

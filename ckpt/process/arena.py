@@ -81,7 +81,7 @@ def choose_end_mark(task: Task, status_text: bytes | None = None) -> int | None:
         status_text: its /proc/PID/status; None: read it now.
     """
     now = status.parse_signal_masks(status_text or read_bytes(task.tid, "status"))
-    used = now.caught | now.pending | now.shared_pending
+    used = now.caught | now.pending | now.shared_pending | task.reserved
     harmless = [sig for sig in (_SIGWINCH, _SIGURG, _SIGCHLD) if not used >> (sig - 1) & 1]
     return min(harmless, key=lambda sig: task.sigmask >> (sig - 1) & 1, default=None)
 

@@ -205,19 +205,39 @@ def thaw(frozen: Frozen) -> None:
                 os.kill(frozen.pid, _SIGSTOP)
         # The leader last, see `_stop_all`.
         tasks = sorted(frozen.tasks.values(), key=lambda task: task.tid == Tid(frozen.pid))
-        lost = [task for task in tasks if not _let_go(frozen, task)]
+        lost = _let_all_go(frozen, tasks)
         frozen.thawed_at_s = time.monotonic()
         for task in lost:
             _regain(frozen, task)
 
 
-def _let_go(frozen: Frozen, task: Task) -> bool:
-    """Detach from a stopped thread; False if it does not stand still (any more)."""
+def _let_all_go(frozen: Frozen, tasks: list[Task]) -> list[Task]:
+    """Detach from stopped threads, in one go; return those that do not stand still (any more)."""
+    ready = [task for task in tasks if _make_ready(frozen, task)]
+    burst = PtraceBurst()
+    for task in ready:
+        burst.detach(task.tid)
+    gone = {task.tid for task, result in zip(ready, burst.run(), strict=True) if result == 0}
+    return [task for task in tasks if task.tid not in gone]
+
+
+def _make_ready(frozen: Frozen, task: Task) -> bool:
+    """Give a stopped thread its own state back; False if it does not stand still (any more)."""
     try:
         if not task.mended:
             _mend(frozen, task)
             task.mended = True
         task.put_back()
+    except TargetGone:
+        return False
+    return True
+
+
+def _let_go(frozen: Frozen, task: Task) -> bool:
+    """Detach from a stopped thread; False if it does not stand still (any more)."""
+    try:
+        if not _make_ready(frozen, task):
+            return False
         ptrace.detach(task.tid)
     except TargetGone:
         return False

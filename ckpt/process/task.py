@@ -71,6 +71,8 @@ class Task:
     """As the thread gets them back; of a restartable sequence: its abort handler."""
     sigmask: int = 0
     rseq: ptrace.RseqConfiguration | None = None
+    reserved: int = 0
+    """Signals that must not mark the end of a batch, which queues them itself; a mask."""
     disturbed: bool = False
     """Registers or mask in the kernel are not its own at this moment."""
     mended: bool = False
@@ -116,6 +118,10 @@ class Task:
         if self._status is None:
             self._status = read_bytes(self.tid, "status")
         return self._status
+
+    @status_text.setter
+    def status_text(self, text: bytes) -> None:
+        self._status = text
 
     def _leave_critical_section(self, rseq: ptrace.RseqConfiguration) -> None:
         # The kernel aborts a critical section that was stopped, on the way back to user space

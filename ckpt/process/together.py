@@ -6,6 +6,7 @@ All tasks of a group are started before the first is waited for. Each has its ow
 each finds the way back by itself, as `arena.py` says of one.
 """
 
+import os
 from collections.abc import Sequence
 
 import attrs
@@ -112,18 +113,35 @@ def _run_together(arena: Arena, runs: Sequence[_Run]) -> list[Sequence[Reply]]:
     if problem is not None:
         raise problem
     _read(arena, runs)
+    meant_for_it: set[int] = set()
     while early := [one for one in runs if one.batch[one.last_result] == _NOT_RUN]:
-        # Somebody has sent it the very signal, which it ignores.
+        # Somebody has sent it the very signal. It ignores that, or blocks it and may wait for it.
         for one in early:
+            if one.task.sigmask >> (one.sig - 1) & 1:
+                meant_for_it.add(one.sig)
             ptrace.cont(one.task.tid)
             problem = _wait(one) or problem
         if problem is not None:
             raise problem
         _read(arena, early)
     # Before anything else: the next group uses the same frames.
-    for one in runs:
-        one.task.put_back()
+    _put_back([one.task for one in runs])
+    for sig in meant_for_it:
+        os.kill(arena.pid, sig)
     return [Replies(one.calls, one.batch) for one in runs]
+
+
+def _put_back(tasks: Sequence[Task]) -> None:
+    burst = PtraceBurst()
+    for task in tasks:
+        # The mask first, as `Task.put_back` has it.
+        burst.set_sigmask(task.tid, task.sigmask)
+        burst.set_registers(task.tid, task.registers)
+    results = burst.run()
+    for index, task in enumerate(tasks):
+        if any(results[2 * index : 2 * index + 2]):
+            task.put_back()
+        task.disturbed = False
 
 
 def _write(arena: Arena, runs: Sequence[_Run]) -> None:

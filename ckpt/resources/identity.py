@@ -37,6 +37,7 @@ from ckpt.kernel.prctl import (
 from ckpt.kernel.procfs import files as procfs_files
 from ckpt.kernel.procfs import stat as procfs_stat
 from ckpt.kernel.procfs import status as procfs_status
+from ckpt.kernel.procfs.held import HeldFiles
 from ckpt.process.remote import Call, Out, Reply, call
 from ckpt.resources.base import (
     Capture,
@@ -116,6 +117,24 @@ def look(target: Target) -> Iterator[Finding]:
             if tid == Tid(pid):
                 raise
     yield from _iter_children_findings(pid)
+    names = [_children_of(tid) for tid in procfs_files.list_tids(pid)]
+    target.notes[_CHILDREN] = HeldFiles(pid, names)
+
+
+_CHILDREN = "children of threads"
+
+
+def _children_of(tid: Tid) -> str:
+    return f"task/{tid}/children"
+
+
+def _is_childless(stopped: Stopped) -> bool:
+    """Tell whether no thread has a child, as far as that can be told quickly."""
+    held: HeldFiles | None = stopped.notes.get(_CHILDREN)
+    if held is None:
+        return False
+    sizes = held.read_sizes()
+    return all(sizes.get(_children_of(tid)) == 0 for tid in stopped.frozen.tasks)
 
 
 def _iter_task_findings(target: Target, tid: Tid, subject: str) -> Iterator[Finding]:
@@ -190,7 +209,7 @@ def capture(stopped: Stopped) -> Capture[IdentityRecord]:
     Raises:
         UnsupportedState: it has made a child since it was looked at.
     """
-    findings = tuple(_iter_children_findings(stopped.pid))
+    findings = () if _is_childless(stopped) else tuple(_iter_children_findings(stopped.pid))
     if findings:
         raise UnsupportedState(stopped.pid, findings)
     stat = procfs_stat.read_stat(stopped.pid)

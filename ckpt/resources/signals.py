@@ -96,9 +96,11 @@ def _iter_actions(replies: Iterable[Reply]) -> Iterator[SignalAction]:
 
 
 def _pending(stopped: Stopped, *, shared: bool) -> tuple[bytes, ...]:
-    queue = ptrace.peek_siginfo(stopped.tid, shared=shared)
     status = parse_signal_masks(stopped.status_text)
     bare = status.shared_pending if shared else status.pending
+    if not bare:
+        return ()
+    queue = ptrace.peek_siginfo(stopped.tid, shared=shared)
     for info in queue:
         bare &= ~signal_bit(_signal_of(info))
     # Where the queue was full, the kernel only notes that the signal came: from no one.
@@ -152,10 +154,9 @@ def _queue(rebuilt: Rebuilt, pending: tuple[bytes, ...], send: _Sender) -> Resto
         queued |= signal_bit(sig)
         calls.append(send(sig, _sendable(info)))
     # A batch ends by a signal that its task would not notice: none of those that it queues.
-    own = task.sigmask
-    task.sigmask |= queued
+    task.reserved = queued
     replies = yield calls
-    task.sigmask = own
+    task.reserved = 0
     expect("queueing pending signals", replies)
 
 

@@ -12,6 +12,8 @@ from ckpt.errors import TargetGone
 from ckpt.kernel import ptrace
 from ckpt.kernel.arch import NR
 from ckpt.kernel.prctl import Prctl
+from ckpt.kernel.procfs.files import read_bytes
+from ckpt.kernel.procfs.status import parse_signal_masks
 from ckpt.process.arena import arena
 from ckpt.process.freezer import freeze
 from ckpt.process.remote import In, Out, call
@@ -24,6 +26,8 @@ import ctypes, signal, sys, threading
 if "all" in sys.argv:
     for sig in (signal.SIGWINCH, signal.SIGURG, signal.SIGCHLD):
         signal.signal(sig, lambda *_: None)
+if "block" in sys.argv:
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 libc = ctypes.CDLL(None)
 go_on = threading.Event()
 def wait(number):
@@ -111,6 +115,19 @@ def test_the_very_signal_that_marks_the_end_comes_from_somebody_else():
             for task in tasks[::3]:
                 tgkill(child.pid, task.tid, signal.SIGWINCH)
             check(run_on_each(lent, [(task, QUESTIONS) for task in tasks]), list(frozen.tasks))
+        assert child.communicate("go on\n")[0] == "ended well\n"
+
+
+def test_the_signal_is_one_that_they_block_and_wait_for():
+    with threads("block") as child:
+        with stopped(child) as (frozen, lent):
+            tasks = list(frozen.tasks.values())
+            for task in tasks:
+                assert task.status_text
+            os.kill(child.pid, signal.SIGWINCH)
+            check(run_on_each(lent, [(task, QUESTIONS) for task in tasks]), list(frozen.tasks))
+            pending = parse_signal_masks(read_bytes(frozen.leader.tid, "status")).shared_pending
+            assert pending >> (signal.SIGWINCH - 1) & 1
         assert child.communicate("go on\n")[0] == "ended well\n"
 
 

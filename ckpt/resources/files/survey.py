@@ -17,7 +17,6 @@ Kernel: proc_pid_fd(5), proc_pid_fdinfo(5), stat(2).
 import contextlib
 import os
 import struct
-import weakref
 from collections.abc import Iterator
 
 import attrs
@@ -28,6 +27,7 @@ from ckpt.kernel.burst import Burst
 from ckpt.kernel.failures import proc_failures_of
 from ckpt.kernel.libc import readable_address, writable_address
 from ckpt.kernel.procfs.files import read_bytes
+from ckpt.kernel.procfs.held import Descriptors
 from ckpt.units import Pid, RemoteFd
 
 _INFO_BYTES, _LINK_BYTES, _STATUS_BYTES = 512, 256, 144
@@ -35,8 +35,6 @@ _SLOT_BYTES = _INFO_BYTES + _LINK_BYTES + _STATUS_BYTES
 _STATUS = struct.Struct("<QQQIIIxxxxQqqq6Q")
 """`struct stat` of x86-64 (arch/x86/include/uapi/asm/stat.h), up to the times."""
 _NS_PER_S = 1_000_000_000
-_OTHER_FILES = 256
-"""How many descriptors we need besides."""
 _EMPTY = bytearray(b"\0")
 
 
@@ -57,9 +55,9 @@ class Survey:
     def __init__(self, pid: Pid) -> None:
         """Open what is needed; `read` comes next."""
         self._pid = pid
-        self._held: list[int] = []
-        self._limit: list[tuple[int, int]] = []
-        self.close = weakref.finalize(self, _close_all, self._held, self._limit)
+        self._descriptors = Descriptors()
+        self._held = self._descriptors.fds
+        self.close = self._descriptors.close
         self._links, self._infos = self._open_folder("fd"), self._open_folder("fdinfo")
         self._names: dict[RemoteFd, bytearray] = {}
         """What the burst asks for."""
@@ -83,7 +81,7 @@ class Survey:
     def prepare(self) -> None:
         """Open the files of all descriptors that there are, as far as we may open so many."""
         fds = self._list()
-        if not self._make_room(2 * len(fds) + _OTHER_FILES):
+        if not self._descriptors.make_room(2 * len(fds)):
             return
         for fd in fds:
             with contextlib.suppress(OSError):
@@ -101,19 +99,6 @@ class Survey:
             named, _ = readable_address(name)
             self._calls.add(NR.newfstatat, self._links, named, address, 0)
             address += _STATUS_BYTES
-
-    def _make_room(self, n_files: int) -> bool:
-        """Raise our own soft limit of open files until `close`; False if the hard one forbids."""
-        import resource
-
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if resource.RLIM_INFINITY in (soft, hard) or n_files <= soft:
-            return True
-        if n_files > hard:
-            return False
-        resource.setrlimit(resource.RLIMIT_NOFILE, (n_files, hard))
-        self._limit.append((n_files, soft))
-        return True
 
     def _prepare(self, fd: RemoteFd) -> None:
         name = str(fd)
@@ -208,15 +193,3 @@ def parse_status(raw: bytes) -> os.stat_result:
             "st_rdev": rdev,
         },
     )
-
-
-def _close_all(held: list[int], limit: list[tuple[int, int]]) -> None:
-    import resource
-
-    for fd in held:
-        os.close(fd)
-    held.clear()
-    for raised, before in limit:
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if soft == raised:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (before, hard))

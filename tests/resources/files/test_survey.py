@@ -10,6 +10,7 @@ import resource
 import pytest
 
 from ckpt.kernel.kcmp import KcmpType, Ordering, kcmp
+from ckpt.kernel.procfs.held import Descriptors
 from ckpt.resources.files import survey as module
 from ckpt.resources.files.open_file import FdTable
 from ckpt.resources.files.survey import Survey, parse_status
@@ -29,7 +30,7 @@ def folder(tmp_path):
 def prepared(request, monkeypatch):
     """Return what makes a survey, with all files held open, or with too few allowed for that."""
     if request.param == "not held":
-        monkeypatch.setattr(Survey, "_make_room", lambda _self, _n: False)
+        monkeypatch.setattr(Descriptors, "make_room", lambda _self, _n: False)
 
     def prepare():
         made = Survey(ME)
@@ -125,7 +126,7 @@ def test_texts_that_do_not_fit_are_read_whole(prepared, folder):
 def test_the_limit_of_open_files_is_ours_again():
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     n_open = len(os.listdir("/proc/self/fd"))
-    low = 2 * n_open + 100
+    low = n_open + 100
     resource.setrlimit(resource.RLIMIT_NOFILE, (low, hard))
     try:
         survey = Survey(ME)
