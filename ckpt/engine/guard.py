@@ -13,6 +13,7 @@ import contextlib
 import os
 import signal
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
@@ -129,6 +130,9 @@ def _be_child(body: Callable[[], int]) -> NoReturn:
     status = 1
     try:
         status = body()
+    except BaseException:
+        # A bug of ours; nobody above us would show it.
+        traceback.print_exc()
     finally:
         # Nothing of the parent's own ending (handlers, buffers) may run here too.
         os._exit(status)

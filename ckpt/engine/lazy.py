@@ -16,6 +16,7 @@ after the restore, are not seen.
 Kernel: userfaultfd(2), ioctl_userfaultfd(2); UFFD_EVENT_* are in the order of the changes.
 """
 
+import contextlib
 import os
 import select
 from bisect import bisect_right
@@ -289,5 +290,6 @@ class PageServer:
         except TargetGone:
             space.gone = True
         except (FileExistsError, FileNotFoundError):
-            userfaultfd.wake(space.fd, span, pid=self._pid)
+            with contextlib.suppress(TargetGone):
+                userfaultfd.wake(space.fd, span, pid=self._pid)
         return True

@@ -12,6 +12,7 @@ import ctypes
 import enum
 import errno
 import os
+import struct
 from collections.abc import Iterator
 from typing import Final
 
@@ -130,21 +131,8 @@ class uffdio_writeprotect(ctypes.Structure):  # noqa: N801
     _fields_ = (("range", uffdio_range), ("mode", ctypes.c_uint64))
 
 
-class uffd_msg(ctypes.Structure):  # noqa: N801
-    """`struct uffd_msg`; its union as three words, of which each event has its own meaning."""
-
-    event: int
-    words: "ctypes.Array[ctypes.c_uint64]"
-    _pack_ = 1
-    _fields_ = (
-        ("event", ctypes.c_uint8),
-        ("reserved1", ctypes.c_uint8),
-        ("reserved2", ctypes.c_uint16),
-        ("reserved3", ctypes.c_uint32),
-        ("words", ctypes.c_uint64 * 3),
-    )
-
-
+_MESSAGE: Final = struct.Struct("=B7x3Q")
+"""`struct uffd_msg`; its union as three words, of which each event has its own meaning."""
 _MESSAGES_AT_ONCE: Final = 64
 
 _UNMAPPED: Final = (1 << 47) - 2 * PAGE_SIZE
@@ -362,21 +350,19 @@ def read_messages(fd: int) -> list[Message]:
     Raises:
         OSError: whatever read(2) says, but for EAGAIN.
     """
-    size = ctypes.sizeof(uffd_msg)
     try:
-        raw = os.read(fd, _MESSAGES_AT_ONCE * size)
+        raw = os.read(fd, _MESSAGES_AT_ONCE * _MESSAGE.size)
     except BlockingIOError:
         return []
-    return [_message(uffd_msg.from_buffer_copy(raw, at)) for at in range(0, len(raw), size)]
+    return [_message(*words) for words in _MESSAGE.iter_unpack(raw)]
 
 
-def _message(raw: uffd_msg) -> Message:
-    first, second, third = raw.words
-    if raw.event == UFFD_EVENT_FORK:
+def _message(event: int, first: int, second: int, third: int) -> Message:
+    if event == UFFD_EVENT_FORK:
         return Forked(Fd(first & 0xFFFF_FFFF))
-    if raw.event == UFFD_EVENT_REMAP:
+    if event == UFFD_EVENT_REMAP:
         return Moved(first, second, third)
-    if raw.event in (UFFD_EVENT_REMOVE, UFFD_EVENT_UNMAP):
+    if event in (UFFD_EVENT_REMOVE, UFFD_EVENT_UNMAP):
         return Dropped(first, second)
     # A page fault: flags, then the address.
     return Fault(second)

@@ -82,6 +82,15 @@ def test_struct_is_laid_out_as_in_c(name):
         assert (size, members) == of_header
 
 
+def test_events_of_a_userfaultfd():
+    ours = {
+        name: item for name, item in vars(userfaultfd).items() if name.startswith("UFFD_EVENT_")
+    }
+    assert len(ours) == 5
+    assert compare(["linux/userfaultfd.h"], ours, {}) == ours
+    assert userfaultfd._MESSAGE.size == read_layout("linux/userfaultfd.h", "struct uffd_msg", [])[0]
+
+
 def test_scan_arg_ends_with_the_masks_in_the_specified_order():
     names = [field[0] for field in pagemap.pm_scan_arg._fields_]
     assert names[:5] == ["size", "flags", "start", "end", "walk_end"]

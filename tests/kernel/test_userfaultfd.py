@@ -1,6 +1,7 @@
 import contextlib
 import mmap
 import os
+import select
 import threading
 
 import pytest
@@ -264,3 +265,51 @@ def test_the_address_space_behind_the_descriptor_is_gone():
                 userfaultfd.register(fd, span, mode, pid=child.pid)
             with pytest.raises(TargetGone):
                 userfaultfd.unregister(fd, span, pid=child.pid)
+
+
+def test_what_the_process_does_is_read():
+    code = """
+        libc = ctypes.CDLL(None)
+        libc.mremap.argtypes = [ctypes.c_void_p] + [ctypes.c_size_t] * 4
+        libc.mremap.restype = ctypes.c_void_p
+        memory, spare = private_memory(8), private_memory(8)
+        uffd = libc.syscall(323, os.O_CLOEXEC | os.O_NONBLOCK)
+        start, to = address_of(memory), address_of(spare)
+        say(uffd, start, to)
+        wait()
+        for step in (
+            lambda: memory.madvise(mmap.MADV_DONTNEED, 0, PAGE),
+            lambda: libc.mremap(start + PAGE, PAGE, PAGE, 3, to),
+            lambda: os.fork() or os._exit(0),
+            lambda: ctypes.string_at(start + 4 * PAGE, 1),
+        ):
+            step()
+        say("done")
+        wait()
+    """
+    events = UffdFeature.EVENT_FORK | UffdFeature.EVENT_REMAP | UffdFeature.EVENT_REMOVE
+    with running(code) as child:
+        remote, start, to = child.heard()
+        with closing(pidfd_open(child.pid)) as pidfd:
+            fd = pidfd_getfd(pidfd, remote, pid=child.pid)
+        with closing(fd), select.epoll() as poll:
+            userfaultfd.negotiate(fd, events)
+            mode = userfaultfd.UFFDIO_REGISTER_MODE_MISSING
+            userfaultfd.register(fd, addr_range(start, 8 * PAGE), mode, pid=child.pid)
+            assert userfaultfd.read_messages(fd) == []
+            assert userfaultfd.has_memory(fd)
+            child.tell()
+            poll.register(fd, select.EPOLLIN)
+            found = []
+            while not found or not isinstance(found[-1], userfaultfd.Fault):
+                poll.poll()
+                found += userfaultfd.read_messages(fd)
+            dropped, moved, forked, fault = found
+            assert dropped == userfaultfd.Dropped(start, start + PAGE)
+            assert moved == userfaultfd.Moved(start + PAGE, to, PAGE)
+            assert fault == userfaultfd.Fault(start + 4 * PAGE)
+            os.close(forked.fd)
+            userfaultfd.zeropage(fd, addr_range(fault.address, PAGE), pid=child.pid)
+            assert child.heard() == ["done"]
+            child.kill()
+            assert not userfaultfd.has_memory(fd)
