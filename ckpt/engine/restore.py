@@ -46,6 +46,7 @@ from ckpt.image.format import Manifest
 from ckpt.image.reader import PageReader
 from ckpt.image.runs import ResolvedRuns
 from ckpt.image.verify import verify_for, verify_frames, verify_sizes
+from ckpt.image.workers import count_free_threads
 from ckpt.kernel import ptrace
 from ckpt.kernel.arch import NR
 from ckpt.kernel.clone3 import CloneFlag, clone_args, pack_clone_args, pack_set_tid
@@ -151,17 +152,18 @@ def _verify(
 ) -> tuple[PageReader, ProcessImage, tuple[ResolvedRuns, Lazy | None]]:
     """Check what is used before the process runs; return what is filled then, and what later."""
     path = str(chain.manifest_path(number))
+    n_threads = count_free_threads()
     if not lazy:
-        reader = verify_for(chain, number)
+        reader = verify_for(chain, number, threads=n_threads)
         process = decode_processes(reader.manifest, path)[0]
         return reader, process, (reader.resolve(process.space), None)
-    reader = PageReader(chain, number)
+    reader = PageReader(chain, number, threads=n_threads)
     process = decode_processes(reader.manifest, path)[0]
     runs = reader.resolve(process.space)
     spans, others = plan_lazy(process.resources["memory"].vmas, runs)
     at_once = runs.clip(others)
     verify_sizes(chain, number)
-    verify_frames(chain, reader, [at_once])
+    verify_frames(chain, reader, [at_once], threads=n_threads)
     if not spans:
         return reader, process, (at_once, None)
     image = f"generation {number} of {chain.path}"

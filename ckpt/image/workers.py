@@ -5,6 +5,7 @@ milliseconds until the target can be touched. Neighbours: `writer` compresses wi
 `verify` decompress.
 """
 
+import os
 import queue
 import threading
 from collections import deque
@@ -17,6 +18,14 @@ A = TypeVar("A")
 
 DEFAULT_THREADS = 2
 """Enough to keep up with copying out of a process, and what small machines have."""
+
+
+_MOST_THREADS = 8
+
+
+def count_free_threads() -> int:
+    """Return how many threads to work with while the process that matters does not run."""
+    return max(DEFAULT_THREADS, min(_MOST_THREADS, len(os.sched_getaffinity(0))))
 
 
 class Pending(Generic[T]):
