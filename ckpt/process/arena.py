@@ -244,7 +244,7 @@ def choose_place(vmas: Sequence[maps.Vma]) -> RemoteAddr | None:
 @contextlib.contextmanager
 def arena(pid: Pid, tgid: int, task: Task) -> Iterator[Arena]:
     """Lend an arena in the stopped process `pid`; gone again on the way out, whatever happened."""
-    vmas = maps.read_maps(pid)
+    vmas = maps.parse_lines(task.maps_lines)
     insn, at = find_syscall_insn(pid, vmas), choose_place(vmas)
     with uninterrupted():
         base = map_arena(task, insn, at)

@@ -16,6 +16,7 @@ from ckpt.errors import TargetDamaged, TargetGone
 from ckpt.kernel import ptrace
 from ckpt.kernel.arch import NR
 from ckpt.kernel.arch import x86_64 as arch
+from ckpt.kernel.procfs import maps
 from ckpt.kernel.procfs.files import read_bytes
 from ckpt.kernel.ptrace_burst import PtraceBurst
 from ckpt.process import memory
@@ -83,6 +84,7 @@ class Task:
     """Threads and processes that its remote calls have made, in their order."""
     _xstate: bytes | None = None
     _status: bytes | None = None
+    _maps: list[str] | None = None
 
     def read_state(self) -> None:
         """Read registers, mask and rseq; before the first remote call, which would change them."""
@@ -123,6 +125,16 @@ class Task:
     def status_text(self, text: bytes) -> None:
         self._status = text
 
+    @property
+    def maps_lines(self) -> list[str]:
+        """The lines of its /proc/PID/maps, read once for as long as it stands still.
+
+        To be relied on only while all threads of the process do.
+        """
+        if self._maps is None:
+            self._maps = maps.read_lines(self.tid)
+        return self._maps
+
     def _leave_critical_section(self, rseq: ptrace.RseqConfiguration) -> None:
         # The kernel aborts a critical section that was stopped, on the way back to user space
         # (kernel/rseq.c). A remote call would take that way with other registers: the kernel would
@@ -156,7 +168,7 @@ class Task:
     def will_run(self) -> None:
         """Note that it runs code of ours next."""
         self.disturbed = True
-        self._status = None
+        self._status = self._maps = None
 
     def wait_for(self, sig: int, *, to_syscall: bool = False) -> None:
         """Wait until the thread, which runs our code, stops with `sig`.

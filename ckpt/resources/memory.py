@@ -155,7 +155,7 @@ def capture(stopped: Stopped) -> Capture[MemoryRecord]:
     """Read the layout of the frozen process; its break is known only inside."""
     pid = stopped.pid
     locked_bytes = stopped.read_status().vm_locked_bytes
-    looked = confirm_vmas(pid, stopped.notes.get(_NAME), locked_bytes)
+    looked = confirm_vmas(pid, stopped.notes.get(_NAME), stopped.task.maps_lines, locked_bytes)
     records = looked.records
     stat = procfs_stat.read_stat(pid)
     exe_path = os.readlink(f"/proc/{pid}/exe")

@@ -136,19 +136,19 @@ def iter_findings(pid: Pid, looked: Looked) -> Iterator[Finding]:
             yield Finding(" ".join(filter(None, (f"memory {vma.span}", vma.path))), problem)
 
 
-def confirm_vmas(pid: Pid, looked: Looked | None, locked_bytes: int) -> Looked:
+def confirm_vmas(pid: Pid, looked: Looked | None, lines: list[str], locked_bytes: int) -> Looked:
     """Return the mappings of a frozen process: those that were looked at, if they still are.
 
     Args:
         pid: the process.
         looked: what was found before it was stopped, all of it supported; None if nothing was.
+        lines: of /proc/PID/maps now.
         locked_bytes: `VmLck` now.
 
     Raises:
         UnsupportedState: a mapping that was made meanwhile cannot be captured.
     """
     if looked is not None and looked.locked_bytes == locked_bytes:
-        lines = maps.read_lines(pid)
         if lines == list(looked.vmas):
             return looked
         if all(line in looked.vmas for line in lines):
