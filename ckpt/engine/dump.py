@@ -45,7 +45,7 @@ from ckpt.image.chain import Chain
 from ckpt.image.format import Kind, Manifest
 from ckpt.image.reader import PageReader
 from ckpt.image.runs import Fate
-from ckpt.image.writer import GenerationWriter
+from ckpt.image.writer import PRESSED_LEVEL, GenerationWriter, WriterOptions
 from ckpt.kernel import ptrace
 from ckpt.kernel.features import Features, probe_features
 from ckpt.process.arena import arena
@@ -60,6 +60,7 @@ from ckpt.tracker.epoch import Epoch, read_epoch
 from ckpt.tracker.spans import Spans, subtract, total_bytes
 from ckpt.units import GenerationNo, Pid
 
+_WRITING = WriterOptions(pressed_level=PRESSED_LEVEL)
 _BEGIN_COMPARING_MS = 1.0
 """What copying must cost at least, for comparing to be done after the thaw."""
 
@@ -178,7 +179,7 @@ def dump(pid: int, directory: str | Path, options: DumpOptions | None = None) ->
     with chain.lock(), tracking(process, exec_id, tracker, features) as lent:
         epoch = read_epoch(target.pid)
         plan = _decide(chain, lent, epoch, incremental=options.incremental)
-        with chain.begin(plan.parent) as writer:
+        with chain.begin(plan.parent, options=_WRITING) as writer:
             work = _prepare(target, options, chain, lent, plan, writer)
             outcome = _copy_live(work)
             manifest = _run(work, outcome, started_s)

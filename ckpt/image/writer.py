@@ -40,6 +40,10 @@ from ckpt.units import GenerationNo
 DEFAULT_LEVEL = 1
 """zstd's level: the quickest that still finds the zeros and pointers that memory is full of."""
 
+PRESSED_LEVEL = -3
+"""Quicker than level 1 by half on data that is half noise (0.97 against 0.69 GB/s), and 6 % longer;
+on the heap of an interpreter about as quick, and a third longer."""
+
 SLOTS_PER_THREAD = 4
 """Frames under way for each thread: being compressed, waiting for one, waiting to be written."""
 
@@ -59,11 +63,15 @@ class WriterOptions:
 
     Attributes:
         level: of zstd.
+        pressed_level: of zstd while compressing is what all else waits for; the same as `level`
+            unless given. How far each thread has come decides, so the file differs from time to
+            time.
         threads: that compress.
         page_file_bytes: see `PAGE_FILE_BYTES`.
     """
 
     level: int = DEFAULT_LEVEL
+    pressed_level: int | None = None
     threads: int = DEFAULT_THREADS
     page_file_bytes: int = PAGE_FILE_BYTES
 
@@ -275,18 +283,23 @@ class GenerationWriter:
             self._submit(view[start : start + step], release if last else None)
 
     def _submit(self, view: memoryview, release: Release | None) -> None:
-        self._slots.acquire()
+        level = self._options.level
+        if not self._slots.acquire(blocking=False):
+            # If frames wait to be written it is the disk that is slow, and smaller ones help it.
+            if self._options.pressed_level is not None and len(self._finished) <= 1:
+                level = self._options.pressed_level
+            self._slots.acquire()
         number = self._n_submitted
         self._n_submitted += 1
-        self._workers.submit(partial(self._encode, number, view, release))
+        self._workers.submit(partial(self._encode, number, view, level, release))
 
     # -- in the compression threads --------------------------------------------------------------
 
-    def _encode(self, number: int, view: memoryview, release: Release | None) -> None:
+    def _encode(self, number: int, view: memoryview, level: int, release: Release | None) -> None:
         frame = None
         try:
             if self._failure is None:
-                frame = encode_frame(view, self._options.level)
+                frame = encode_frame(view, level)
         except BaseException as error:
             self._fail(error)
         with self._changed:
