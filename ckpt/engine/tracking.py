@@ -4,7 +4,7 @@ Holds together what `tracker/` keeps apart: the epoch, the keeper, and the track
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import attrs
 
@@ -14,10 +14,7 @@ from ckpt.process.keeper import start_keeper, stop_keeper, take_userfaultfd
 from ckpt.process.task import Task
 from ckpt.process.tree import Identity
 from ckpt.tracker.base import Scan, Tracker, TrackerName
-from ckpt.tracker.compare import Compare
 from ckpt.tracker.epoch import Epoch, advance, invalidate
-from ckpt.tracker.full import Full
-from ckpt.tracker.softdirty import SoftDirty
 from ckpt.tracker.spans import Own, Spans
 from ckpt.tracker.writeprotect import WriteProtect, create_inside
 from ckpt.units import GenerationNo, Pid
@@ -83,12 +80,18 @@ class Tracking:
         if self.name is TrackerName.WRITEPROTECT:
             assert self._writeprotect is not None, "attach comes before collect"
             return self._writeprotect
-        trackers: dict[TrackerName, Callable[[Features], Tracker]] = {
-            TrackerName.SOFTDIRTY: SoftDirty,
-            TrackerName.COMPARE: Compare,
-            TrackerName.FULL: Full,
-        }
-        return trackers[self.name](self.features)
+        # Imported where used: a dump counts milliseconds until it can touch the target.
+        if self.name is TrackerName.SOFTDIRTY:
+            from ckpt.tracker.softdirty import SoftDirty
+
+            return SoftDirty(self.features)
+        if self.name is TrackerName.COMPARE:
+            from ckpt.tracker.compare import Compare
+
+            return Compare(self.features)
+        from ckpt.tracker.full import Full
+
+        return Full(self.features)
 
     def advance(self, chain_id: str, generation: GenerationNo, digest: bytes) -> None:
         """Note that the tracker is armed against a generation that is committed."""
