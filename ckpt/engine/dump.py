@@ -27,6 +27,7 @@ import attrs
 from ckpt.engine.capture import Capturing, examine, settle
 from ckpt.engine.convergence import DEFAULT_BUDGET_MS
 from ckpt.engine.copying import Copy, DropEqual, Pool
+from ckpt.engine.deciding import decide_plan
 from ckpt.engine.identity import read_exec_id
 from ckpt.engine.live import Outcome, Round, Rounds
 from ckpt.engine.pages import (
@@ -39,8 +40,8 @@ from ckpt.engine.pages import (
     untrusted_spans,
 )
 from ckpt.engine.records import ProcessImage, encode_processes, space_name
-from ckpt.engine.tracking import Tracking, drop_epoch, tracking
-from ckpt.errors import HostFull, ImageError
+from ckpt.engine.tracking import Tracking, tracking
+from ckpt.errors import HostFull
 from ckpt.image.chain import Chain
 from ckpt.image.format import Kind, Manifest
 from ckpt.image.reader import PageReader
@@ -55,8 +56,8 @@ from ckpt.process.twin import Twin, cost_ms, find_obstacle, twin
 from ckpt.resources.base import Target
 from ckpt.resources.memory import MemoryRecord
 from ckpt.tracker.base import TELLING, TrackerName
-from ckpt.tracker.choose import AUTO, Plan, choose_tracker, plan_generation
-from ckpt.tracker.epoch import Epoch, read_epoch
+from ckpt.tracker.choose import AUTO, Plan, choose_tracker
+from ckpt.tracker.epoch import read_epoch
 from ckpt.tracker.spans import Spans, subtract, total_bytes
 from ckpt.units import GenerationNo, Pid
 
@@ -178,7 +179,7 @@ def dump(pid: int, directory: str | Path, options: DumpOptions | None = None) ->
     chain = Chain.create_or_open(Path(directory))
     with chain.lock(), tracking(process, exec_id, tracker, features) as lent:
         epoch = read_epoch(target.pid)
-        plan = _decide(chain, lent, epoch, incremental=options.incremental)
+        plan = decide_plan(chain, lent, epoch, incremental=options.incremental)
         with chain.begin(plan.parent, options=_WRITING) as writer:
             work = _prepare(target, options, chain, lent, plan, writer)
             outcome = _copy_live(work)
@@ -189,47 +190,6 @@ def dump(pid: int, directory: str | Path, options: DumpOptions | None = None) ->
                 except HostFull as error:
                     work.warnings.append(str(error))
     return _result_of(manifest, outcome.rounds, work.warnings)
-
-
-def _decide(chain: Chain, lent: Tracking, epoch: Epoch | None, *, incremental: bool) -> Plan:
-    """Decide what the generation is made from; drop an epoch that is no use any more."""
-    plan = plan_generation(
-        incremental=incremental,
-        tracker=lent.name,
-        process=lent.process,
-        exec_id=lent.exec_id,
-        chain_id=chain.chain_id,
-        generations=chain.generations(),
-        epoch=epoch,
-        lineage_of_process=_newest_is_of(chain, lent),
-    )
-    if plan.parent is not None:
-        plan = _check_parent(chain, plan, plan.parent, epoch)
-    if not lent.take_over(epoch):
-        if epoch is not None:
-            drop_epoch(epoch)
-        if plan.parent is not None:
-            plan = Plan(None, "the keeper that held the tracker is gone")
-    return plan
-
-
-def _check_parent(chain: Chain, plan: Plan, parent: GenerationNo, epoch: Epoch | None) -> Plan:
-    """Take a parent only if it is whole, and is the very one that the tracker is armed against."""
-    try:
-        digest = chain.lineage(parent)[0].digest
-    except ImageError as error:
-        return Plan(None, f"the chain is not whole ({error})")
-    if plan.by_epoch and (epoch is None or epoch.digest != digest.hex()):
-        return Plan(None, f"generation {parent} was replaced by another of that number")
-    return plan
-
-
-def _newest_is_of(chain: Chain, lent: Tracking) -> bool:
-    newest = chain.newest()
-    if newest is None:
-        return False
-    host = chain.manifest(newest).host
-    return host.get("exec_id") == lent.exec_id and host.get("pid") == lent.pid
 
 
 def _prepare(

@@ -1,0 +1,52 @@
+"""Delta or full: what the epoch, the chain and the keeper allow, and the reason where it is full.
+
+`tracker/choose.py` has the rules; this asks the chain and the keeper for what they go by.
+"""
+
+from ckpt.engine.tracking import Tracking, drop_epoch
+from ckpt.errors import ImageError
+from ckpt.image.chain import Chain
+from ckpt.tracker.choose import Plan, plan_generation
+from ckpt.tracker.epoch import Epoch
+from ckpt.units import GenerationNo
+
+
+def decide_plan(chain: Chain, lent: Tracking, epoch: Epoch | None, *, incremental: bool) -> Plan:
+    """Decide what the generation is made from; drop an epoch that is no use any more."""
+    plan = plan_generation(
+        incremental=incremental,
+        tracker=lent.name,
+        process=lent.process,
+        exec_id=lent.exec_id,
+        chain_id=chain.chain_id,
+        generations=chain.generations(),
+        epoch=epoch,
+        lineage_of_process=_newest_is_of(chain, lent),
+    )
+    if plan.parent is not None:
+        plan = _check_parent(chain, plan, plan.parent, epoch)
+    if not lent.take_over(epoch):
+        if epoch is not None:
+            drop_epoch(epoch)
+        if plan.parent is not None:
+            plan = Plan(None, "the keeper that held the tracker is gone")
+    return plan
+
+
+def _check_parent(chain: Chain, plan: Plan, parent: GenerationNo, epoch: Epoch | None) -> Plan:
+    """Take a parent only if it is whole, and is the very one that the tracker is armed against."""
+    try:
+        digest = chain.lineage(parent)[0].digest
+    except ImageError as error:
+        return Plan(None, f"the chain is not whole ({error})")
+    if plan.by_epoch and (epoch is None or epoch.digest != digest.hex()):
+        return Plan(None, f"generation {parent} was replaced by another of that number")
+    return plan
+
+
+def _newest_is_of(chain: Chain, lent: Tracking) -> bool:
+    newest = chain.newest()
+    if newest is None:
+        return False
+    host = chain.manifest(newest).host
+    return host.get("exec_id") == lent.exec_id and host.get("pid") == lent.pid
