@@ -6,7 +6,8 @@
 A copy-on-write clone costs the target as long as copying its page tables takes (13 ms per GiB, of
 pages of 4 KiB), and later a fault for each page that it writes while the twin is there. The twin
 never runs code of the target: it is seized while it sleeps in the arena's copy, with EXITKILL, so
-it ends with us. It shares the table of open files, so no file is held open by it.
+it ends with us; until it is seized it asks now and then whether we are there. It shares the table
+of open files, so no file is held open by it.
 
 What fork leaves out (MADV_DONTFORK, MADV_WIPEONFORK, shared memory) is read before the thaw.
 
@@ -71,7 +72,7 @@ def twin(arena: Arena, frozen: Frozen) -> Iterator[Twin | None]:
 
     It is gone after the block, or when we are.
     """
-    pid = arena.run_code(frozen.leader, arch.TWIN_CODE)
+    pid = arena.run_code(frozen.leader, arch.twinned(Pid(os.getpid())))
     if pid <= 0:
         yield None
         return

@@ -165,21 +165,33 @@ middle: mov eax, 112
         xor edi, edi
         mov eax, 60
         syscall
-twin:   lea rdi, [rip+span]
+twin:   mov ebp, 0x7fffffff
+        mov ebx, 1200
+nap:    lea rdi, [rip+span]
+        xor esi, esi
         mov eax, 35
         syscall
-        xor edi, edi
+        mov edi, ebp
+        xor esi, esi
+        mov eax, 62
+        syscall
+        cmp eax, -3
+        je end
+        dec ebx
+        jne nap
+end:    xor edi, edi
         mov eax, 231
         syscall
-span:   .quad 60, 0
+span:   .quad 0, 50000000
 mark:   {_MARK_ASM}
 """
 TWIN_CODE = (
     bytes.fromhex(
-        "bf00410000 31f6 31d2 4531d2 4531c0 b838000000 0f05 4885c0 7417 7810 89c7 ba00000040"
-        "b83d000000 0f05 eb50 488903 eb4b"
-        "b870000000 0f05 bf00040000 b838000000 0f05 4885c0 740c 488903 31ff b83c000000 0f05"
-        "488d3d10000000 b823000000 0f05 31ff b8e7000000 0f05 3c00000000000000 0000000000000000"
+        "bf0041000031f631d24531d24531c0b8380000000f054885c07417781089c7ba00000040"
+        "b83d0000000f05eb70488903eb6b"
+        "b8700000000f05bf00040000b8380000000f054885c0740c48890331ffb83c0000000f05"
+        "bdffffff7fbbb0040000488d3d2600000031f6b8230000000f0589ef31f6b83e0000000f"
+        "0583f8fd7404ffcb75dc31ffb8e70000000f05000000000000000080f0fa0200000000"
     )
     + _MARK_CODE
 )
@@ -188,9 +200,12 @@ TWIN_CODE = (
 clone(CLONE_VM | CLONE_VFORK) makes a middle one that shares all memory; it makes a session of its
 own (so that the target's number is not in use for longer than the target), then the twin
 (CLONE_FILES: no descriptor is copied), puts the twin's pid where rbx points, and exits; the target
-reaps it with wait4(__WALL). Neither has an exit signal. The twin sleeps for a minute, more than it
-takes to be seized, and exits. No instruction touches the stack, which the middle one shares.
+reaps it with wait4(__WALL). Neither has an exit signal. The twin sleeps until it is seized; each
+50 ms it asks by kill(pid, 0) whether ckpt is there (the pid is missing, see `twinned`), and exits
+if not, or after a minute. No instruction touches the stack, which the middle one shares.
 """
+_TWIN_OWNER = 87
+"""Offset of ckpt's pid in `TWIN_CODE`."""
 
 PAUSE_ASM = """
 again:  mov eax, 34
@@ -279,6 +294,13 @@ def bound(parent: Pid) -> bytes:
     """Return code after which the program it is part of dies with `parent`, which started it."""
     code = bytearray(BIND_CODE)
     struct.pack_into("<I", code, _BIND_PARENT, parent)
+    return bytes(code)
+
+
+def twinned(owner: Pid) -> bytes:
+    """Return code that makes a twin which does not outlive `owner`, seized or not."""
+    code = bytearray(TWIN_CODE)
+    struct.pack_into("<I", code, _TWIN_OWNER, owner)
     return bytes(code)
 
 

@@ -55,7 +55,7 @@ def test_numbers_in_the_listings():
     numbers = [(arch.BATCH_ASM, 234, NR.tgkill), (arch.BATCH_ASM, 15, NR.rt_sigreturn)]
     numbers += [(arch.TWIN_ASM, 56, NR.clone), (arch.TWIN_ASM, 61, NR.wait4)]
     numbers += [(arch.TWIN_ASM, 60, NR.exit), (arch.TWIN_ASM, 35, NR.nanosleep)]
-    numbers += [(arch.TWIN_ASM, 112, NR.setsid)]
+    numbers += [(arch.TWIN_ASM, 112, NR.setsid), (arch.TWIN_ASM, 62, NR.kill)]
     numbers += [(arch.TWIN_ASM, 231, NR.exit_group)]
     numbers += [(arch.PAUSE_ASM, 34, NR.pause)]
     numbers += [(arch.POLL_ASM, 7, NR.poll), (arch.POLL_ASM, 231, NR.exit_group)]
@@ -72,6 +72,8 @@ def test_a_name_and_a_parent_are_where_the_listing_has_room_for_them(tmp_path):
     assert assemble(name, tmp_path) == arch.named("abcdefghijk")
     parent = arch.BIND_ASM.replace("0x7fffffff", "0x1234567")
     assert assemble(parent, tmp_path) == arch.bound(0x1234567)
+    owner = arch.TWIN_ASM.replace("0x7fffffff", "0x1234567")
+    assert assemble(owner, tmp_path) == arch.twinned(0x1234567)
 
 
 # -- the signal frame ------------------------------------------------------------------------------
