@@ -48,6 +48,12 @@ class Burst:
         self._table.extend(words + _PADDING[_WORDS - len(words)])
         return index
 
+    def replace(self, index: int, nr: NR, *args: int) -> None:
+        """Put another call in the place of one that was added."""
+        words = (nr, *(arg & _MASK for arg in args))
+        at = index * _WORDS
+        self._table[at : at + _WORDS] = array("Q", words + _PADDING[_WORDS - len(words)])
+
     def run(self) -> Sequence[int]:
         """Make all calls in their order, in this thread; return their results.
 

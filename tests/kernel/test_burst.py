@@ -71,3 +71,12 @@ def test_nothing_to_do_is_nothing_done() -> None:
     calls = Burst()
     assert len(calls) == 0
     assert list(calls.run()) == []
+
+
+@pytest.mark.usefixtures("way")
+def test_a_call_can_be_replaced():
+    calls = Burst()
+    for _ in range(3):
+        calls.add(NR.close, -1)
+    calls.replace(1, NR.getpid)
+    assert calls.run() == [-errno.EBADF, os.getpid(), -errno.EBADF]

@@ -248,6 +248,7 @@ class FdTable:
                 seen = self._seen[fd]
                 named = attrs.evolve(seen.file, found_by_name=True)
                 self._again[fd] = attrs.evolve(seen, file=named)
+        self.survey.ask_by_path(self._again)
 
     @property
     def close_on_exec(self) -> set[RemoteFd]:

@@ -26,7 +26,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-@pytest.fixture(params=["held", "not held"])
+@pytest.fixture(params=["held", "by path", "not held"])
 def prepared(request, monkeypatch):
     """Return what makes a survey, with all files held open, or with too few allowed for that."""
     if request.param == "not held":
@@ -35,7 +35,9 @@ def prepared(request, monkeypatch):
     def prepare():
         made = Survey(ME)
         made.prepare()
-        made.read()
+        found = made.read()
+        if request.param == "by path":
+            made.ask_by_path(found)
         return made
 
     return prepare
@@ -87,6 +89,11 @@ def test_what_did_not_change_is_the_same_object(folder):
         lambda _fd, path: path.with_name("b").rename(path),
         lambda fd, path: os.dup2(os.open(path.with_name("b"), os.O_RDONLY), fd),
         lambda fd, path: os.dup2(os.open(path, os.O_RDWR), fd),
+        lambda _fd, path: (path.unlink(), path.write_bytes(b"another of this name")),
+        lambda _fd, path: path.parent.rename(f"{path.parent} elsewhere"),
+        lambda fd, path: os.dup2(os.open(path.parent, os.O_RDONLY), fd),
+        lambda fd, _path: os.dup2(os.pipe()[0], fd),
+        lambda fd, _path: os.dup2(os.memfd_create("memory"), fd),
     ],
 )
 def test_each_change_is_seen(prepared, folder, change):
