@@ -4,12 +4,14 @@ import contextlib
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import click
 
 from ckpt.cli.output import emit_json, json_option, note, say
-from ckpt.engine.restore import restore, wait_for_end
-from ckpt.resources.base import RestoreOptions
+from ckpt.image.ahead import Ahead
+from ckpt.image.chain import Chain
+from ckpt.units import GenerationNo
 
 _EXAMPLE = """\b
 Example:
@@ -71,8 +73,16 @@ def command(
     Where its standard streams led to a terminal or to another process, it gets those of this
     command.
     """
-    options = RestoreOptions(allow_changed=frozenset(allow_changed), inherit=inherit)
-    result = restore(image_dir, at, options, lazy=lazy)
+    with contextlib.ExitStack() as stack:
+        ahead = None if lazy else _begin_to_check(image_dir, at)
+        if ahead is not None:
+            stack.enter_context(ahead)
+        # Loaded while the image is being checked: that takes both as long.
+        from ckpt.engine.restore import restore, wait_for_end
+        from ckpt.resources.base import RestoreOptions
+
+        options = RestoreOptions(allow_changed=frozenset(allow_changed), inherit=inherit)
+        result = restore(image_dir, at, options, lazy=lazy, ahead=ahead)
     for warning in result.warnings:
         note(warning)
     if as_json:
@@ -90,6 +100,12 @@ def command(
         return 0
     with _terminal_of(result.pid):
         return wait_for_end(result.pid)
+
+
+def _begin_to_check(image_dir: str, at: int | None) -> Ahead | None:
+    chain = Chain.open(Path(image_dir))
+    number = chain.newest() if at is None else GenerationNo(at)
+    return None if number is None else Ahead(chain, number)
 
 
 @contextlib.contextmanager

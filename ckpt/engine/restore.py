@@ -41,6 +41,7 @@ from ckpt.errors import (
     RestoreFailed,
     TargetGone,
 )
+from ckpt.image.ahead import Ahead
 from ckpt.image.chain import Chain
 from ckpt.image.format import Manifest
 from ckpt.image.reader import PageReader
@@ -107,6 +108,7 @@ def restore(
     options: RestoreOptions | None = None,
     *,
     lazy: bool = False,
+    ahead: Ahead | None = None,
 ) -> RestoreResult:
     """Bring a process back from a generation of an image directory (the newest by default).
 
@@ -114,6 +116,13 @@ def restore(
     directory is a delta on that generation. With `lazy` it runs before its memory is there: two
     processes of ours fill it, check each page then, and end when all is there; the next dump is
     full, and refused until then.
+
+    Args:
+        directory: of the chain.
+        at: the generation.
+        options: what the user of a restore may choose.
+        lazy: see above.
+        ahead: of the same generation, begun before; not with `lazy`.
 
     Raises:
         ImageError: the image is damaged, of a newer format, or has no such generation.
@@ -126,7 +135,7 @@ def restore(
     options = attrs.evolve(options, warn=warnings.append)
     chain = Chain.open(Path(directory))
     number = _number(chain, at)
-    reader, process, content = _verify(chain, number, lazy=lazy)
+    reader, process, content = _verify(chain, number, ahead, lazy=lazy)
     features = probe_features()
     _check_host(process, features, options)
     with _opened(process, options) as opened:
@@ -148,11 +157,15 @@ def _number(chain: Chain, at: int | None) -> GenerationNo:
 
 
 def _verify(
-    chain: Chain, number: GenerationNo, *, lazy: bool
+    chain: Chain, number: GenerationNo, ahead: Ahead | None, *, lazy: bool
 ) -> tuple[PageReader, ProcessImage, tuple[ResolvedRuns, Lazy | None]]:
     """Check what is used before the process runs; return what is filled then, and what later."""
     path = str(chain.manifest_path(number))
     n_threads = count_free_threads()
+    if ahead is not None:
+        process = decode_processes(ahead.reader.manifest, path)[0]
+        reader = ahead.finish()
+        return reader, process, (reader.resolve(process.space), None)
     if not lazy:
         reader = verify_for(chain, number, threads=n_threads)
         process = decode_processes(reader.manifest, path)[0]

@@ -54,15 +54,6 @@ def verify_frames(
     Raises:
         ImageError: the first thing that is wrong.
     """
-    seen: set[tuple[GenerationNo, int, int]] = set()
-
-    def iter_needed() -> Iterator[Frame]:
-        for runs in needed:
-            for frame, _ in reader.iter_frames(runs):
-                key = (frame.manifest.generation, frame.location.file, frame.location.index)
-                if key not in seen:
-                    seen.add(key)
-                    yield frame
 
     def check(frame: Frame) -> None:
         if decode:
@@ -70,7 +61,18 @@ def verify_frames(
         else:
             check_stored(chain, frame)
 
-    for_each(check, iter_needed(), threads)
+    for_each(check, iter_needed(reader, needed), threads)
+
+
+def iter_needed(reader: PageReader, needed: Iterable[ResolvedRuns]) -> Iterator[Frame]:
+    """Yield each frame that holds pages of `needed`, once."""
+    seen: set[tuple[GenerationNo, int, int]] = set()
+    for runs in needed:
+        for frame, _ in reader.iter_frames(runs):
+            key = (frame.manifest.generation, frame.location.file, frame.location.index)
+            if key not in seen:
+                seen.add(key)
+                yield frame
 
 
 def verify_sizes(chain: Chain, generation: GenerationNo) -> None:
