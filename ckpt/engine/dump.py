@@ -267,7 +267,8 @@ def _run(work: _Work, outcome: Outcome, started_s: float) -> Manifest:
             work.copy.store_all()
             twins.close()
         if work.compares:
-            work.held.parent = subtract(scan.populated, work.held.copied)
+            # What was not copied is as the parent has it.
+            work.held.add(scan.populated)
         elif not outcome.fits and cloned is None and not work.options.kill:
             work.warnings.append(_too_much(work, total_bytes(rest)))
         manifest = _commit(work, frozen, image, started_s)
@@ -287,9 +288,10 @@ def _commit(work: _Work, frozen: Frozen, image: ProcessImage, started_s: float) 
     image = settle(image)
     memory: MemoryRecord = image.resources["memory"]
     page_size = work.writer.page_size
-    copies = find_newest(work.copy.rounds, work.held.copied, page_size)
+    copied, parent = work.held.tell_apart(work.copy.rounds)
+    copies = find_newest(work.copy.rounds, copied, page_size)
     return work.writer.commit(
-        spaces={image.space: build_runs(memory, copies, work.held.parent, page_size)},
+        spaces={image.space: build_runs(memory, copies, parent, page_size)},
         records=encode_processes([image]),
         host=_host_facts(work),
         tracker=work.tracking.name,

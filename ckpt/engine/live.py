@@ -98,8 +98,8 @@ class Rounds:
         if not self._rounds:
             with opened_pagemap(self.tracking.pid) as fd:
                 self._likely = scan_populated(fd, own, self.features)
-        left = subtract(self._likely, self.held.all)
-        if self.held.all:
+        left = subtract(self._likely, self.held.pages)
+        if self.held.pages:
             # Otherwise nothing is there that could have been written since.
             left = left + self.tracking.peek(own)
         return Rest(len(left), total_bytes(left))

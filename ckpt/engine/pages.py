@@ -70,31 +70,34 @@ def covered(table: RunTable) -> Spans:
 
 @attrs.define(slots=True)
 class Held:
-    """The pages whose content, as it was at the last scan, the image has already; disjoint."""
+    """The pages whose content, as it was at the last scan, the image has already.
 
-    parent: Spans
-    """Unchanged: the parent generation holds them."""
-    copied: Spans = attrs.Factory(list)
-    """Copied by this dump, before the scan that found nothing new in them."""
+    The parent generation holds them, or this dump has copied them. One list for both, since parts
+    that lie in turn are whole together: what is done with it while frozen takes as long as what was
+    written is scattered, not as long as what is held.
+    """
 
-    @property
-    def all(self) -> Spans:
-        """Both."""
-        return join([*self.parent, *self.copied])
+    pages: Spans
 
     def see(self, scan: Scan, untrusted: Spans) -> Spans:
         """Forget what was written, or is gone; return the pages that must be copied.
 
         A page stays held only if it is clean *and* was held.
         """
-        clean = subtract(scan.clean, untrusted)
-        self.parent = intersect(self.parent, clean)
-        self.copied = intersect(self.copied, clean)
-        return subtract(scan.populated, self.all)
+        self.pages = intersect(self.pages, subtract(scan.clean, untrusted))
+        return subtract(scan.populated, self.pages)
 
     def add(self, copied: Spans) -> None:
         """Note pages that were copied after the last scan."""
-        self.copied = join([*self.copied, *copied])
+        self.pages = join([*self.pages, *copied])
+
+    def tell_apart(self, rounds: Sequence[Spans]) -> tuple[Spans, Spans]:
+        """Return what is held by copies of this dump, and what by the parent.
+
+        A page that was copied was not, or no more, the parent's.
+        """
+        copied = intersect(self.pages, join(span for spans in rounds for span in spans))
+        return copied, subtract(self.pages, copied)
 
 
 def find_newest(rounds: Sequence[Spans], held: Spans, page_size: int) -> Copies:

@@ -37,15 +37,31 @@ def test_mergeable_memory_is_not_trusted_to_a_tracker():
 numbers = st.sets(st.integers(0, 30))
 
 
-@given(numbers, numbers, numbers, numbers, numbers)
-def test_a_page_is_held_only_if_clean_and_held_before(populated, unwritten, parent, copied, bad):
+@given(numbers, numbers, numbers, numbers)
+def test_a_page_is_held_only_if_clean_and_held_before(populated, unwritten, before, untrusted):
     clean = populated & unwritten
-    held = Held(spans_of(parent), spans_of(copied - parent))
-    wanted = held.see(Scan(spans_of(populated), spans_of(clean)), spans_of(bad))
-    assert pages(held.parent) == parent & clean - bad
-    assert pages(held.copied) == (copied - parent) & clean - bad
-    assert pages(wanted) == populated - pages(held.all)
-    assert not pages(held.parent) & pages(held.copied)
+    held = Held(spans_of(before))
+    wanted = held.see(Scan(spans_of(populated), spans_of(clean)), spans_of(untrusted))
+    assert pages(held.pages) == before & clean - untrusted
+    assert pages(wanted) == populated - pages(held.pages)
+
+
+@given(numbers, st.lists(st.tuples(numbers, numbers), max_size=5))
+def test_what_was_copied_is_not_the_parents(parent, scans):
+    """Page by page: who has its content, if anybody does."""
+    holder = dict.fromkeys(parent, "parent")
+    held, rounds = Held(spans_of(parent)), []
+    for populated, unwritten in scans:
+        scan = Scan(spans_of(populated), spans_of(populated & unwritten))
+        wanted = held.see(scan, [])
+        holder = {page: who for page, who in holder.items() if page in populated & unwritten}
+        assert pages(wanted) == populated - holder.keys()
+        held.add(wanted)
+        rounds.append(wanted)
+        holder |= dict.fromkeys(pages(wanted), "copy")
+    copied, left = held.tell_apart(rounds)
+    assert pages(copied) == {page for page, who in holder.items() if who == "copy"}
+    assert pages(left) == {page for page, who in holder.items() if who == "parent"}
 
 
 @given(st.lists(numbers, max_size=5), numbers)
