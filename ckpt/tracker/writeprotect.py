@@ -72,6 +72,13 @@ class WriteProtect:
 
     def watch(self, pid: Pid, own: Own) -> None:
         """See `base.Tracker.watch`."""
+        with opened_pagemap(pid) as fd:
+            stale = _find_stale(fd, own)
+        self._register_all(pid, own)
+        for span in iter_ranges(stale):
+            self._write_protect(pid, span, 0)
+
+    def _register_all(self, pid: Pid, own: Own) -> None:
         # Never while the target runs: a span that is not (any more) a whole mapping would split
         # one, and the target's own mremap across the two parts would fail.
         for span in iter_ranges(own.all):
@@ -92,21 +99,18 @@ class WriteProtect:
         whole = subtract(dense, odd)
         if not running:
             # After they were looked at: what is new now was not protected until now.
-            self.watch(pid, own)
+            self._register_all(pid, own)
             for span in iter_ranges(seen.unwatched):
-                self._write_protect(pid, span)
+                self._write_protect(pid, span, userfaultfd.UFFDIO_WRITEPROTECT_MODE_WP)
         return Scan(
             join([*seen.populated, *whole]), subtract(join([*seen.unwritten, *whole]), written)
         )
 
-    def _write_protect(self, pid: Pid, span: AddrRange) -> None:
-        # Not by PAGEMAP_SCAN: a mapping that lost its registration (mremap of a neighbour that it
-        # had been merged with) keeps the mark of protection on pages that are writable again, and
-        # the scan would take them to be protected. This sets both.
+    def _write_protect(self, pid: Pid, span: AddrRange, mode: int) -> None:
+        # Not by PAGEMAP_SCAN, which would take stale marks (`_find_stale`) for protection. This
+        # sets both, or takes both away.
         with contextlib.suppress(OSError, NotPermitted):  # see _register
-            userfaultfd.write_protect(
-                self.fd, span, userfaultfd.UFFDIO_WRITEPROTECT_MODE_WP, pid=pid
-            )
+            userfaultfd.write_protect(self.fd, span, mode, pid=pid)
 
 
 @attrs.frozen(slots=True)
@@ -124,6 +128,26 @@ def _iter_absent(own: Own) -> Iterator[tuple[AddrRange, int]]:
         yield span, PAGE_IS_PFNZERO
     for span in iter_ranges(own.mapped):
         yield span, PAGE_IS_PFNZERO | PAGE_IS_FILE
+
+
+def _find_stale(fd: Fd, own: Own) -> Spans:
+    """Return pages that have the mark of protection and can be written.
+
+    A mapping that lost its registration keeps the marks: it was moved (before Linux 6.14), or a
+    neighbour that it had been merged with. Registered again, they would pass for unwritten.
+    """
+    stale: Spans = []
+    for span in iter_ranges(own.all):
+        regions = pagemap.scan(
+            fd,
+            span,
+            category_mask=PAGE_IS_WPALLOWED | PAGE_IS_WRITTEN,
+            category_inverted=PAGE_IS_WPALLOWED | PAGE_IS_WRITTEN,
+            category_anyof_mask=PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+            return_mask=PAGE_IS_PRESENT,
+        )
+        stale += [(start, end) for start, end, _ in regions]
+    return join(stale)
 
 
 def _protect_dense(fd: Fd, dense: Spans) -> Spans:
