@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import attrs
 
+from ckpt.engine.identity import read_exec_id
 from ckpt.kernel.features import Features
 from ckpt.process.arena import Arena
 from ckpt.process.keeper import start_keeper, stop_keeper, take_userfaultfd
@@ -58,8 +59,19 @@ class Tracking:
 
     def attach(self, arena: Arena, task: Task) -> None:
         """Make what must be made inside the frozen process, if it is not there yet."""
+        exec_id = read_exec_id(self.pid)
+        if exec_id != self.exec_id:
+            self._forget_memory(exec_id)
         if not self.is_attached:
             self._writeprotect = create_inside(self.pid, arena, task)
+
+    def _forget_memory(self, exec_id: str) -> None:
+        """Give up what watched the memory that the process had until it called exec just now."""
+        self.close()
+        if self._keeper is not None:
+            stop_keeper(self._keeper)
+            self._keeper = None
+        self.exec_id = exec_id
 
     def peek(self, own: Own) -> Spans:
         """Return what was written, roughly, and change nothing; for an estimate."""
