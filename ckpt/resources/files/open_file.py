@@ -128,6 +128,7 @@ class _Sharing:
         self._calls = Burst()
         """Compares each of these with the next one."""
         self._answers: list[int] = []
+        self._noted: list[int] | None = None
 
     def learn(self, seen: dict[RemoteFd, _Seen]) -> None:
         """Find an order for all descriptors, and prepare to confirm it."""
@@ -140,6 +141,14 @@ class _Sharing:
     def confirm(self) -> None:
         """Ask whether the order still holds."""
         self._answers = list(self._calls.run())
+
+    def note(self) -> None:
+        """Note the answers, for `is_as_noted`."""
+        self._noted = self._answers if _CONFIRMED.issuperset(self._answers) else None
+
+    def is_as_noted(self) -> bool:
+        """Tell whether the same are shared, if the same descriptors are as they were."""
+        return self._answers == self._noted
 
     def partition(self, seen: dict[RemoteFd, _Seen]) -> list[list[RemoteFd]]:
         """Return the descriptors of each description, ascending, by the first of them."""
@@ -214,22 +223,30 @@ class FdTable:
         self.survey: Survey = looked.survey if looked else Survey(pid)
         self._sharing: _Sharing = looked._sharing if looked else _Sharing(pid)
         self._again: dict[RemoteFd, _Seen] = {}
+        """What a later table takes over of this one, where nothing has changed; so the next."""
+        self._files_again: list[OpenFile] = []
         if running:
             self.survey.prepare()
         before = looked._again if looked else {}
-        self._seen = self._read(before)
+        self._raw = self.survey.read()
+        if looked and self._raw is looked._raw and len(self._raw) == len(before):
+            self._seen = before
+        else:
+            self._seen = self._see_all(before)
         self._unchanged = {
             fd for fd, one in self._seen.items() if fd in before and before[fd].raw is one.raw
         }
         if running:
             self._sharing.learn(self._seen)
         self._sharing.confirm()
-        parts = self._sharing.partition(self._seen)
-        self.files = [self._join(fds) for fds in parts]
+        if looked and self._seen is before and self._sharing.is_as_noted():
+            self.files = looked._files_again
+        else:
+            self.files = self._join_all()
 
-    def _read(self, before: dict[RemoteFd, _Seen]) -> dict[RemoteFd, _Seen]:
+    def _see_all(self, before: dict[RemoteFd, _Seen]) -> dict[RemoteFd, _Seen]:
         seen = {}
-        for fd, raw in self.survey.read().items():
+        for fd, raw in self._raw.items():
             known = before.get(fd)
             if known is not None and known.raw is raw:
                 seen[fd] = known
@@ -237,9 +254,13 @@ class FdTable:
                 seen[fd] = _see(fd, raw, known)
         return seen
 
-    def _join(self, fds: list[RemoteFd]) -> OpenFile:
-        first = self._seen[fds[0]].file
-        return first if len(fds) == 1 else attrs.evolve(first, fds=tuple(fds))
+    def _join_all(self) -> list[OpenFile]:
+        parts = self._sharing.partition(self._seen)
+        first = (self._seen[fds[0]].file for fds in parts)
+        return [
+            file if len(fds) == 1 else attrs.evolve(file, fds=tuple(fds))
+            for file, fds in zip(first, parts, strict=True)
+        ]
 
     def note_found(self, files: Iterable[OpenFile]) -> None:
         """Note which descriptions nothing is wrong with: what has a path was found there."""
@@ -248,6 +269,8 @@ class FdTable:
                 seen = self._seen[fd]
                 named = attrs.evolve(seen.file, found_by_name=True)
                 self._again[fd] = attrs.evolve(seen, file=named)
+        self._files_again = [attrs.evolve(file, found_by_name=True) for file in self.files]
+        self._sharing.note()
         self.survey.ask_by_path(self._again)
 
     @property
