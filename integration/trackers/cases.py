@@ -25,6 +25,7 @@ from pathlib import Path
 import attrs
 
 from ckpt import DumpResult, Features
+from ckpt.engine.convergence import DEFAULT_BUDGET_MS
 from integration.trackers.truth import PAGE, Image, settle_on_one_cpu
 from integration.trackers.warm import Restored, dump, expect_ok
 from integration.workloads.catalog import TRACKER_CASES
@@ -102,6 +103,7 @@ class Run:
     tracker: str
     work: Dialogue
     image: Image
+    max_freeze_ms: float = DEFAULT_BUDGET_MS
     vanishing: set[int] = attrs.Factory(set)
     rows: list[Row] = attrs.Factory(list)
 
@@ -122,7 +124,7 @@ class Run:
 
     def dump(self) -> DumpResult:
         """Dump, and hold the image against the process."""
-        result = dump(self.image.pid, self.image.directory, self.tracker)
+        result = dump(self.image.pid, self.image.directory, self.tracker, self.max_freeze_ms)
         if self.holds_still:
             assert self.image.differences(result.generation, self.vanishing) == []
         return result
@@ -175,6 +177,7 @@ def run_case(
     *,
     older: Sequence[int] = (),
     go_on: bool = True,
+    max_freeze_ms: float = DEFAULT_BUDGET_MS,
 ) -> list[Row]:
     """Take a case through all of it; return what each delta held.
 
@@ -185,9 +188,10 @@ def run_case(
         stretches: each ends with a delta: steps of the case.
         older: generations that are restored beside the newest.
         go_on: whether what was restored does a step and is dumped again.
+        max_freeze_ms: of each dump.
     """
     with Program("tracker_cases", case, cwd=directory) as work:
-        run = Run(case, tracker, work, Image(directory / "image", work.pid))
+        run = Run(case, tracker, work, Image(directory / "image", work.pid), max_freeze_ms)
         run.settle()
         Changes.ask(work)
         first = run.dump()

@@ -13,12 +13,19 @@ from pathlib import Path
 from typing import NoReturn, Self
 
 import ckpt
+from ckpt.engine.convergence import DEFAULT_BUDGET_MS
 from integration.workloads.driver import Dialogue
 
+AS_MANY_ROUNDS_AS_HELP = 0.0
+"""As `max_freeze_ms`: memory is copied while the process runs until that leaves no less."""
 
-def dump(pid: int, image: Path, tracker: str) -> ckpt.DumpResult:
+
+def dump(
+    pid: int, image: Path, tracker: str, max_freeze_ms: float = DEFAULT_BUDGET_MS
+) -> ckpt.DumpResult:
     """Take a checkpoint: a delta wherever that is right."""
-    return ckpt.dump(pid, image, ckpt.DumpOptions(incremental=True, tracker=tracker))
+    options = ckpt.DumpOptions(incremental=True, tracker=tracker, max_freeze_ms=max_freeze_ms)
+    return ckpt.dump(pid, image, options)
 
 
 def expect_ok(work: Dialogue, where: str = "") -> None:
