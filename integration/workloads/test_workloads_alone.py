@@ -201,8 +201,22 @@ def test_a_variant_of_a_state_program_is_right_too(tmp_path, name, variant):
         assert_steps_and_damage(program, [f"step {step}" for step in STATES[name]])
 
 
+@pytest.mark.parametrize("damage", ["plain", "no_fork", "wiped", "unreachable"])
+def test_the_sweeper_notices_damage_and_children(tmp_path, damage):
+    with Program("sweeper", "--mib", "8", cwd=tmp_path) as program:
+        assert program.ask("children") == "children none sigchld 0"
+        assert program.ask("fork") == "forked"
+        assert program.ask("children") == "children none sigchld 1"
+        for _ in range(3):
+            assert program.ask("step") == "stepped"
+            assert program.ask("check") == "ok"
+        assert program.ask(f"corrupt {damage}") == "corrupted"
+        assert program.ask("check").startswith("FAIL ")
+        assert program.quit() == 1
+
+
 def test_the_catalogue_knows_every_program():
-    assert set(names()) == {*STATES, "writer", "blocking", "tracker_cases"}
+    assert set(names()) == {*STATES, "writer", "blocking", "tracker_cases", "sweeper"}
     assert set(STATES) == set(DAMAGES)
 
 
