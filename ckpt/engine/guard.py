@@ -25,6 +25,7 @@ from ckpt.image.reader import PageReader
 from ckpt.image.runs import ResolvedRuns
 from ckpt.kernel import userfaultfd
 from ckpt.kernel.fork import fork_sharing_descriptors
+from ckpt.kernel.libc import keep_freed_memory
 from ckpt.kernel.pidfd import pidfd_send_signal
 from ckpt.kernel.procfs import stat as procfs_stat
 from ckpt.process.keeper import opened_pidfd
@@ -193,6 +194,8 @@ def _say(text: str) -> None:
 def _serve(lazy: Lazy, pid: Pid, fd: Fd, go: Fd, ready: int) -> int:
     os.write(ready, b"r")
     os.close(ready)
+    # Frames come and go, a MiB each; giving them back each time would cost as much as filling.
+    keep_freed_memory()
     server = PageServer(lazy.reader, lazy.runs, fd, lazy.spans, pid)
     try:
         if server.serve_until(go):

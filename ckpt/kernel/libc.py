@@ -44,6 +44,21 @@ def syscall(nr: int, *args: int) -> int:
     return result
 
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_KEPT_BYTES = 32 << 20
+
+
+def keep_freed_memory() -> None:
+    """Have malloc keep what is freed, in *this* process: first touch of fresh pages is dear.
+
+    Source: mallopt(3). A libc without it does as it likes.
+    """
+    mallopt = getattr(_libc, "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, 2 * _KEPT_BYTES)
+
+
 class _PyBuffer(ctypes.Structure):
     """`Py_buffer` of CPython's stable ABI (3.11 on): only `buf` and `len` are of interest."""
 
