@@ -4,13 +4,15 @@ import threading
 import pytest
 
 from ckpt.errors import TargetGone
-from ckpt.kernel.procfs.files import list_tids
+from ckpt.kernel.procfs.files import decode, list_tids, read_bytes
 from ckpt.kernel.procfs.status import (
+    parse_signal_masks,
     parse_status,
     read_status,
     read_task_status,
     unescape_name,
 )
+from ckpt.units import Pid
 from tests.kernel.children import ended, running
 from tests.kernel.procfs.captured import text
 
@@ -138,3 +140,16 @@ def test_a_zombie_still_has_a_status():
     with pytest.raises(TargetGone) as caught:
         read_status(pid)
     assert caught.value.pid == pid
+
+
+def test_the_signal_masks_alone_are_those_of_the_whole():
+    raw = read_bytes(Pid(os.getpid()), "status")
+    masks, whole = parse_signal_masks(raw), parse_status(decode(raw))
+    for name in ("pending", "shared_pending", "blocked", "ignored", "caught"):
+        assert getattr(masks, name) == getattr(whole, name), name
+    assert masks.ignored  # SIGPIPE, by Python: so it is not nothing that was compared
+
+
+def test_no_signal_masks_are_no_status():
+    with pytest.raises(ValueError, match="signal masks"):
+        parse_signal_masks(b"Name:\tx\n")
