@@ -109,6 +109,7 @@ class Rounds:
         if self.tracking.name not in LIVE:
             return
         with self.stop() as frozen:
+            self.tracking.follow_exec()
             if not self.tracking.is_attached:
                 with arena(frozen.pid, frozen.tgid, frozen.leader) as lent:
                     self.tracking.attach(lent, frozen.leader)

@@ -59,14 +59,15 @@ class Tracking:
 
     def attach(self, arena: Arena, task: Task) -> None:
         """Make what must be made inside the frozen process, if it is not there yet."""
-        exec_id = read_exec_id(self.pid)
-        if exec_id != self.exec_id:
-            self._forget_memory(exec_id)
+        self.follow_exec()
         if not self.is_attached:
             self._writeprotect = create_inside(self.pid, arena, task)
 
-    def _forget_memory(self, exec_id: str) -> None:
-        """Give up what watched the memory that the process had until it called exec just now."""
+    def follow_exec(self) -> None:
+        """Give up what watched the memory of another program, which the frozen process was."""
+        exec_id = read_exec_id(self.pid)
+        if exec_id == self.exec_id:
+            return
         self.close()
         if self._keeper is not None:
             stop_keeper(self._keeper)
