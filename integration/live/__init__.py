@@ -1,0 +1,1 @@
+"""Live rounds and twins, on real processes."""
