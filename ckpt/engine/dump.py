@@ -65,6 +65,8 @@ _WRITING = WriterOptions(pressed_level=PRESSED_LEVEL)
 _BEGIN_COMPARING_MS = 1.0
 """What copying must cost at least, for comparing to be done after the thaw."""
 
+_WORTH_TELLING_BYTES = 1 << 20
+
 
 @attrs.frozen
 class DumpOptions:
@@ -124,6 +126,8 @@ class _Work:
     """Reads the generation that a delta is made against."""
     stopped_ms: float = 0.0
     """How long the target stood still so far."""
+    obstacle: str = ""
+    """Why the target could not be cloned, if that was wanted."""
     warnings: list[str] = attrs.Factory(list)
 
     @property
@@ -147,6 +151,18 @@ class _Work:
         if self.parent is not None and self.compares:
             drop = DropEqual(self.parent, space_name(self.pid))
         self.held.add(self.copy.read_whole(pid, wanted, pool, drop))
+
+    def warn_of(self, n_bytes: int) -> None:
+        """Say that so much was copied while the target stood, if it was more than wanted."""
+        if self.options.kill or n_bytes < _WORTH_TELLING_BYTES:
+            return
+        why = "it writes faster than it is copied"
+        if self.obstacle:
+            why = f"there was no clone of it to copy from, since {self.obstacle}"
+        self.warnings.append(
+            f"{n_bytes >> 20} MiB were copied while the process stood still, more than fits into"
+            f" {self.options.max_freeze_ms:g} ms: {why}"
+        )
 
     @contextlib.contextmanager
     def stop(self) -> Iterator[Frozen]:
@@ -269,19 +285,12 @@ def _run(work: _Work, outcome: Outcome, started_s: float) -> Manifest:
         if work.compares:
             # What was not copied is as the parent has it.
             work.held.add(scan.populated)
-        elif not outcome.fits and cloned is None and not work.options.kill:
-            work.warnings.append(_too_much(work, total_bytes(rest)))
+        if cloned is None and not outcome.fits:
+            work.warn_of(total_bytes(rest))
         manifest = _commit(work, frozen, image, started_s)
         if work.options.kill:
             _kill(frozen)
     return manifest
-
-
-def _too_much(work: _Work, n_bytes: int) -> str:
-    return (
-        f"{n_bytes >> 20} MiB had to be copied while the process stood still, more than fits into"
-        f" {work.options.max_freeze_ms:g} ms: it writes faster than it is copied"
-    )
 
 
 def _commit(work: _Work, frozen: Frozen, image: ProcessImage, started_s: float) -> Manifest:
@@ -316,11 +325,10 @@ def _capture(
         if twins is None:
             return image, None
         adopts = bool(image.resources["identity"].child_subreaper)
-        obstacle = find_obstacle(frozen, adopts_orphans=adopts)
-        cloned = None if obstacle else twins.enter_context(twin(lent, frozen))
-    if cloned is None:
-        why = obstacle or "the kernel refused to clone it"
-        work.warnings.append(f"its memory could not be copied after it went on: {why}")
+        work.obstacle = find_obstacle(frozen, adopts_orphans=adopts)
+        cloned = None if work.obstacle else twins.enter_context(twin(lent, frozen))
+    if cloned is None and not work.obstacle:
+        work.obstacle = "the kernel refused to clone it"
     return image, cloned
 
 

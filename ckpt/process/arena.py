@@ -64,6 +64,9 @@ def find_syscall_insn(pid: Pid, vmas: Sequence[maps.Vma]) -> RemoteAddr:
         at = code.find(arch.SYSCALL_INSN)
         if at >= 0:
             return RemoteAddr(vma.span.start + at)
+    if not vmas:
+        # A process that ends loses its mappings before it is seen to have ended.
+        raise TargetGone(pid)
     raise HostFull(f"process {pid} has no syscall instruction", "nothing can be asked inside it")
 
 
