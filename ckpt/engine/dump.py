@@ -152,6 +152,14 @@ class _Work:
             drop = DropEqual(self.parent, space_name(self.pid))
         self.held.add(self.copy.read_whole(pid, wanted, pool, drop))
 
+    def look_again(self) -> None:
+        """Look at the target anew, for the freeze to confirm.
+
+        Raises:
+            UnsupportedState: it has come to own what cannot be captured.
+        """
+        self.target = examine(self.pid, self.features)
+
     def warn_of(self, n_bytes: int) -> None:
         """Say that so much was copied while the target stood, if it was more than wanted."""
         if self.options.kill or n_bytes < _WORTH_TELLING_BYTES:
@@ -233,6 +241,7 @@ def _copy_live(work: _Work) -> Outcome:
         copy=work.copy,
         held=work.held,
         stop=work.stop,
+        look=work.look_again,
         n_threads=len(list_tids(work.pid)),
         page_size=work.writer.page_size,
     )

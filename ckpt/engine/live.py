@@ -2,7 +2,8 @@
 
     arm         the tracker says what exists and what was written since it was armed; arms again
     copy        what the image does not hold yet, or no more; the target goes on writing
-    look        how much was written meanwhile: another round, or the freeze?
+    estimate    how much was written meanwhile: another round, or the freeze?
+    look        once little is left: again at all that is not memory, for that was seconds ago
 
 A page that is written after it was armed is found by the next scan, whenever it was read; so what a
 round reads may be half old and half new, and is stored for nothing then. A tracker that would miss
@@ -67,6 +68,8 @@ class Rounds:
     held: Held
     stop: Stop
     """Freezes the target, for what cannot be done while it runs."""
+    look: Callable[[], None]
+    """Looks at all but the memory again, so that the freeze has only to confirm it."""
     n_threads: int
     page_size: int
     _likely: Spans = attrs.Factory(list)
@@ -77,19 +80,27 @@ class Rounds:
         """Copy until it is time to freeze; without a budget, that is at once."""
         if budget_ms is None:
             return Outcome((), self._estimate(), fits=True, likely=self._likely)
-        verdict = self._look(budget_ms)
+        verdict = self._decide(budget_ms)
         if verdict is not Verdict.FREEZE and self.tracking.name in TELLING:
             pool = Pool(_LIVE_POOL_BYTES)
             self._watch()
-            while verdict is Verdict.COPY:
-                self._copy(pool)
-                verdict = self._look(budget_ms)
+            if self._shrink(pool, verdict, budget_ms) is Verdict.FREEZE:
+                self.look()
+                # What was written while we looked is copied too, if it is worth it.
+                self._rests.clear()
+                self._shrink(pool, self._decide(budget_ms), budget_ms)
         rest = self._rests[-1]
         return Outcome(tuple(self._rounds), rest, rest.copy_ms <= budget_ms, self._likely)
 
-    def _look(self, budget_ms: float) -> Verdict:
+    def _shrink(self, pool: Pool, verdict: Verdict, budget_ms: float) -> Verdict:
+        while verdict is Verdict.COPY:
+            self._copy(pool)
+            verdict = self._decide(budget_ms)
+        return verdict
+
+    def _decide(self, budget_ms: float) -> Verdict:
         self._rests.append(self._estimate())
-        begin_ms = _BEGIN_MS + _BEGIN_THREAD_MS * self.n_threads
+        begin_ms = 0.0 if self._rounds else _BEGIN_MS + _BEGIN_THREAD_MS * self.n_threads
         return decide(self._rests, budget_ms=budget_ms, begin_ms=begin_ms)
 
     def _estimate(self) -> Rest:
