@@ -319,7 +319,7 @@ class PidTaken(RestoreError):
 
     def message(self) -> str:
         """See `CkptError.message`."""
-        return f"pid {self.pid} is taken by {self.holder}: {self.remedy}"
+        return printable(f"pid {self.pid} is taken by {self.holder}: {self.remedy}")
 
 
 @attrs.frozen(eq=False, repr=False, str=False)

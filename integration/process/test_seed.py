@@ -72,6 +72,7 @@ def test_a_seed_that_gets_the_number_makes_room(monkeypatch):
 
     monkeypatch.setattr(seed, "spawn", spawn)
     collided = False
+    before = children(os.getpid())
     for _ in range(50):
         started.clear()
         wanted = free_number()
@@ -81,4 +82,4 @@ def test_a_seed_that_gets_the_number_makes_room(monkeypatch):
         collided = collided or started[0] == wanted
     # Somebody else's process may have been given the number first, but not each time.
     assert collided
-    assert children(os.getpid()) == set()
+    assert children(os.getpid()) <= before

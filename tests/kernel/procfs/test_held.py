@@ -23,7 +23,7 @@ def test_what_is_read_is_what_is_there_now():
             file.flush()
             assert held.read()["comm"] == read_bytes(ME, "comm") == b"another\n" != before["comm"]
         finally:
-            file.write(name)
+            file.write(name.removesuffix("\n"))
     assert held.read()["coredump_filter"] == read_bytes(ME, "coredump_filter")
 
 
