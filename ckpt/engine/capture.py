@@ -74,7 +74,7 @@ def _complete(kinds: Iterable[Resource[Any]], captured: Mapping[str, Any]) -> di
     return {resource.name: resource.complete(captured[resource.name]) for resource in kinds}
 
 
-@attrs.define
+@attrs.define(repr=False)
 class _Asked:
     """One resource's capture under way."""
 

@@ -29,7 +29,7 @@ _SHRINKING = 0.7
 _MAX_ROUNDS = 12
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class Rest:
     """What would have to be copied if the target were frozen now."""
 

@@ -64,7 +64,7 @@ def _touched_buffer() -> mmap.mmap:
     return buffer
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class _Chunk:
     buffer: mmap.mmap
     len_bytes: int

@@ -111,7 +111,7 @@ class DumpResult:
     warnings: tuple[str, ...] = ()
 
 
-@attrs.define
+@attrs.define(repr=False)
 class _Work:
     """One dump under way."""
 

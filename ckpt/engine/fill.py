@@ -37,7 +37,7 @@ _LONG_RUN_BYTES = 32 << 10
 _THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class Stored:
     """A mapping, and how much of it an image holds."""
 

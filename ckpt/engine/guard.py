@@ -39,7 +39,7 @@ _STDERR = 2
 _HOLD_S = 0.05
 
 
-@attrs.frozen
+@attrs.frozen(repr=False)
 class Lazy:
     """What is filled while the process runs, and from where."""
 
@@ -50,7 +50,7 @@ class Lazy:
     """What to call it in messages."""
 
 
-@attrs.define
+@attrs.define(repr=False)
 class Server:
     """The handle on the server: `start` lets it fill in the background; closing it ends it."""
 

@@ -72,7 +72,7 @@ def plan_lazy(
     return lazy, [AddrRange(RemoteAddr(start), RemoteAddr(end)) for start, end in others]
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class _Space:
     """One address space: the restored process's, or that of a child that it forked meanwhile."""
 

@@ -45,7 +45,7 @@ class Round:
     ms: float
 
 
-@attrs.frozen
+@attrs.frozen(repr=False)
 class Outcome:
     """How the rounds ended."""
 
@@ -58,7 +58,7 @@ class Outcome:
     """Pages that existed at the end."""
 
 
-@attrs.define
+@attrs.define(repr=False)
 class Rounds:
     """The live part of one dump."""
 

@@ -68,7 +68,7 @@ def covered(table: RunTable) -> Spans:
     )
 
 
-@attrs.define(slots=True)
+@attrs.define(slots=True, repr=False)
 class Held:
     """The pages whose content, as it was at the last scan, the image has already.
 

@@ -22,7 +22,7 @@ from ckpt.resources.registry import PROCESS, THREAD
 from ckpt.units import Pid, Tid
 
 
-@attrs.frozen
+@attrs.frozen(repr=False)
 class ThreadImage:
     """One thread of an image."""
 
@@ -31,7 +31,7 @@ class ThreadImage:
     """Resource name -> its record."""
 
 
-@attrs.frozen
+@attrs.frozen(repr=False)
 class ProcessImage:
     """One process of an image."""
 

@@ -86,7 +86,7 @@ class RestoreResult:
     warnings: tuple[str, ...]
 
 
-@attrs.define
+@attrs.define(repr=False)
 class _Work:
     """One restore under way."""
 

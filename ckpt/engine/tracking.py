@@ -21,7 +21,7 @@ from ckpt.tracker.writeprotect import WriteProtect, create_inside
 from ckpt.units import GenerationNo, Pid
 
 
-@attrs.define
+@attrs.define(repr=False)
 class Tracking:
     """One process's tracker for the length of a dump or of a restore."""
 

@@ -97,7 +97,7 @@ def page_file_name(index: int) -> str:
     return f"pages-{index}"
 
 
-@attrs.frozen
+@attrs.frozen(repr=False)
 class Parent:
     """Which generation a delta was made against, and the digest that its manifest had."""
 
@@ -105,7 +105,7 @@ class Parent:
     digest: bytes
 
 
-@attrs.frozen
+@attrs.frozen(repr=False)
 class PageFile:
     """One page file of a generation; its name is `page_file_name` of its place in the list."""
 

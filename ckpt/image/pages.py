@@ -47,7 +47,7 @@ class UnknownEncoding(ValueError):
     """A frame is encoded in a way that this ckpt does not know (never leaves the image layer)."""
 
 
-@attrs.frozen
+@attrs.frozen(repr=False)
 class FrameTable:
     """The frames of one page file, in file order, as packed columns.
 
@@ -122,7 +122,7 @@ class FrameTable:
             )
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class FrameLocation:
     """Where one frame is and how it is checked."""
 
@@ -184,7 +184,7 @@ class FrameIndex:
         )
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class EncodedFrame:
     """A frame ready to be written; `stored` may be the caller's own buffer (raw)."""
 

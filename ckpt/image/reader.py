@@ -36,7 +36,7 @@ Piece = tuple[RemoteAddr, int, int]
 """Where a part of a frame belongs: address, offset in the frame, length, all in bytes."""
 
 
-@attrs.frozen
+@attrs.frozen(repr=False)
 class Frame:
     """One frame of one generation, with what is needed to read it."""
 
@@ -44,7 +44,7 @@ class Frame:
     location: FrameLocation
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class _Needed:
     """A frame and the pieces of it that somebody wants."""
 

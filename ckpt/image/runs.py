@@ -87,7 +87,7 @@ def _totals(fates: "array[int]", n_pages: "array[int]") -> dict[Fate, int]:
     return {fate: sums[fate] for fate in Fate}
 
 
-@attrs.frozen
+@attrs.frozen(repr=False)
 class RunTable:
     """One generation's runs of one page space, ascending and disjoint.
 
@@ -253,7 +253,7 @@ class RunTableBuilder:
         return self._table
 
 
-@attrs.frozen
+@attrs.frozen(repr=False)
 class ResolvedRuns:
     """A page space with every `PARENT` run replaced by what its newest ancestor holds.
 

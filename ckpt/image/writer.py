@@ -57,7 +57,7 @@ the dump and not only at its end."""
 Release = Callable[[], None]
 
 
-@attrs.frozen
+@attrs.frozen(repr=False)
 class WriterOptions:
     """How a generation is written; nothing here changes what is read back.
 
@@ -76,7 +76,7 @@ class WriterOptions:
     page_file_bytes: int = PAGE_FILE_BYTES
 
 
-@attrs.frozen
+@attrs.frozen(repr=False)
 class Identity:
     """Which generation of which chain a writer writes."""
 
@@ -86,7 +86,7 @@ class Identity:
     page_size: int
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class _Finished:
     """A frame that was compressed (or given up: None) and waits for its turn to be written."""
 

@@ -80,7 +80,7 @@ class user_cap_data(ctypes.Structure):  # noqa: N801
     )
 
 
-@attrs.frozen
+@attrs.frozen(repr=False)
 class CapSets:
     """The three sets that capget tells; bit n is capability n."""
 

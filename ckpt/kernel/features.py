@@ -119,7 +119,7 @@ def _exists(path: str) -> bool:
     return os.access(path, os.F_OK)
 
 
-@attrs.frozen
+@attrs.frozen(repr=False)
 class _Page:
     """One page of private anonymous memory, written to once."""
 

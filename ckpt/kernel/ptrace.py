@@ -97,7 +97,7 @@ class Kind(enum.Enum):
     EVENT = enum.auto()
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class WaitStatus:
     """One thread's state change, from waitpid(2)."""
 
@@ -307,7 +307,7 @@ class raw_rseq_configuration(ctypes.Structure):  # noqa: N801
     )
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class RseqConfiguration:
     """Where a thread registered its `struct rseq` (rseq(2), Linux 4.18)."""
 

@@ -307,21 +307,21 @@ def has_memory(fd: int) -> bool:
     return True
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class Fault:
     """Somebody waits for the page at `address`."""
 
     address: int
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class Forked:
     """The process has forked; `fd` is a new descriptor of ours, for the child's memory."""
 
     fd: Fd
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class Moved:
     """mremap has moved `len_bytes` from `start` to `to`."""
 
@@ -330,7 +330,7 @@ class Moved:
     len_bytes: int
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class Dropped:
     """The pages of a range are gone: unmapped, or given back (MADV_DONTNEED)."""
 

@@ -89,7 +89,7 @@ def choose_end_mark(task: Task, status_text: bytes | None = None) -> int | None:
     return min(harmless, key=lambda sig: task.sigmask >> (sig - 1) & 1, default=None)
 
 
-@attrs.define(slots=True, eq=False)
+@attrs.define(slots=True, eq=False, repr=False)
 class Arena:
     """A mapping of ours in a stopped process; runs batches on its tasks."""
 

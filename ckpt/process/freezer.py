@@ -37,7 +37,7 @@ _REGAIN_S = 1.0
 DEFAULT_TIMEOUT_S = 10.0
 
 
-@attrs.define(slots=True, eq=False)
+@attrs.define(slots=True, eq=False, repr=False)
 class Frozen:
     """A process of which every thread is stopped under our ptrace."""
 

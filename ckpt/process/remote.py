@@ -26,7 +26,7 @@ _MAX_ERRNO = 4095
 _LARGE = 4096
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class In:
     """Bytes that the call reads."""
 
@@ -35,14 +35,14 @@ class In:
     """Where `data` holds a pointer (offset in bytes), and the bytes that it shall point to."""
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class Out:
     """Room that the call fills; the reply holds it."""
 
     size: int
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class InOut:
     """Bytes that the call reads and changes; the reply holds the changed ones."""
 
@@ -52,7 +52,7 @@ class InOut:
 Argument = int | In | Out | InOut
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class Call:
     """One system call to be run by a stopped task."""
 
@@ -75,7 +75,7 @@ def call(nr: NR, *args: Argument) -> Call:
     return Call(nr, args)
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class Reply:
     """What one call returned: the kernel's own word and the memory it filled."""
 

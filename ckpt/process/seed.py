@@ -44,7 +44,7 @@ _SYSCALL_AT = RemoteAddr(CODE_AT + arch.BIND_CODE.index(arch.SYSCALL_INSN))
 _EEXIST = 17
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class ClockOffsets:
     """What a time namespace adds to the host's clocks, in nanoseconds (time_namespaces(7))."""
 
@@ -52,7 +52,7 @@ class ClockOffsets:
     boottime_ns: int
 
 
-@attrs.define(slots=True, eq=False)
+@attrs.define(slots=True, eq=False, repr=False)
 class Embryo:
     """A process under construction: the right pid, our arena, and soon the image's memory."""
 

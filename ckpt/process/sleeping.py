@@ -56,7 +56,7 @@ _ENTRY = frozenset(
 """What is on every stack. Of a nanosleep nothing else: /proc hides the functions that sleep."""
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class BlockedCall:
     """The system call in which a thread sleeps: /proc/PID/task/TID/syscall."""
 
@@ -66,7 +66,7 @@ class BlockedCall:
     pc: int
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class Asleep:
     """A thread that slept when it was looked at."""
 
@@ -79,7 +79,7 @@ class Asleep:
     """CLOCK_MONOTONIC."""
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class Sleep:
     """What is known of a call that was interrupted by our stop."""
 
@@ -188,7 +188,7 @@ def _since_when(pid: Pid, found: Mapping[Tid, tuple[BlockedCall, int]]) -> dict[
     return asleep
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class _Scheduled:
     """What the scheduler tells of a thread."""
 

@@ -61,7 +61,7 @@ def look_at(tid: Tid, *, reap: bool) -> ptrace.WaitStatus | None:
     return ptrace.wait(tid, block=False)
 
 
-@attrs.define(slots=True, eq=False)
+@attrs.define(slots=True, eq=False, repr=False)
 class Task:
     """A thread that is stopped under our ptrace."""
 

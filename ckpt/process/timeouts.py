@@ -31,7 +31,7 @@ class Unit(enum.Enum):
     """A pointer to seconds and nanoseconds; NULL: for ever."""
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class Timeout:
     """Where a call holds its relative timeout; arguments count from 0."""
 

@@ -27,7 +27,7 @@ _NOT_RUN = (1 << 63).to_bytes(8, "little")
 """What no system call returns; stands in the last entry of a table until it was run."""
 
 
-@attrs.define(slots=True, eq=False)
+@attrs.define(slots=True, eq=False, repr=False)
 class _Run:
     """One task's batch under way."""
 

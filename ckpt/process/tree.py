@@ -19,7 +19,7 @@ from ckpt.units import Pid, Tid
 _PF_KTHREAD = 0x00200000
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class Identity:
     """Who a process is, for as long as this kernel runs: pids are used again, this is not."""
 

@@ -43,7 +43,7 @@ def cost_ms(populated_bytes: int) -> float:
     return _BEGIN_MS + populated_bytes / _BYTES_PER_MS
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class Twin:
     """A process that does nothing and has the memory that the target had."""
 

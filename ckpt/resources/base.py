@@ -44,7 +44,7 @@ from ckpt.units import Fd, Pid, RemoteFd, Tid
 R = TypeVar("R")
 
 
-@attrs.frozen(slots=True, eq=False)
+@attrs.frozen(slots=True, eq=False, repr=False)
 class Later(Generic[R]):
     """A record for which everything has been read, to be built when the target runs again."""
 
@@ -75,7 +75,7 @@ class Stage(enum.IntEnum):
     """Last: the earlier stages need the privileges."""
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class Target:
     """A running process, looked at before it is touched."""
 
@@ -85,7 +85,7 @@ class Target:
     """What `look` has read and `capture` confirms; by the resource's name."""
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class Stopped:
     """A frozen process, and the thread whose state is asked for (the leader, for the process)."""
 
@@ -131,14 +131,14 @@ class RestoreOptions:
     """Tells the user of something that is not exactly as it was."""
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class Opened:
     """A descriptor that the restorer opened for the restored process to inherit."""
 
     fd: Fd
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class Rebuilt:
     """A process under construction, and the thread whose state is put back."""
 
@@ -183,7 +183,7 @@ def host_fits(_record: object, _features: Features) -> Iterable[Finding]:
     return ()
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class Resource(Generic[R]):
     """One kind of kernel object; the registry lists all of them."""
 

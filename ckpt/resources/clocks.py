@@ -30,7 +30,7 @@ _NS_PER_S = 1_000_000_000
 _TIMESPEC = struct.Struct("<qq")
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class ClocksRecord:
     """What the clocks of a process showed."""
 

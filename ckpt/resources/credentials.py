@@ -55,7 +55,7 @@ _Ids = tuple[int, int, int, int]
 """(real, effective, saved, file system)."""
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class CredentialsRecord:
     """The credentials of one thread; in the sets, bit n is capability n."""
 

@@ -12,7 +12,7 @@ import struct
 import attrs
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class FileIdentity:
     """A file as it was when the image was made."""
 

@@ -35,7 +35,7 @@ _MAX_UMASK = 0o777
 _NAMES = {"cwd": "working directory", "root": "root directory"}
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class FilesystemRecord:
     """Where relative and absolute paths start, and which permissions new files lack."""
 

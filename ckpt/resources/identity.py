@@ -73,7 +73,7 @@ _SPEC_PER_THREAD = 1
 """PR_SPEC_PRCTL: this misfeature can be set for each thread."""
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class IdentityRecord:
     """What is one for all threads. -1: this kernel does not tell."""
 
@@ -85,7 +85,7 @@ class IdentityRecord:
     memory_merge: int
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class TaskModesRecord:
     """What each thread has set for itself. -1: this kernel does not tell, or not us."""
 

@@ -33,7 +33,7 @@ _NAMES = (
 )
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class LimitRecord:
     """One RLIMIT_*; 2**64 - 1 for none."""
 
@@ -42,7 +42,7 @@ class LimitRecord:
     hard: int
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class LimitsRecord:
     """The limits of a process."""
 

@@ -89,7 +89,7 @@ _MADVISE_AFTER_FILL = {"sr": 2, "rr": 1, "dc": 10, "mg": 12, "dd": 16, "wf": 18}
 _MADV_GUARD_INSTALL = 102
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class MmFields:
     """Where the kernel believes the parts of the program to be (`struct prctl_mm_map`)."""
 
@@ -106,7 +106,7 @@ class MmFields:
     env_end: int
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class MemoryRecord:
     """The address space of a process."""
 

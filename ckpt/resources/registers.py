@@ -28,7 +28,7 @@ _MIN_XSTATE = 512 + 64
 _REMEDY = "restore on a machine with the same processor features"
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class RegistersRecord:
     """What a thread had in its processor."""
 

@@ -30,7 +30,7 @@ _KEPT_FLAGS = sched.SchedFlag.RESET_ON_FORK | sched.SchedFlag.RECLAIM | sched.Sc
 _CLAMPS = sched.SchedFlag.UTIL_CLAMP_MIN | sched.SchedFlag.UTIL_CLAMP_MAX
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class SchedulingRecord:
     """How the kernel shares its processors and disks with one thread."""
 
@@ -67,7 +67,7 @@ _ASK_SLACK = [call(NR.prctl, Prctl.GET_TIMERSLACK)]
 _NICE_HIDDEN = (sched.SchedPolicy.FIFO, sched.SchedPolicy.RR, sched.SchedPolicy.DEADLINE)
 
 
-@attrs.frozen(slots=True, eq=False)
+@attrs.frozen(slots=True, eq=False, repr=False)
 class _Raw:
     """What the kernel has told."""
 

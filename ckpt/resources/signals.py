@@ -42,7 +42,7 @@ _Sender = Callable[[int, bytes], Call]
 """Makes the call that queues a signal with its siginfo."""
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class SignalAction:
     """What happens when a signal is delivered: the kernel's `struct sigaction`."""
 
@@ -54,7 +54,7 @@ class SignalAction:
     mask: int
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class SignalsRecord:
     """What the threads of a process share."""
 
@@ -64,7 +64,7 @@ class SignalsRecord:
     """`siginfo_t` of each signal that waits for any thread, oldest first; 128 bytes."""
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class ThreadSignalsRecord:
     """What each thread has for itself."""
 

@@ -39,7 +39,7 @@ _NAME_BYTES = 16
 _ADDRESS_BYTES = 8
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class ThreadRecord:
     """What makes a task a thread of its C library."""
 

@@ -58,7 +58,7 @@ _CPUCLOCK_THREAD_SCHED = 0b110
 _CREATED_AT_ONCE = 500
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class IntervalTimerRecord:
     """What is left of one interval timer."""
 
@@ -68,7 +68,7 @@ class IntervalTimerRecord:
     left_ns: int
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class PosixTimerRecord:
     """One timer of timer_create(2)."""
 
@@ -86,7 +86,7 @@ class PosixTimerRecord:
     """0: not armed."""
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class TimersRecord:
     """All timers of a process."""
 
@@ -202,7 +202,7 @@ def _create_counting(timers: tuple[PosixTimerRecord, ...]) -> Restore:
             _judge_id(step.timer.id, reply)
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class Creation:
     """One timer to be made, where the kernel counts the ids up from 0."""
 

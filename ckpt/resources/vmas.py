@@ -21,7 +21,7 @@ PROT_READ, PROT_WRITE, PROT_EXEC = 1, 2, 4
 _VSYSCALL = "[vsyscall]"
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class VmaRecord:
     """One mapping."""
 
@@ -105,7 +105,7 @@ class FileTable:
         return tuple(identities)
 
 
-@attrs.frozen(slots=True, eq=False)
+@attrs.frozen(slots=True, eq=False, repr=False)
 class Looked:
     """All mappings of a process, with their flags.
 

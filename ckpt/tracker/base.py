@@ -30,7 +30,7 @@ LIVE = frozenset({TrackerName.WRITEPROTECT})
 """Those whose `collect` misses nothing that is written while it is at work."""
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class Scan:
     """What a tracker saw of the private memory of a frozen process."""
 

@@ -31,7 +31,7 @@ def choose_tracker(wanted: str, features: Features) -> TrackerName:
     return name
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class Plan:
     """What the next generation is made from."""
 

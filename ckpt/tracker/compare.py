@@ -10,7 +10,7 @@ from ckpt.tracker.base import TrackerName
 from ckpt.tracker.full import Full
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class Compare(Full):
     """See `base.Tracker`; that nothing is clean makes the engine read, and compare, all pages."""
 

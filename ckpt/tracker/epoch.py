@@ -33,7 +33,7 @@ _PAIR_BYTES = 16
 """A `frames` file holds pairs of words (`tracker/frames.py`)."""
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class Epoch:
     """What the tracker of one process is armed against."""
 

@@ -9,7 +9,7 @@ from ckpt.tracker.spans import Own, Spans
 from ckpt.units import Pid
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class Full:
     """See `base.Tracker`."""
 

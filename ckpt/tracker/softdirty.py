@@ -20,7 +20,7 @@ from ckpt.tracker.spans import Own, Spans, intersect, join, subtract
 from ckpt.units import Fd, Pid
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class SoftDirty:
     """See `base.Tracker`."""
 

@@ -11,7 +11,7 @@ import attrs
 Spans = list[tuple[int, int]]
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class Own:
     """The mappings whose pages can be the process's own; see `Spans` for their form."""
 

@@ -44,7 +44,7 @@ _DENSE_BYTES = 1 << 21
 _FEATURES = UffdFeature.WP_ASYNC | UffdFeature.WP_UNPOPULATED | UffdFeature.WP_HUGETLBFS_SHMEM
 
 
-@attrs.define(slots=True, eq=False)
+@attrs.define(slots=True, eq=False, repr=False)
 class WriteProtect:
     """See `base.Tracker`. Owns its descriptor: `close` ends that."""
 
@@ -113,7 +113,7 @@ class WriteProtect:
             userfaultfd.write_protect(self.fd, span, mode, pid=pid)
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class _Seen:
     populated: Spans
     unwritten: Spans

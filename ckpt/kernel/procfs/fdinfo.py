@@ -18,7 +18,7 @@ from ckpt.units import Pid, RemoteFd, Tid
 _MINOR_BITS = 20
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class EpollTarget:
     """One `tfd:` line: a file that an epoll instance watches."""
 
@@ -33,7 +33,7 @@ class EpollTarget:
     """Major and minor number of the file system."""
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class EventFd:
     """The lines of an eventfd."""
 
@@ -44,7 +44,7 @@ class EventFd:
     """None where the kernel does not tell (before 6.5)."""
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class TimerFd:
     """The lines of a timerfd."""
 
@@ -58,7 +58,7 @@ class TimerFd:
     interval_ns: int
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class InotifyWatch:
     """One `inotify` line."""
 
@@ -71,7 +71,7 @@ class InotifyWatch:
     handle: bytes | None
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class FileLock:
     """One `lock:` line: a lock or lease that is held through this open file description."""
 
@@ -90,7 +90,7 @@ class FileLock:
     """The last byte; None up to the end of the file, however it grows."""
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class FdInfo:
     """All that fdinfo tells of one descriptor."""
 

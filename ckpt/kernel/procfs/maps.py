@@ -18,7 +18,7 @@ _DELETED = " (deleted)"
 _NEWLINE_ESCAPE = "\\012"
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class Vma:
     """One mapping, as /proc shows it."""
 

@@ -9,7 +9,7 @@ from ckpt.kernel.procfs.files import read_text
 from ckpt.units import Pid, RemoteAddr, Tid
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class Stat:
     """What /proc/PID/stat tells; see proc_pid_stat(5) for each.
 

@@ -14,7 +14,7 @@ Ids = tuple[int, int, int, int]
 """(real, effective, saved, file system)."""
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class Status:
     """What /proc/PID/status (or task/TID/status) tells; see proc_pid_status(5) for each."""
 
@@ -166,7 +166,7 @@ def unescape_name(text: str) -> str:
     return "\\".join(part.replace("\\n", "\n") for part in text.split("\\\\"))
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class SignalMasks:
     """The signals of a task; see `Status`."""
 

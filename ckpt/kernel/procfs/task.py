@@ -39,7 +39,7 @@ _LIMIT_NAMES = (
 _NAME_WIDTH = 25
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class Limit:
     """One resource limit, in the unit of its resource; RLIM_INFINITY for none."""
 
@@ -77,7 +77,7 @@ def read_limits(pid: Pid) -> dict[int, Limit]:
     return parse_limits(read_text(pid, "limits"))
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class PosixTimer:
     """One timer of timer_create; how long it has left only the process itself can ask."""
 
@@ -180,7 +180,7 @@ def read_auxv(pid: Pid) -> list[tuple[int, int]]:
     return parse_auxv(read_bytes(pid, "auxv"))
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class TimensOffsets:
     """What a time namespace adds to the clocks of the host, in nanoseconds (may be negative)."""
 
@@ -250,7 +250,7 @@ def read_exec_start_ns(pid: Pid, tid: Tid) -> int | None:
     return parse_exec_start_ns(text)
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class IoCounters:
     """/proc/PID/io: how much a process (threads that ended included) has read and written."""
 

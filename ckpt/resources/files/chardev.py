@@ -25,7 +25,7 @@ _TERMINALS = frozenset({4, 5, *range(136, 144)})
 _PTMX = os.makedev(5, 2)
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class ChardevRecord:
     """A device, by name and number."""
 

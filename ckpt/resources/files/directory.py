@@ -20,7 +20,7 @@ from ckpt.resources.files.open_file import FdTable, OpenFile, Problem, path_prob
 from ckpt.units import Fd
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class DirectoryRecord:
     """A directory, and how far its listing is."""
 

@@ -38,7 +38,7 @@ _EPERM = 1
 _NAME = "anon_inode:[eventpoll]"
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class EpollItem:
     """One registration."""
 
@@ -58,7 +58,7 @@ class EpollItem:
         return bool(self.events & _ONESHOT) and not self.events & ~_PRIVATE
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class EpollRecord:
     """An epoll instance."""
 

@@ -26,7 +26,7 @@ _AT_POSITION = 2**64 - 1
 """-1 for preadv2: use (and, for an eventfd, ignore) the file's own position."""
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class EventfdRecord:
     """A counter."""
 

@@ -33,7 +33,7 @@ from ckpt.units import Fd
 NAMES = {0: "standard input", 1: "standard output", 2: "standard error"}
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class ExternalRecord:
     """A standard stream."""
 

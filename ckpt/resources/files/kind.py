@@ -24,7 +24,7 @@ _AFTERWARDS = 0o20000
 """O_ASYNC (FASYNC): needs its owner first, see `owners`."""
 
 
-@attrs.define(slots=True, eq=False)
+@attrs.define(slots=True, eq=False, repr=False)
 class Opening:
     """What the descriptions of one process share while they are opened in the restorer."""
 
@@ -35,7 +35,7 @@ class Opening:
     """Number of the pipe -> its read end, its write end."""
 
 
-@attrs.frozen(slots=True, eq=False)
+@attrs.frozen(slots=True, eq=False, repr=False)
 class Attaching:
     """What a kind needs for its last touch, inside the restored process."""
 
@@ -64,7 +64,7 @@ def _nothing_missing(_record: object) -> Iterable[Problem]:
     return ()
 
 
-@attrs.frozen(slots=True, eq=False)
+@attrs.frozen(slots=True, eq=False, repr=False)
 class Kind(Generic[R]):
     """One kind of open file description."""
 

@@ -42,7 +42,7 @@ _TO_THE_END = -1
 _REFUSED = {"LEASE": "a lease", "DELEG": "a delegation"}
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class LockRecord:
     """One lock on one file."""
 

@@ -33,7 +33,7 @@ LINKS = "links of files"
 """Key of `Stopped.notes`: descriptor -> what /proc/PID/fd shows, of the frozen process."""
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class Problem:
     """Why a description cannot be captured, or restored here."""
 
@@ -41,7 +41,7 @@ class Problem:
     remedy: str = ""
 
 
-@attrs.frozen(slots=True, eq=False)
+@attrs.frozen(slots=True, eq=False, repr=False)
 class OpenFile:
     """One open file description of the target."""
 
@@ -95,7 +95,7 @@ def may_write(flags: int) -> bool:
     return not flags & os.O_PATH and flags & os.O_ACCMODE != os.O_RDONLY
 
 
-@attrs.frozen(slots=True, eq=False)
+@attrs.frozen(slots=True, eq=False, repr=False)
 class _Seen:
     """One descriptor, as if nothing were shared."""
 

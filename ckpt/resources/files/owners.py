@@ -46,7 +46,7 @@ _CAN_SIGNAL = ("pipe:", "socket:", "/dev/tty", "/dev/pts/", "/dev/console", "/de
 _MAX_SIGNAL = 64
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class Owner:
     """The owner of one descriptor's open file description."""
 
@@ -66,7 +66,7 @@ class Owner:
             raise ValueError("an owner of a file has a kind of 0 to 2 and a signal of 0 to 64")
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class OwnersRecord:
     """Every descriptor that has an owner, a signal or O_ASYNC (duplicates too)."""
 

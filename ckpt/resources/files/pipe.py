@@ -50,7 +50,7 @@ _MAX_BYTES = 1 << 31
 """F_SETPIPE_SZ takes no more."""
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class PipeRecord:
     """One end of a pipe. The first end of each pipe tells what is in it, the others nothing."""
 

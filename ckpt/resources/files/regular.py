@@ -30,7 +30,7 @@ from ckpt.resources.files.open_file import (
 from ckpt.units import Fd
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class RegularRecord:
     """A file, and where in it the description stands."""
 

@@ -42,7 +42,7 @@ _NS_PER_S = 1_000_000_000
 _EMPTY = bytearray(b"\0")
 
 
-@attrs.frozen(slots=True, eq=False)
+@attrs.frozen(slots=True, eq=False, repr=False)
 class Raw:
     """What was read of one descriptor."""
 

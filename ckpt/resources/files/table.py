@@ -59,7 +59,7 @@ _LAST = 2**32 - 1
 """For close_range: up to the highest."""
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class Description:
     """One open file description."""
 
@@ -94,7 +94,7 @@ class Description:
         return str(file.path if file else getattr(record, "path", self.kind))
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class FdRecord:
     """One descriptor."""
 
@@ -104,7 +104,7 @@ class FdRecord:
     close_on_exec: bool
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class FilesRecord:
     """All that a process has open."""
 
@@ -152,7 +152,7 @@ def look(target: Target) -> Iterator[Finding]:
         target.notes[_NAME] = _Looked(table, kinds)
 
 
-@attrs.frozen(slots=True, eq=False)
+@attrs.frozen(slots=True, eq=False, repr=False)
 class _Looked:
     """What was found before the process was stopped."""
 
@@ -194,7 +194,7 @@ def capture(stopped: Stopped) -> Capture[FilesRecord]:
     return Later(lambda: _build(table, captures, early))
 
 
-@attrs.frozen(slots=True, eq=False)
+@attrs.frozen(slots=True, eq=False, repr=False)
 class _Capturing:
     """One description under way."""
 
@@ -317,7 +317,7 @@ def _once(warn: Callable[[str], None]) -> Callable[[str], None]:
     return warn_once
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class _Source:
     """Something that the restorer opens: for a description, or for one standard stream of it."""
 

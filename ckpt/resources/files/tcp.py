@@ -92,7 +92,7 @@ _STRUCTS: dict[str, tuple[int, int, int]] = {
 """Options with a structure or a name for a value, and its size."""
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(slots=True, repr=False)
 class TcpRecord:
     """A socket without a peer."""
 
