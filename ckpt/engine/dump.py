@@ -58,7 +58,7 @@ from ckpt.resources.memory import MemoryRecord
 from ckpt.tracker.base import TELLING, TrackerName
 from ckpt.tracker.choose import AUTO, Plan, choose_tracker
 from ckpt.tracker.epoch import read_epoch
-from ckpt.tracker.spans import Spans, subtract, total_bytes
+from ckpt.tracker.spans import Spans, intersect, subtract, total_bytes
 from ckpt.units import GenerationNo, Pid
 
 _WRITING = WriterOptions(pressed_level=PRESSED_LEVEL)
@@ -281,14 +281,19 @@ def _run(work: _Work, outcome: Outcome, started_s: float) -> Manifest:
         image, cloned = _capture(work, frozen, twins if _wants_twin(work, outcome) else None)
         memory: MemoryRecord = image.resources["memory"]
         scan = work.tracking.collect(own_mappings(memory), outcome.likely)
-        rest = work.held.see(scan, untrusted_spans(memory))
-        of_twin = subtract(rest, spans_without_twin(memory)) if cloned else []
-        work.read(work.pid, subtract(rest, of_twin), pool)
+        distrusted = untrusted_spans(memory)
+        aside = spans_without_twin(memory) if cloned else []
+        if cloned is None or aside:
+            rest = work.held.see(scan, distrusted)
+            first = intersect(rest, aside) if cloned else rest
+            work.read(work.pid, first, pool)
         if not work.options.kill:
             stack.close()
         work.copy.store_all()
         if cloned is not None:
-            work.read(cloned.pid, of_twin, pool)
+            # With nothing to read before the thaw, even what there is to read is found out now.
+            rest, first = (rest, first) if aside else (work.held.see(scan, distrusted), [])
+            work.read(cloned.pid, subtract(rest, first), pool)
             work.copy.store_all()
             twins.close()
         if work.compares:

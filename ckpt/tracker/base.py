@@ -7,7 +7,9 @@ runs. `epoch.py` tells whether the first answer may be believed.
 """
 
 import enum
-from typing import Protocol
+from collections.abc import Callable
+from functools import cached_property
+from typing import Protocol, Self
 
 import attrs
 
@@ -30,14 +32,34 @@ LIVE = frozenset({TrackerName.WRITEPROTECT})
 """Those whose `collect` misses nothing that is written while it is at work."""
 
 
-@attrs.frozen(slots=True, repr=False)
+@attrs.define(slots=False, eq=False, repr=False)
 class Scan:
-    """What a tracker saw of the private memory of a frozen process."""
+    """What a tracker saw of the private memory of a process.
 
-    populated: Spans
-    """Pages whose content is the process's own."""
-    clean: Spans
-    """Those of them that nobody has written since the epoch."""
+    What the kernel told is put in order when it is first asked for: after the thaw, where nothing
+    has to be read before it. That takes as long as what was written is scattered.
+    """
+
+    _order: Callable[[], tuple[Spans, Spans]]
+
+    @classmethod
+    def of(cls, populated: Spans, clean: Spans) -> Self:
+        """Make one of what is in order."""
+        return cls(lambda: (populated, clean))
+
+    @cached_property
+    def _sets(self) -> tuple[Spans, Spans]:
+        return self._order()
+
+    @property
+    def populated(self) -> Spans:
+        """Pages whose content is the process's own."""
+        return self._sets[0]
+
+    @property
+    def clean(self) -> Spans:
+        """Those of them that nobody has written since the epoch."""
+        return self._sets[1]
 
 
 class Tracker(Protocol):

@@ -33,4 +33,4 @@ class Full:
     ) -> Scan:
         """See `base.Tracker.collect`."""
         with opened_pagemap(pid) as fd:
-            return Scan(scan_populated(fd, own, self.features), [])
+            return Scan.of(scan_populated(fd, own, self.features), [])

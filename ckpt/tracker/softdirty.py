@@ -58,7 +58,7 @@ class SoftDirty:
             )
         frames.note(pid, witnesses)
         layout.note(pid, mappings)
-        return Scan(populated, clean)
+        return Scan.of(populated, clean)
 
     def _scan_dirty(self, fd: Fd, own: Spans) -> Spans:
         dirty: Spans = []

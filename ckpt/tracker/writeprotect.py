@@ -28,6 +28,7 @@ from ckpt.kernel.pagemap import (
     PAGE_IS_WPALLOWED,
     PAGE_IS_WRITTEN,
     PM_SCAN_WP_MATCHING,
+    Region,
 )
 from ckpt.kernel.userfaultfd import UffdFeature
 from ckpt.process.arena import Arena
@@ -93,18 +94,22 @@ class WriteProtect:
         ]
         sparse = Own(subtract(own.anonymous, dense), own.mapped)
         with opened_pagemap(pid) as fd:
-            written = join([*_protect_dense(fd, dense), *_protect(fd, sparse)])
+            written = _protect_dense(fd, dense) + _protect(fd, sparse)
             odd = _find_odd(fd, dense)
             seen = _look(fd, Own(join([*sparse.anonymous, *odd]), sparse.mapped))
-        whole = subtract(dense, odd)
         if not running:
             # After they were looked at: what is new now was not protected until now.
             self._register_all(pid, own)
             for span in iter_ranges(seen.unwatched):
                 self._write_protect(pid, span, userfaultfd.UFFDIO_WRITEPROTECT_MODE_WP)
-        return Scan(
-            join([*seen.populated, *whole]), subtract(join([*seen.unwritten, *whole]), written)
-        )
+
+        def order() -> tuple[Spans, Spans]:
+            whole = subtract(dense, odd)
+            unwritten = join([*seen.unwritten, *whole])
+            spans = join((start, end) for start, end, _ in written)
+            return join([*seen.populated, *whole]), subtract(unwritten, spans)
+
+        return Scan(order)
 
     def _write_protect(self, pid: Pid, span: AddrRange, mode: int) -> None:
         # Not by PAGEMAP_SCAN, which would take stale marks (`_find_stale`) for protection. This
@@ -150,22 +155,21 @@ def _find_stale(fd: Fd, own: Own) -> Spans:
     return join(stale)
 
 
-def _protect_dense(fd: Fd, dense: Spans) -> Spans:
+def _protect_dense(fd: Fd, dense: Spans) -> list[Region]:
     """Return the pages that were written and protect them again, where there are hardly holes.
 
     Asked for nothing else, the kernel is twice as quick (0.4 against 0.8 ms in 1 GiB), but counts
     a hole as written, and arms it; a mapping that is not registered it skips.
     """
-    written: Spans = []
+    written: list[Region] = []
     for span in iter_ranges(dense):
-        regions = pagemap.scan(
+        written += pagemap.scan(
             fd,
             span,
             category_mask=PAGE_IS_WRITTEN,
             return_mask=PAGE_IS_WRITTEN,
             flags=PM_SCAN_WP_MATCHING,
         )
-        written += [(start, end) for start, end, _ in regions]
     return written
 
 
@@ -187,11 +191,11 @@ def _find_odd(fd: Fd, dense: Spans) -> Spans:
     return join(odd)
 
 
-def _protect(fd: Fd, own: Own) -> Spans:
+def _protect(fd: Fd, own: Own) -> list[Region]:
     """Return the pages that were written and protect them again, in one step."""
-    written: Spans = []
+    written: list[Region] = []
     for span, absent in _iter_absent(own):
-        regions = pagemap.scan(
+        written += pagemap.scan(
             fd,
             span,
             category_mask=PAGE_IS_WPALLOWED | PAGE_IS_WRITTEN | absent,
@@ -200,8 +204,7 @@ def _protect(fd: Fd, own: Own) -> Spans:
             return_mask=PAGE_IS_WRITTEN,
             flags=PM_SCAN_WP_MATCHING,
         )
-        written += [(start, end) for start, end, _ in regions]
-    return join(written)
+    return written
 
 
 def _look(fd: Fd, own: Own) -> _Seen:

@@ -41,7 +41,7 @@ numbers = st.sets(st.integers(0, 30))
 def test_a_page_is_held_only_if_clean_and_held_before(populated, unwritten, before, untrusted):
     clean = populated & unwritten
     held = Held(spans_of(before))
-    wanted = held.see(Scan(spans_of(populated), spans_of(clean)), spans_of(untrusted))
+    wanted = held.see(Scan.of(spans_of(populated), spans_of(clean)), spans_of(untrusted))
     assert pages(held.pages) == before & clean - untrusted
     assert pages(wanted) == populated - pages(held.pages)
 
@@ -52,7 +52,7 @@ def test_what_was_copied_is_not_the_parents(parent, scans):
     holder = dict.fromkeys(parent, "parent")
     held, rounds = Held(spans_of(parent)), []
     for populated, unwritten in scans:
-        scan = Scan(spans_of(populated), spans_of(populated & unwritten))
+        scan = Scan.of(spans_of(populated), spans_of(populated & unwritten))
         wanted = held.see(scan, [])
         holder = {page: who for page, who in holder.items() if page in populated & unwritten}
         assert pages(wanted) == populated - holder.keys()
