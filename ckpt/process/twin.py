@@ -34,6 +34,7 @@ from ckpt.units import Pid, Tid
 _BYTES_PER_MS = 82_000_000
 _BEGIN_MS = 1.0
 _NAP_S = 0.0002
+_SEIZE_S = 1.0
 _WALL = 0x4000_0000
 """__WALL (wait.h): also what does not tell its end by SIGCHLD."""
 
@@ -77,20 +78,27 @@ def twin(arena: Arena, frozen: Frozen) -> Iterator[Twin | None]:
         yield None
         return
     try:
-        _seize(Tid(pid))
-        yield Twin(Pid(pid))
+        yield Twin(Pid(pid)) if _seize(Tid(pid)) else None
     finally:
         _end(Pid(pid))
 
 
-def _seize(tid: Tid) -> None:
-    """Stop the twin where it sleeps, and let it end with us."""
-    ptrace.seize(tid, ptrace.Option.EXITKILL)
-    ptrace.interrupt(tid)
-    while (stop := look_at(tid, reap=False)) is None:
-        time.sleep(_NAP_S)
-    if stop.gone:
-        raise TargetGone(tid)
+def _seize(tid: Tid) -> bool:
+    """Stop the twin where it sleeps, and let it end with us; False if it is gone, or does not stop.
+
+    The target stands still meanwhile, so the wait has an end: it goes on without a twin as well.
+    """
+    deadline_s = time.monotonic() + _SEIZE_S
+    try:
+        ptrace.seize(tid, ptrace.Option.EXITKILL)
+        ptrace.interrupt(tid)
+        while (stop := look_at(tid, reap=False)) is None:
+            if time.monotonic() > deadline_s:
+                return False
+            time.sleep(_NAP_S)
+    except (TargetGone, NotPermitted):
+        return False
+    return not stop.gone
 
 
 def _end(pid: Pid) -> None:

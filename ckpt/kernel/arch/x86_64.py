@@ -82,8 +82,8 @@ _MARK_ASM = """
 """
 _MARK_CODE = bytes.fromhex("b8ea000000 4489e7 4489ee 4489f2 0f05 4c89fc b80f000000 0f05 0f0b")
 
-# rbx walks the table to rbp.
-BATCH_ASM = f"""
+# rbx walks the table to rbp, then on to `done`, which follows.
+_LOOP_ASM = """
 next:   cmp rbx, rbp
         je done
         mov rax, [rbx]
@@ -97,43 +97,30 @@ next:   cmp rbx, rbp
         mov [rbx+56], rax
         add rbx, 64
         jmp next
+"""
+_LOOP_CODE = bytes.fromhex(
+    "4839eb 7427 488b03 488b7b08 488b7310 488b5318 4c8b5320 4c8b4328 4c8b4b30 0f05"
+    "48894338 4883c340 ebd4"
+)
+
+BATCH_ASM = f"""
+        {_LOOP_ASM}
 done:   {_MARK_ASM}
 """
-BATCH_CODE = (
-    bytes.fromhex(
-        "4839eb 7427 488b03 488b7b08 488b7310 488b5318 4c8b5320 4c8b4328 4c8b4b30 0f05"
-        "48894338 4883c340 ebd4"
-    )
-    + _MARK_CODE
-)
+BATCH_CODE = _LOOP_CODE + _MARK_CODE
 """`BATCH_ASM`, assembled: runs the table, marks the end by a signal to itself, then heals."""
 
-BURST_ASM = """
+BURST_ASM = f"""
         push rbx
         push rbp
         mov rbx, rdi
         mov rbp, rsi
-next:   cmp rbx, rbp
-        je done
-        mov rax, [rbx]
-        mov rdi, [rbx+8]
-        mov rsi, [rbx+16]
-        mov rdx, [rbx+24]
-        mov r10, [rbx+32]
-        mov r8, [rbx+40]
-        mov r9, [rbx+48]
-        syscall
-        mov [rbx+56], rax
-        add rbx, 64
-        jmp next
+        {_LOOP_ASM}
 done:   pop rbp
         pop rbx
         ret
 """
-BURST_CODE = bytes.fromhex(
-    "5355 4889fb 4889f5 4839eb 7427 488b03 488b7b08 488b7310 488b5318 4c8b5320 4c8b4328 4c8b4b30"
-    "0f05 48894338 4883c340 ebd4 5d5bc3"
-)
+BURST_CODE = bytes.fromhex("5355 4889fb 4889f5") + _LOOP_CODE + bytes.fromhex("5d5bc3")
 """`BURST_ASM`, assembled: a C function (table, its end) that runs a table of calls in ourselves."""
 
 TWIN_ASM = f"""

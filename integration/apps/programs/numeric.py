@@ -13,6 +13,7 @@ sleep SECONDS   three threads sleep        {"sleeping": 3}, then thrice {"slept"
 quit            end with status 0
 """
 
+import abc
 import json
 import os
 import select
@@ -38,7 +39,7 @@ def say(**what: object) -> None:
         os.write(1, json.dumps(what).encode() + b"\n")
 
 
-class Computing(threading.Thread):
+class Computing(threading.Thread, abc.ABC):
     """Repeats a step as fast as it can; `check` compares with what the count of steps demands."""
 
     def __init__(self, name: str) -> None:
@@ -47,11 +48,13 @@ class Computing(threading.Thread):
         self.turn = threading.Lock()
         self.n_steps = 0
 
+    @abc.abstractmethod
     def step(self) -> None:
-        raise NotImplementedError
+        """Compute a little more."""
 
+    @abc.abstractmethod
     def is_right(self) -> bool:
-        raise NotImplementedError
+        """Tell whether what was computed is what so many steps give."""
 
     def run(self) -> None:
         said_at = time.monotonic()
