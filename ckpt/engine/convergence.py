@@ -23,7 +23,7 @@ _RUN_MS = 0.004
 """What a run of pages costs while frozen, whatever its length: to be scanned, sorted, named."""
 _BYTES_PER_MS = 4_000_000
 """process_vm_readv into memory that was touched before, on a machine of two cores."""
-_SMALL_MS = 0.5
+_SMALL_MS = 1.0
 _SHRINKING = 0.7
 """What a round must leave, at most, of what it began with, to be worth another."""
 _MAX_ROUNDS = 12

@@ -117,7 +117,7 @@ class Rounds:
 
     def _watch(self) -> None:
         """Stop the target for what the rounds need: a descriptor of its own, mappings watched."""
-        if self.tracking.name not in LIVE:
+        if self.tracking.name not in LIVE or self._watches_all():
             return
         with self.stop() as frozen:
             self.tracking.follow_exec()
@@ -125,6 +125,10 @@ class Rounds:
                 with arena(frozen.pid, frozen.tgid, frozen.leader) as lent:
                     self.tracking.attach(lent, frozen.leader)
             self.tracking.watch(read_own_mappings(self.tracking.pid))
+
+    def _watches_all(self) -> bool:
+        own = read_own_mappings(self.tracking.pid)
+        return self.tracking.is_attached and self.tracking.watches_all(own)
 
     def _copy(self, pool: Pool) -> None:
         started_s = time.monotonic()

@@ -78,6 +78,10 @@ class Tracking:
         """Return what was written, roughly, and change nothing; for an estimate."""
         return self._tracker().peek(self.pid, own)
 
+    def watches_all(self, own: Own) -> bool:
+        """Tell whether `watch` would have nothing to do; see `base.Tracker.watches_all`."""
+        return self._tracker().watches_all(self.pid, own)
+
     def watch(self, own: Own) -> None:
         """Prepare the mappings of the frozen process; see `base.Tracker.watch`."""
         self._tracker().watch(self.pid, own)

@@ -78,6 +78,15 @@ class Tracker(Protocol):
             TargetGone: the process ended.
         """
 
+    def watches_all(self, pid: Pid, own: Own) -> bool:
+        """Tell whether `watch` has nothing to do: every page is in a mapping that was prepared.
+
+        State:  any; out of date at once while the target runs.
+
+        Raises:
+            TargetGone: the process ended.
+        """
+
     def watch(self, pid: Pid, own: Own) -> None:
         """Prepare the private mappings `own` for being asked about; what is written counts so far.
 

@@ -20,6 +20,11 @@ class Full:
         """See `base.Tracker.peek`: everything."""
         return self.collect(pid, own, []).populated
 
+    def watches_all(self, pid: Pid, own: Own) -> bool:
+        """See `base.Tracker.watches_all`."""
+        del pid, own
+        return True
+
     def watch(self, pid: Pid, own: Own) -> None:
         """See `base.Tracker.watch`: nothing is to be done."""
 

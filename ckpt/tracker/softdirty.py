@@ -34,6 +34,11 @@ class SoftDirty:
             dirty = self._scan_dirty(fd, anonymous.all)
             return intersect(dirty, scan_populated(fd, anonymous, self.features))
 
+    def watches_all(self, pid: Pid, own: Own) -> bool:
+        """See `base.Tracker.watches_all`."""
+        del pid, own
+        return True
+
     def watch(self, pid: Pid, own: Own) -> None:
         """See `base.Tracker.watch`: nothing is to be done."""
 
