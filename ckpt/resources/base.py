@@ -76,6 +76,48 @@ class Stage(enum.IntEnum):
 
 
 @attrs.frozen(slots=True, repr=False)
+class CaptureOptions:
+    """What the user of a dump may choose that resources want to know."""
+
+    kill: bool = False
+    """The tree ends with its dump."""
+    ghost_limit_bytes: int = 1 << 20
+    """How much of a deleted file may travel in the image."""
+    tcp_close: bool = False
+    """Connections need not go on: they come back closed."""
+
+
+@attrs.define(slots=True, eq=False, repr=False)
+class Tree:
+    """The processes of one dump, and what they have in common."""
+
+    pids: tuple[Pid, ...]
+    """Those that live; the root first, each behind its parent."""
+    options: CaptureOptions = CaptureOptions()
+    notes: dict[str, Any] = attrs.field(factory=dict)
+    """As `Target.notes`, for what is looked at once for all processes."""
+    _claimed: set[object] = attrs.field(factory=set)
+
+    def claim(self, key: object) -> bool:
+        """Tell whether nobody has asked for `key` yet in this capture.
+
+        What several processes share is recorded once, by whoever claims it, under an id that the
+        others refer to.
+        """
+        is_first = key not in self._claimed
+        self._claimed.add(key)
+        return is_first
+
+    def begin_capture(self) -> None:
+        """Give back all claims."""
+        self._claimed.clear()
+
+
+def _alone(process: "Target | Stopped") -> Tree:
+    return Tree((process.pid,))
+
+
+@attrs.frozen(slots=True, repr=False)
 class Target:
     """A running process, looked at before it is touched."""
 
@@ -83,6 +125,8 @@ class Target:
     features: Features
     notes: dict[str, Any] = attrs.field(factory=dict)
     """What `look` has read and `capture` confirms; by the resource's name."""
+    tree: Tree = attrs.Factory(_alone, takes_self=True)
+    """To which it belongs; by itself unless given."""
 
 
 @attrs.frozen(slots=True, repr=False)
@@ -94,6 +138,7 @@ class Stopped:
     features: Features
     notes: dict[str, Any]
     """See `Target.notes`."""
+    tree: Tree = attrs.Factory(_alone, takes_self=True)
 
     @property
     def pid(self) -> Pid:
@@ -136,6 +181,8 @@ class Opened:
     """A descriptor that the restorer opened for the restored process to inherit."""
 
     fd: Fd
+    at_last: Callable[[], None] | None = None
+    """Called when everything is built, right before the first thread is let go."""
 
 
 @attrs.frozen(slots=True, repr=False)

@@ -26,13 +26,14 @@ _AFTERWARDS = 0o20000
 
 @attrs.define(slots=True, eq=False, repr=False)
 class Opening:
-    """What the descriptions of one process share while they are opened in the restorer."""
+    """What the descriptions of a tree share while they are opened in the restorer."""
 
     options: RestoreOptions
     stack: contextlib.ExitStack
     """Closes what is needed only until all are open."""
-    pipes: dict[int, tuple[Fd, Fd]] = attrs.field(factory=dict)
-    """Number of the pipe -> its read end, its write end."""
+    made: dict[tuple[str, int], Any] = attrs.field(factory=dict)
+    """Name of the kind, number of the object -> what that kind has made of it (a pipe: both ends),
+    for all descriptions that belong to it."""
 
 
 @attrs.frozen(slots=True, eq=False, repr=False)

@@ -145,9 +145,10 @@ def _count_bytes(fd: Fd) -> int:
 
 def open_again(record: PipeRecord, flags: int, opening: Opening) -> Fd:
     """See `Kind.open`."""
-    if record.pipe not in opening.pipes:
-        opening.pipes[record.pipe] = _make(record, opening)
-    reader, writer = opening.pipes[record.pipe]
+    key = (PIPE.name, record.pipe)
+    if key not in opening.made:
+        opening.made[key] = _make(record, opening)
+    reader, writer = opening.made[key]
     if flags & O_LARGEFILE:
         # The kernel takes O_DIRECT for a pipe by fcntl, not always by open.
         plain = flags_for_open(flags) & ~os.O_DIRECT
