@@ -25,7 +25,7 @@ from ckpt.process.arena import ARENA_SIZE, arena
 from ckpt.process.freezer import freeze
 from ckpt.process.remote import Call, In, Out, Reply, call
 from ckpt.process.seed import Embryo, plant
-from ckpt.resources.base import Rebuilt, Resource, RestoreOptions, Stopped, Target
+from ckpt.resources.base import Rebuilt, Resource, RestoreOptions, Stopped, Target, Tree
 from ckpt.resources.files.table import FILES, FilesRecord
 from ckpt.resources.plain import structure
 from ckpt.units import Pid, addr_range
@@ -108,7 +108,7 @@ def capture(pid: Pid, resource: Resource = FILES, *, meanwhile=nothing):
         freeze(pid, ptrace.Option.NONE) as frozen,
         arena(pid, frozen.tgid, frozen.leader) as lent,
     ):
-        stopped = Stopped(frozen, frozen.leader, FEATURES, target.notes)
+        stopped = Stopped(frozen, frozen.leader, FEATURES, target.notes, target.tree)
         record = _drive(resource.capture(stopped), lambda calls: lent.run(frozen.leader, calls))
     return encoded(resource.complete(record))
 
@@ -157,7 +157,9 @@ class Built:
         """Capture it as if it were a target: it stands still."""
         target = Target(self.pid, FEATURES)
         assert [str(finding) for finding in resource.look(target)] == []
-        stopped = attrs.evolve(_STOPPED, frozen=self, task=self.embryo.leader, notes=target.notes)
+        stopped = attrs.evolve(
+            _STOPPED, frozen=self, task=self.embryo.leader, notes=target.notes, tree=target.tree
+        )
         return encoded(resource.complete(_drive(resource.capture(stopped), self.run)))
 
     def read(self, fd: int, n_bytes: int) -> bytes:
@@ -174,7 +176,7 @@ class Built:
         return reply.value
 
 
-_STOPPED = Stopped(None, None, FEATURES, {})
+_STOPPED = Stopped(None, None, FEATURES, {}, Tree(()))
 
 
 @contextlib.contextmanager

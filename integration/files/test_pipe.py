@@ -203,4 +203,4 @@ def test_what_was_opened_after_the_look_is_refused_by_the_capture():
             freeze(pid, ptrace.Option.NONE) as frozen,
             pytest.raises(UnsupportedState, match="fd 500"),
         ):
-            next(FILES.capture(Stopped(frozen, frozen.leader, FEATURES, target.notes)))
+            next(FILES.capture(Stopped(frozen, frozen.leader, FEATURES, target.notes, target.tree)))
