@@ -45,6 +45,10 @@ class Attaching:
     """Descriptors that are not what they were: standard streams of ours."""
 
 
+def _always(_file: OpenFile, _table: FdTable) -> bool:
+    return True
+
+
 def _no_problem(_file: OpenFile, _table: FdTable) -> Problem | None:
     return None
 
@@ -78,6 +82,8 @@ class Kind(Generic[R]):
     """Given the frozen process, and the replies to `ask`."""
     open: Callable[[R, int, Opening], Fd]
     """Makes it anew in the restorer from its record and the flags of open(2), or raises OSError."""
+    is_for: Callable[[OpenFile, FdTable], bool] = _always
+    """Tells apart what `matches` cannot (sockets of different families), by asking the object."""
     problem: Callable[[OpenFile, FdTable], Problem | None] = _no_problem
     """Tells why this one cannot be captured."""
     reads_nothing: bool = False

@@ -26,7 +26,7 @@ def classify(file: OpenFile, table: FdTable) -> tuple[AnyKind | None, Problem | 
     """Return the kind that can take a description, or what is wrong with it."""
     problem = Problem(f"is {_describe(file.link)}, which is not supported yet")
     for kind in KINDS:
-        if kind.matches(file):
+        if kind.matches(file) and kind.is_for(file, table):
             found = kind.problem(file, table) or locks.problem(file)
             if found is None:
                 return kind, None
