@@ -13,9 +13,21 @@ from ckpt.resources.files.kind import AnyKind
 from ckpt.resources.files.open_file import FdTable, OpenFile, Problem
 from ckpt.resources.files.pipe import PIPE
 from ckpt.resources.files.regular import REGULAR
+from ckpt.resources.files.signalfd import SIGNALFD
 from ckpt.resources.files.tcp import TCP
+from ckpt.resources.files.timerfd import TIMERFD
 
-KINDS: tuple[AnyKind, ...] = (REGULAR, DIRECTORY, CHARDEV, PIPE, TCP, EVENTFD, EPOLL)
+KINDS: tuple[AnyKind, ...] = (
+    REGULAR,
+    DIRECTORY,
+    CHARDEV,
+    PIPE,
+    TCP,
+    EVENTFD,
+    SIGNALFD,
+    TIMERFD,
+    EPOLL,
+)
 """All kinds but `EXTERNAL`, which stands in for a standard stream that none of them can take."""
 
 BY_NAME = {kind.name: kind for kind in (*KINDS, EXTERNAL)}
