@@ -19,6 +19,8 @@ _STATUS_FIELDS = (
 )
 _LOOKS, _LOOK_EVERY_S = 100, 0.05
 _VOLATILE_FLAGS = frozenset({"sd", "uw", "um", "ac", "??"})
+# Of a timerfd, what is left and what has expired: `s_timerfd` compares it with the clock.
+_VOLATILE_LINES = "mnt_id|ino|eventfd-id|it_value|ticks"
 # oom_score follows memory use; ptrace changes it for a moment.
 _FILES = (
     "limits",
@@ -86,7 +88,7 @@ def _fds(root: Path) -> dict[int, tuple[str, str]]:
         if re.match(r"(pipe|socket):", link):
             link = names.setdefault(link, f"{link.split(':')[0]} number {len(names)}")
         info = (root / "fdinfo" / name).read_text()
-        info = re.sub(r"^(mnt_id|ino|eventfd-id):.*\n", "", info, flags=re.MULTILINE)
+        info = re.sub(rf"^({_VOLATILE_LINES}):.*\n", "", info, flags=re.MULTILINE)
         info = re.sub(r" pos:\S+ ino:\S+ sdev:\S+", "", info)
         # An epoll lists its targets in the order of kernel addresses.
         fds[int(name)] = (link, "".join(sorted(info.splitlines(keepends=True))))

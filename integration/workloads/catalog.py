@@ -51,6 +51,8 @@ STATES: dict[str, list[str]] = {
     "s_rseq": ["run"],
     "s_limits": ["change"],
     "s_clocks": ["run"],
+    "s_timerfd": ["tick", "expire"],
+    "s_signalfd": ["change"],
     "heartbeat": ["write", "cluster"],
 }
 DAMAGES: dict[str, list[str]] = {
@@ -92,6 +94,8 @@ DAMAGES: dict[str, list[str]] = {
         *["subreaper", "huge", "limit"],
     ],
     "s_clocks": ["back", "jump"],
+    "s_timerfd": ["later", "interval", "flags", "armed", "beat", "epoll", "lost", "ticks"],
+    "s_signalfd": ["mask", "signal", "order", "epoll", "sharing"],
     "heartbeat": ["page"],
 }
 

@@ -19,8 +19,10 @@ from ckpt.resources.files.eventfd import EventfdRecord
 from ckpt.resources.files.external import ExternalRecord
 from ckpt.resources.files.pipe import PipeRecord
 from ckpt.resources.files.regular import RegularRecord
+from ckpt.resources.files.signalfd import SignalfdRecord
 from ckpt.resources.files.table import Description, FdRecord, FilesRecord
 from ckpt.resources.files.tcp import TcpRecord
+from ckpt.resources.files.timerfd import TimerfdRecord
 from ckpt.resources.plain import structure
 
 O_RDWR = 2
@@ -34,6 +36,8 @@ RECORDS = {
     "pipe": PipeRecord(4711, 65536, packets=True, content=(b"one", b"\xff")),
     "tcp": TcpRecord(2, "127.0.0.1", 80, 0, 0, 128, {"IP_TTL": 64}, {"SO_LINGER": bytes(8)}, 0, 7),
     "eventfd": EventfdRecord(2**64 - 1, semaphore=True),
+    "signalfd": SignalfdRecord(2**64 - 1),
+    "timerfd": TimerfdRecord(9, 3, 2**64 - 1, 2**62, 2**62),
     "epoll": EpollRecord((EpollItem(3, 2**31 + 1, 2**64 - 1),)),
     "external": ExternalRecord(1, "/dev/pts/0"),
 }
