@@ -47,6 +47,8 @@ class Request(enum.IntEnum):
     PEEKSIGINFO = 0x4209
     GETSIGMASK = 0x420A
     SETSIGMASK = 0x420B
+    SECCOMP_GET_FILTER = 0x420C
+    SECCOMP_GET_METADATA = 0x420D
     GET_RSEQ_CONFIGURATION = 0x420F
 
 
@@ -333,3 +335,52 @@ def parse_rseq_configuration(raw: raw_rseq_configuration) -> RseqConfiguration |
     if not raw.rseq_abi_pointer:
         return None
     return RseqConfiguration(RemoteAddr(raw.rseq_abi_pointer), raw.rseq_abi_size, raw.signature)
+
+
+class _SeccompMetadata(ctypes.Structure):
+    """`struct seccomp_metadata`."""
+
+    _fields_ = (("filter_off", ctypes.c_uint64), ("flags", ctypes.c_uint64))
+
+
+_MAX_FILTER_BYTES = 4096 * 8
+"""BPF_MAXINSNS instructions."""
+
+
+def get_seccomp_filter(tid: Tid, index: int) -> bytes | None:
+    """Return the program of a stopped thread's filter, None if it has no so many. Linux 4.4.
+
+    Needs CAP_SYS_ADMIN, and a tracer that is not confined itself.
+
+    Args:
+        tid: the thread, which has filters.
+        index: which one: 0 is the first that was installed.
+    """
+    buffer = ctypes.create_string_buffer(_MAX_FILTER_BYTES)
+    try:
+        n = _request(Request.SECCOMP_GET_FILTER, tid, index, ctypes.addressof(buffer))
+    except OSError as error:
+        if error.errno == errno.ENOENT:
+            return None
+        if error.errno == errno.EACCES:
+            raise NotPermitted(
+                f"read the seccomp filters of thread {tid}",
+                "run as root, and not confined by seccomp",
+            ) from error
+        raise
+    return ctypes.string_at(buffer, n * 8)
+
+
+def get_seccomp_flags(tid: Tid, index: int) -> int:
+    """Return the flags of a stopped thread's filter: SECCOMP_FILTER_FLAG_LOG or none. Linux 4.16.
+
+    0 where the kernel does not tell.
+    """
+    raw = _SeccompMetadata(index, 0)
+    try:
+        _request(Request.SECCOMP_GET_METADATA, tid, ctypes.sizeof(raw), ctypes.addressof(raw))
+    except OSError as error:
+        if error.errno in (errno.EINVAL, errno.EIO):
+            return 0
+        raise
+    return int(raw.flags)

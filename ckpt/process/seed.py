@@ -17,7 +17,7 @@ from pathlib import Path
 
 import attrs
 
-from ckpt.errors import RestoreFailed, TargetGone
+from ckpt.errors import NotPermitted, RestoreFailed, TargetGone
 from ckpt.kernel import ptrace
 from ckpt.kernel.arch import NR
 from ckpt.kernel.arch import x86_64 as arch
@@ -128,7 +128,12 @@ def _spawn_beside(wanted: Pid, fds: dict[Fd, Fd]) -> Pid:
 
 
 def _take_over(pid: Pid) -> Task:
-    ptrace.seize(Tid(pid), _OPTIONS)
+    try:
+        # The restored process may get filters that forbid what we still have to do in it.
+        ptrace.seize(Tid(pid), _OPTIONS | ptrace.Option.SUSPEND_SECCOMP)
+    except (NotPermitted, OSError):
+        # Not for us, or not here: then nothing that is confined is restored.
+        ptrace.seize(Tid(pid), _OPTIONS)
     ptrace.interrupt(Tid(pid))
     return adopt(Tid(pid))
 

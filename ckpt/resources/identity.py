@@ -13,7 +13,7 @@ ns,task/TID/children} from outside.
 - The parent is the restorer: a parent-death signal comes when that ends. The user is told.
 - The I/O-flusher mark can only be read, and set, with CAP_SYS_RESOURCE; without it it is lost.
 - PR_SET_MDWE comes back last: it forbids what the restore itself has to do.
-- Refused before the target is touched: seccomp, namespaces other than ours (except time), children
+- Refused before the target is touched: namespaces other than ours (except time), children
   (living or not yet waited for), threads that do not share their descriptors or directory.
 - Not captured: control groups, keyrings, PR_SET_PTRACER.
 """
@@ -36,7 +36,6 @@ from ckpt.kernel.prctl import (
 )
 from ckpt.kernel.procfs import files as procfs_files
 from ckpt.kernel.procfs import stat as procfs_stat
-from ckpt.kernel.procfs import status as procfs_status
 from ckpt.kernel.procfs.held import HeldFiles
 from ckpt.process.remote import Call, Out, Reply, call
 from ckpt.resources.base import (
@@ -139,8 +138,6 @@ def _is_childless(stopped: Stopped) -> bool:
 
 def _iter_task_findings(target: Target, tid: Tid, subject: str) -> Iterator[Finding]:
     pid = target.pid
-    if procfs_status.read_task_status(pid, tid).seccomp_mode:
-        yield Finding(subject, "is confined by seccomp, which is not supported yet")
     if tid == Tid(pid) or not target.features.kcmp:
         return
     for kind, spoken in ((KcmpType.FILES, "file descriptors"), (KcmpType.FS, "directories")):

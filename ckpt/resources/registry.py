@@ -19,6 +19,7 @@ from ckpt.resources.limits import LIMITS
 from ckpt.resources.memory import MEMORY
 from ckpt.resources.registers import REGISTERS
 from ckpt.resources.scheduling import SCHEDULING
+from ckpt.resources.seccomp import SECCOMP
 from ckpt.resources.signals import SIGNALS, THREAD_SIGNALS
 from ckpt.resources.threads import THREAD as THREAD_ITSELF
 from ckpt.resources.timers import TIMERS
@@ -35,6 +36,8 @@ PROCESS: tuple[Resource[Any], ...] = (
     # Behind the queued signals, which a lower limit of them could refuse.
     LIMITS,
     TIMERS,
+    # Before the credentials: without no_new_privs it takes privileges.
+    SECCOMP,
 )
 """What the threads of a process share; captured and restored on the leader."""
 

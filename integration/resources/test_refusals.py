@@ -3,7 +3,6 @@
 import ctypes
 import os
 import signal
-import struct
 import threading
 
 import attrs
@@ -19,8 +18,6 @@ from integration.freezer.targets import child
 from integration.resources.embryos import FEATURES, capture, look
 
 _CLONE_FILES, _CLONE_NEWNS, _CLONE_NEWUTS = 0x400, 0x20000, 0x4000000
-_SECCOMP_MODE_FILTER = 2
-_ALLOW = 0x7FFF_0000
 libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -61,21 +58,6 @@ def test_a_child_that_was_not_waited_for_is_named():
     with child(have_a_zombie) as pid:
         (finding,) = look(IDENTITY, pid)
         assert "was not waited for" in finding
-
-
-def test_seccomp_is_named():
-    def confine():
-        class Filter(ctypes.Structure):
-            _fields_ = (("n", ctypes.c_ushort), ("code", ctypes.c_void_p))
-
-        code = ctypes.create_string_buffer(struct.pack("<HBBI", 0x06, 0, 0, _ALLOW))
-        program = Filter(1, ctypes.addressof(code))
-        succeed(libc.prctl(Prctl.SET_NO_NEW_PRIVS, 1, 0, 0, 0))
-        succeed(libc.prctl(Prctl.SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(program)))
-
-    with child(confine) as pid:
-        (finding,) = look(IDENTITY, pid)
-        assert "seccomp" in finding
 
 
 @pytest.mark.parametrize(("flag", "name"), [(_CLONE_NEWUTS, "host name"), (_CLONE_NEWNS, "mount")])

@@ -53,6 +53,7 @@ STATES: dict[str, list[str]] = {
     "s_clocks": ["run"],
     "s_timerfd": ["tick", "expire"],
     "s_signalfd": ["change"],
+    "s_seccomp": ["confine", "sync"],
     "heartbeat": ["write", "cluster"],
 }
 DAMAGES: dict[str, list[str]] = {
@@ -96,6 +97,7 @@ DAMAGES: dict[str, list[str]] = {
     "s_clocks": ["back", "jump"],
     "s_timerfd": ["later", "interval", "flags", "armed", "beat", "epoll", "lost", "ticks"],
     "s_signalfd": ["mask", "signal", "order", "epoll", "sharing"],
+    "s_seccomp": ["own", "main"],
     "heartbeat": ["page"],
 }
 
@@ -104,5 +106,6 @@ VARIANTS: dict[str, list[str]] = {
     "s_creds": ["dropped"],
     "s_listen": ["bound"],
     "s_memory": ["guard"],
+    "s_seccomp": ["strict", "shared", "listener"],
     "s_signals": ["all"],
 }

@@ -34,6 +34,7 @@ C_STRUCTS = {
     "capabilities.user_cap_header": ("struct __user_cap_header_struct", "linux/capability.h"),
     "capabilities.user_cap_data": ("struct __user_cap_data_struct", "linux/capability.h"),
     "ptrace._PeekSiginfoArgs": ("struct ptrace_peeksiginfo_args", "linux/ptrace.h"),
+    "ptrace._SeccompMetadata": ("struct seccomp_metadata", "linux/ptrace.h"),
     "ptrace.raw_rseq_configuration": ("struct ptrace_rseq_configuration", "linux/ptrace.h"),
     "arch.x86_64.Registers": ("struct user_regs_struct", "sys/user.h"),
 }
