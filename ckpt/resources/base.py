@@ -96,6 +96,12 @@ class Tree:
     options: CaptureOptions = CaptureOptions()
     notes: dict[str, Any] = attrs.field(factory=dict)
     """As `Target.notes`, for what is looked at once for all processes."""
+    at_kill: list[Callable[[], None]] = attrs.field(factory=list)
+    """Called, with `kill`, once the image is whole and right before the tree is ended."""
+    at_thaw: list[Callable[[], None]] = attrs.field(factory=list)
+    """Called right before the tree is let go, or after it was ended, or after a failure."""
+    at_end: list[Callable[[], None]] = attrs.field(factory=list)
+    """Called when the dump is over, however: what is slow, and not worth a moment of the freeze."""
     _claimed: set[object] = attrs.field(factory=set)
 
     def claim(self, key: object) -> bool:
@@ -172,6 +178,8 @@ class RestoreOptions:
     """Paths that may differ from what they were."""
     inherit: Mapping[int, str] = attrs.field(factory=dict)
     """Descriptor number -> path that is opened instead of what was there."""
+    tcp_close: bool = False
+    """TCP connections come back closed, as if the peers had ended them."""
     warn: Callable[[str], None] = be_silent
     """Tells the user of something that is not exactly as it was."""
 
