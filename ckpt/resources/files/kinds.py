@@ -12,6 +12,7 @@ from ckpt.resources.files.external import EXTERNAL
 from ckpt.resources.files.kind import AnyKind
 from ckpt.resources.files.open_file import FdTable, OpenFile, Problem
 from ckpt.resources.files.pipe import PIPE
+from ckpt.resources.files.pty import PTY
 from ckpt.resources.files.regular import REGULAR
 from ckpt.resources.files.signalfd import SIGNALFD
 from ckpt.resources.files.tcp import TCP
@@ -20,6 +21,7 @@ from ckpt.resources.files.timerfd import TIMERFD
 KINDS: tuple[AnyKind, ...] = (
     REGULAR,
     DIRECTORY,
+    PTY,
     CHARDEV,
     PIPE,
     TCP,

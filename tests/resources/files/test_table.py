@@ -18,6 +18,7 @@ from ckpt.resources.files.epoll import EpollItem, EpollRecord
 from ckpt.resources.files.eventfd import EventfdRecord
 from ckpt.resources.files.external import ExternalRecord
 from ckpt.resources.files.pipe import PipeRecord
+from ckpt.resources.files.pty import MasterFile, PairState, PtyRecord
 from ckpt.resources.files.regular import RegularRecord
 from ckpt.resources.files.signalfd import SignalfdRecord
 from ckpt.resources.files.table import Description, FdRecord, FilesRecord
@@ -33,6 +34,22 @@ RECORDS = {
     ),
     "directory": DirectoryRecord("/d", 2**63 - 1),
     "chardev": ChardevRecord("/dev/null", 1, 3),
+    "pty": PtyRecord(
+        *("master", "/dev/ptmx", 3),
+        hung_up=False,
+        exclusive=False,
+        master=MasterFile("/dev/ptmx", O_RDWR),
+        pair=PairState(
+            *(bytes(44), bytes(36), (24, 80, 0, 65535)),
+            packets=True,
+            locked=False,
+            exclusive=True,
+            slave_closed=False,
+            mode=0o620,
+            uid=0,
+            gid=5,
+        ),
+    ),
     "pipe": PipeRecord(4711, 65536, packets=True, content=(b"one", b"\xff")),
     "tcp": TcpRecord(2, "127.0.0.1", 80, 0, 0, 128, {"IP_TTL": 64}, {"SO_LINGER": bytes(8)}, 0, 7),
     "eventfd": EventfdRecord(2**64 - 1, semaphore=True),
