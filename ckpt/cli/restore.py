@@ -56,6 +56,11 @@ def _parse_inherit(
     is_flag=True,
     help="Let the process run at once; its memory comes when it is touched, and in the background.",
 )
+@click.option(
+    "--no-cgroups",
+    is_flag=True,
+    help="Leave the process in the control groups of this command.",
+)
 @json_option
 @click.argument("image_dir")
 def command(
@@ -64,6 +69,7 @@ def command(
     inherit: dict[int, str],
     allow_changed: tuple[str, ...],
     lazy: bool,
+    no_cgroups: bool,
     as_json: bool,
     image_dir: str,
 ) -> int:
@@ -81,7 +87,9 @@ def command(
         from ckpt.engine.restore import restore, wait_for_end
         from ckpt.resources.base import RestoreOptions
 
-        options = RestoreOptions(allow_changed=frozenset(allow_changed), inherit=inherit)
+        options = RestoreOptions(
+            allow_changed=frozenset(allow_changed), inherit=inherit, no_cgroups=no_cgroups
+        )
         result = restore(image_dir, at, options, lazy=lazy, ahead=ahead)
     for warning in result.warnings:
         note(warning)

@@ -180,6 +180,8 @@ class RestoreOptions:
     """Descriptor number -> path that is opened instead of what was there."""
     tcp_close: bool = False
     """TCP connections come back closed, as if the peers had ended them."""
+    no_cgroups: bool = False
+    """Processes stay in the restorer's control groups."""
     warn: Callable[[str], None] = be_silent
     """Tells the user of something that is not exactly as it was."""
 

@@ -10,6 +10,7 @@ from typing import Any
 from ckpt.process.seed import ClockOffsets
 from ckpt.resources import clocks
 from ckpt.resources.base import Resource
+from ckpt.resources.cgroups import CGROUPS
 from ckpt.resources.credentials import CREDENTIALS
 from ckpt.resources.files.owners import FILE_OWNERS
 from ckpt.resources.files.table import FILES
@@ -25,6 +26,8 @@ from ckpt.resources.threads import THREAD as THREAD_ITSELF
 from ckpt.resources.timers import TIMERS
 
 PROCESS: tuple[Resource[Any], ...] = (
+    # Before there is any memory, which is charged to the group of the process.
+    CGROUPS,
     MEMORY,
     FILES,
     FILESYSTEM,

@@ -1,0 +1,208 @@
+"""Control groups: in which group of each hierarchy (version 1 and 2) a process is.
+
+Kernel: /proc/PID/cgroup, /proc/self/mountinfo; cgroup.procs, into which a process writes 0 to join
+(kernel/cgroup/cgroup.c): so it needs no number that is the same everywhere. The files are opened
+by the restorer, whose rights count, and inherited. It joins before its memory is filled, which is
+then charged to its own group.
+
+- Only membership is captured: groups are not made, and nothing of theirs is set.
+- Paths are those that ckpt's cgroup namespace shows.
+- A group that the process was removed from under its feet (deleted) is not gone back to.
+- Refused before anything is touched: threads in other groups than their process.
+- Refused before anything is started: a group that is missing, frozen, or that we may not write to,
+  if we are not in it ourselves; unless `no_cgroups` leaves the process in the restorer's groups.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import attrs
+
+from ckpt.errors import Finding, RestoreFailed, TargetGone
+from ckpt.kernel.arch import NR
+from ckpt.kernel.procfs import files as procfs_files
+from ckpt.kernel.procfs.cgroups import (
+    Hierarchy,
+    Membership,
+    directory_of,
+    parse_cgroup,
+    parse_hierarchies,
+)
+from ckpt.kernel.procfs.held import HeldFiles
+from ckpt.process.remote import In, call
+from ckpt.resources.base import (
+    Capture,
+    Later,
+    Opened,
+    Rebuilt,
+    Resource,
+    Restore,
+    RestoreOptions,
+    Stage,
+    Stopped,
+    Target,
+)
+from ckpt.units import Fd, Pid, Tid
+
+_NOTE = "control group"
+_REMEDY = "make it, or leave the process in ckpt's own groups with --no-cgroups"
+
+
+@attrs.frozen(slots=True, repr=False)
+class GroupRecord:
+    """One group."""
+
+    hierarchy: str
+    """See `procfs.cgroups.Membership`."""
+    path: str
+
+    def __attrs_post_init__(self) -> None:
+        """Refuse a path that leads elsewhere."""
+        if not self.path.startswith("/") or ".." in self.path.split("/") or "\0" in self.path:
+            raise ValueError(f"{self.path!r} is no path of a control group")
+
+
+@attrs.frozen(slots=True, repr=False)
+class CgroupsRecord:
+    """The groups of a process."""
+
+    groups: tuple[GroupRecord, ...]
+
+
+def look(target: Target) -> Iterator[Finding]:
+    """Name threads that are in other groups than their process."""
+    pid = target.pid
+    own = procfs_files.read_bytes(pid, "cgroup")
+    for tid in procfs_files.list_tids(pid):
+        if tid == Tid(pid):
+            continue
+        try:
+            theirs = procfs_files.read_bytes(pid, f"task/{tid}/cgroup")
+        except TargetGone:
+            continue
+        if theirs != own:
+            yield Finding(
+                f"thread {tid}",
+                "is in another control group than its process, which is not supported",
+            )
+    target.notes[_NOTE] = HeldFiles(pid, ["cgroup"])
+
+
+def capture(stopped: Stopped) -> Capture[CgroupsRecord]:
+    """Read where the process is now."""
+    held: HeldFiles | None = stopped.notes.get(_NOTE)
+    raw = held.read().get("cgroup") if held else None
+    text = procfs_files.read_bytes(stopped.pid, "cgroup") if raw is None else raw
+    yield []
+    return Later(lambda: _record_of(procfs_files.decode(text)))
+
+
+def _record_of(text: str) -> CgroupsRecord:
+    return CgroupsRecord(
+        tuple(
+            GroupRecord(one.hierarchy, one.path)
+            for one in parse_cgroup(text)
+            # A group outside of our namespace begins with "/..": nobody there can name it.
+            if not one.deleted and not one.path.startswith("/..")
+        )
+    )
+
+
+def _elsewhere(record: CgroupsRecord) -> Iterator[GroupRecord]:
+    """Yield the groups that we, and thus the embryo, are not in already."""
+    ours = _record_of(procfs_files.read_text(Pid(os.getpid()), "cgroup")).groups
+    return (group for group in record.groups if group not in ours)
+
+
+def _read_hierarchies() -> dict[str, Hierarchy]:
+    return parse_hierarchies(procfs_files.read_text(Pid(os.getpid()), "mountinfo"))
+
+
+def _find(group: GroupRecord, hierarchies: dict[str, Hierarchy]) -> Path | None:
+    found = directory_of(Membership(group.hierarchy, group.path, deleted=False), hierarchies)
+    return None if found is None else Path(found)
+
+
+def check_files(record: CgroupsRecord, options: RestoreOptions) -> Iterator[Finding]:
+    """Name the groups that the process cannot be put into."""
+    if options.no_cgroups:
+        return
+    hierarchies = _read_hierarchies()
+    for group in _elsewhere(record):
+        problem = _problem(_find(group, hierarchies))
+        if problem:
+            kind = group.hierarchy or "version 2"
+            yield Finding(f"control group {group.path} ({kind})", problem, _REMEDY)
+
+
+def _problem(directory: Path | None) -> str:
+    if directory is None:
+        return "no mount shows this hierarchy"
+    if not directory.is_dir():
+        return "is not there"
+    if not os.access(directory / "cgroup.procs", os.W_OK):
+        return "ckpt may not put processes into it"
+    return "is frozen" if _is_frozen(directory) else ""
+
+
+def _is_frozen(directory: Path) -> bool:
+    """Tell whether what joins a group stops at once (version 2, or the freezer of version 1)."""
+    for name, sign in (("cgroup.freeze", "1"), ("freezer.state", "FROZEN")):
+        try:
+            if (directory / name).read_text(encoding="ascii").strip() == sign:
+                return True
+        except OSError:
+            continue
+    return False
+
+
+def prepare(record: CgroupsRecord, options: RestoreOptions) -> dict[str, Opened]:
+    """Open the groups that the process is to join."""
+    opened: dict[str, Opened] = {}
+    if options.no_cgroups:
+        return opened
+    hierarchies = _read_hierarchies()
+    for group in _elsewhere(record):
+        directory = _find(group, hierarchies)
+        try:
+            if directory is None:
+                raise FileNotFoundError(group.path)
+            fd = os.open(directory / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
+        except OSError as error:
+            _close(opened)
+            raise RestoreFailed(f"opening control group {group.path}", str(error)) from error
+        opened[_key(group)] = Opened(Fd(fd))
+    return opened
+
+
+def _close(opened: dict[str, Opened]) -> None:
+    for one in opened.values():
+        os.close(one.fd)
+
+
+def _key(group: GroupRecord) -> str:
+    return f"cgroup {group.hierarchy}:{group.path}"
+
+
+def restore(record: CgroupsRecord, rebuilt: Rebuilt) -> Restore:
+    """Join the groups that were opened."""
+    joined = [group for group in record.groups if _key(group) in rebuilt.inherited]
+    replies = yield [
+        call(NR.write, rebuilt.inherited[_key(group)], In(b"0\n"), 2) for group in joined
+    ]
+    for group, reply in zip(joined, replies, strict=True):
+        if not reply.ok:
+            raise RestoreFailed(f"joining control group {group.path}", str(reply))
+
+
+CGROUPS = Resource(
+    "cgroups",
+    CgroupsRecord,
+    Stage.MEMORY,
+    capture=capture,
+    restore=restore,
+    look=look,
+    check_files=check_files,
+    prepare=prepare,
+)
