@@ -11,6 +11,7 @@ its own (a security module), they are made one by one; that is all that is diffe
 
 import ctypes
 import mmap
+import struct
 from array import array
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -22,7 +23,17 @@ from ckpt.kernel.libc import readable_address, syscall
 _WORDS = arch.CALL_SIZE // 8
 _RESULT = 7
 _MASK = 0xFFFF_FFFF_FFFF_FFFF
-_PADDING = tuple((0,) * n for n in range(_WORDS))
+_PADDING = tuple((0,) * (_RESULT - n_args) for n_args in range(_RESULT))
+"""What follows the arguments, by how many there are."""
+_SIGNED, _UNSIGNED = struct.Struct("<8q"), struct.Struct("<8Q")
+
+
+def _pack(nr: NR, args: tuple[int, ...]) -> bytes:
+    padding = _PADDING[len(args)]
+    try:
+        return _SIGNED.pack(nr, *args, *padding)
+    except struct.error:
+        return _UNSIGNED.pack(nr, *(arg & _MASK for arg in args), *padding)
 
 
 class Burst:
@@ -43,16 +54,14 @@ class Burst:
             nr: the call.
             args: at most six; signed ones down to -2**63.
         """
-        index = len(self)
-        words = (nr, *(arg & _MASK for arg in args))
-        self._table.extend(words + _PADDING[_WORDS - len(words)])
+        index = len(self._table) // _WORDS
+        self._table.frombytes(_pack(nr, args))
         return index
 
     def replace(self, index: int, nr: NR, *args: int) -> None:
         """Put another call in the place of one that was added."""
-        words = (nr, *(arg & _MASK for arg in args))
         at = index * _WORDS
-        self._table[at : at + _WORDS] = array("Q", words + _PADDING[_WORDS - len(words)])
+        self._table[at : at + _WORDS] = array("Q", _pack(nr, args))
 
     def run(self) -> Sequence[int]:
         """Make all calls in their order, in this thread; return their results.

@@ -27,6 +27,8 @@ MAX_XSTATE = 64 * 1024
 """More than any processor has; the room that `get_xstate` makes."""
 _SIGSET_SIZE = 8
 _WALL = 0x40000000
+_STOPPED = 0x7F
+"""The low byte of waitpid's status word, if it is of a stop."""
 
 
 class Request(enum.IntEnum):
@@ -129,6 +131,11 @@ def parse_wait_status(tid: Tid, status: int) -> WaitStatus:
     if event:
         return WaitStatus(tid, Kind.EVENT, 0, Event(event))
     return WaitStatus(tid, Kind.SIGNAL, sig)
+
+
+def word_of_stop(sig: int) -> int:
+    """Return waitpid's status word for a thread that has stopped with a signal."""
+    return sig << 8 | _STOPPED
 
 
 def wait(tid: Tid, *, block: bool = True) -> WaitStatus | None:

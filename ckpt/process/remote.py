@@ -131,12 +131,13 @@ class Replies(Sequence[Reply]):
 class _Part(Sequence[Reply]):
     """Some consecutive replies of a batch, without looking at them."""
 
+    __slots__ = ("_end", "_replies", "_start")
+
     def __init__(self, replies: Sequence[Reply], start: int, end: int) -> None:
-        self._replies = replies
-        self._range = range(start, end)
+        self._replies, self._start, self._end = replies, start, end
 
     def __len__(self) -> int:
-        return len(self._range)
+        return self._end - self._start
 
     @overload
     def __getitem__(self, index: int) -> Reply: ...
@@ -145,9 +146,10 @@ class _Part(Sequence[Reply]):
     def __getitem__(self, index: slice) -> Sequence[Reply]: ...
 
     def __getitem__(self, index: int | slice) -> Reply | Sequence[Reply]:
+        mine = range(self._start, self._end)
         if isinstance(index, slice):
-            return [self._replies[at] for at in self._range[index]]
-        return self._replies[self._range[index]]
+            return [self._replies[at] for at in mine[index]]
+        return self._replies[mine[index]]
 
 
 def part_of(replies: Sequence[Reply], start: int, end: int) -> Sequence[Reply]:

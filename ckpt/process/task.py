@@ -8,7 +8,8 @@ thread, and is what the thread gets back, whatever ran in between. `freezer.py` 
 import os
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 
 import attrs
 
@@ -16,6 +17,7 @@ from ckpt.errors import TargetDamaged, TargetGone
 from ckpt.kernel import ptrace
 from ckpt.kernel.arch import NR
 from ckpt.kernel.arch import x86_64 as arch
+from ckpt.kernel.arch.x86_64_cpuid import xsave_bytes
 from ckpt.kernel.procfs import maps
 from ckpt.kernel.procfs.files import read_bytes
 from ckpt.kernel.ptrace_burst import PtraceBurst
@@ -82,7 +84,7 @@ class Task:
     """A SIGSTOP came while a remote call ran; it is sent again at the thaw."""
     made: list[Tid] = attrs.field(factory=list)
     """Threads and processes that its remote calls have made, in their order."""
-    _xstate: bytes | None = None
+    _xstate: arch.Xstate | None = None
     _status: bytes | None = None
     _maps: list[str] | None = None
 
@@ -99,14 +101,14 @@ class Task:
         registers: arch.Registers,
         sigmask: int,
         rseq: ptrace.RseqConfiguration | None,
-        xstate: bytes,
+        xstate: arch.Xstate,
     ) -> None:
-        """Take what `read_states` has read in its stead; it is in no critical section."""
+        """Take what `StateReading` has read in its stead; it is in no critical section."""
         self.registers, self.sigmask, self.rseq, self._xstate = registers, sigmask, rseq, xstate
 
     @property
-    def xstate(self) -> bytes:
-        """The whole XSAVE area; remote calls do not change it."""
+    def xstate(self) -> arch.Xstate:
+        """The whole XSAVE area, read once: remote calls do not change it."""
         if self._xstate is None:
             self._xstate = ptrace.get_xstate(self.tid)
         return self._xstate
@@ -178,23 +180,31 @@ class Task:
         Raises:
             TargetGone: it ended (SIGKILL, a group exit).
         """
-        while True:
-            status = self._wait()
-            if status.gone:
-                raise TargetGone(self.tid)
-            if status.kind is ptrace.Kind.SIGNAL:
-                if status.sig == sig:
-                    return
-                if status.sig in _FAULTS:
-                    raise TargetDamaged(self.tid, f"our code in it faulted (signal {status.sig})")
-                # Everything that can be blocked is; what is left is SIGSTOP.
-                self.deferred_stop |= status.sig == _SIGSTOP
-            elif status.kind is ptrace.Kind.EVENT:
-                self.made.append(Tid(ptrace.get_event_message(self.tid)))
+        while not self.is_at(sig, self._wait()):
             if to_syscall:
                 ptrace.cont_to_syscall(self.tid)
             else:
                 ptrace.cont(self.tid)
+
+    def is_at(self, sig: int, status: ptrace.WaitStatus) -> bool:
+        """Tell whether a thread that runs our code has stopped with `sig`; else it must go on.
+
+        Raises:
+            TargetGone: it ended.
+            TargetDamaged: our code in it failed.
+        """
+        if status.gone:
+            raise TargetGone(self.tid)
+        if status.kind is ptrace.Kind.SIGNAL:
+            if status.sig == sig:
+                return True
+            if status.sig in _FAULTS:
+                raise TargetDamaged(self.tid, f"our code in it faulted (signal {status.sig})")
+            # Everything that can be blocked is; what is left is SIGSTOP.
+            self.deferred_stop |= status.sig == _SIGSTOP
+        elif status.kind is ptrace.Kind.EVENT:
+            self.made.append(Tid(ptrace.get_event_message(self.tid)))
+        return False
 
     def _wait(self) -> ptrace.WaitStatus:
         """Wait for the next stop, or the end.
@@ -229,46 +239,74 @@ class Task:
         return reply
 
 
+class StateReading:
+    """What `Task.read_state` reads, of many threads in one go; laid out before they are stopped."""
+
+    def __init__(self, tids: Iterable[Tid]) -> None:
+        """Lay out the requests."""
+        self._burst = PtraceBurst()
+        xstate_bytes = _count_xstate_bytes()
+        self._answers = {
+            tid: (
+                self._burst.get_registers(tid),
+                self._burst.get_sigmask(tid),
+                self._burst.get_xstate(tid, xstate_bytes),
+                self._burst.get_rseq_configuration(tid),
+            )
+            for tid in tids
+        }
+
+    def read(self, tasks: Mapping[Tid, Task]) -> None:
+        """Read the states of the stopped threads of one process.
+
+        To be called once: the threads keep what was read where it is.
+
+        Raises:
+            TargetGone: one of them ended.
+        """
+        results = self._burst.run()
+        rseqs: dict[Tid, ptrace.RseqConfiguration | None] = {}
+        for index, (tid, answer) in enumerate(self._answers.items()):
+            of_registers, of_mask, of_xstate, of_rseq = results[4 * index : 4 * index + 4]
+            if tid in tasks and of_registers == of_mask == of_xstate == 0 <= of_rseq:
+                rseqs[tid] = ptrace.parse_rseq_configuration(answer[3])
+        sections = _read_sections(next(iter(tasks)), rseqs)
+        for tid, task in tasks.items():
+            if sections.get(tid, 1):
+                # Something is out of the way, or the thread is new: it is read for itself.
+                task.read_state()
+            else:
+                registers, sigmask, xstate, _ = self._answers[tid]
+                task.take_state(registers, sigmask.value, rseqs[tid], xstate)
+
+
+@lru_cache(maxsize=1)
+def _count_xstate_bytes() -> int:
+    """Return the size of the XSAVE area of any thread; 0: it is asked of each thread."""
+    try:
+        return xsave_bytes()
+    except OSError:
+        return 0
+
+
 def read_states(tasks: Sequence[Task]) -> None:
-    """Do `read_state` for many threads of one process, in one go where nothing is out of the way.
+    """Do `read_state` for many threads of one process.
 
     Raises:
         TargetGone: one of them ended.
     """
-    xstate_bytes = len(tasks[0].xstate)
-    burst = PtraceBurst()
-    asked = [
-        (
-            burst.get_registers(task.tid),
-            burst.get_sigmask(task.tid),
-            burst.get_xstate(task.tid, xstate_bytes),
-            burst.get_rseq_configuration(task.tid),
-        )
-        for task in tasks
-    ]
-    results = burst.run()
-    of_each = [results[at : at + 4] for at in range(0, len(results), 4)]
-    rseqs = [
-        ptrace.parse_rseq_configuration(rseq) if result[3] >= 0 else None
-        for (*_, rseq), result in zip(asked, of_each, strict=True)
-    ]
-    sections = _read_sections(tasks[0].tid, rseqs)
-    for task, answer, result, rseq, section in zip(
-        tasks, asked, of_each, rseqs, sections, strict=True
-    ):
-        registers, sigmask, xstate, _ = answer
-        if section or any(result[:3]) or result[3] < 0:
-            task.read_state()
-        else:
-            task.take_state(registers, sigmask.value, rseq, xstate.raw)
+    StateReading(task.tid for task in tasks).read({task.tid: task for task in tasks})
 
 
-def _read_sections(tid: Tid, rseqs: Sequence[ptrace.RseqConfiguration | None]) -> list[int]:
+def _read_sections(
+    reader: Tid, rseqs: Mapping[Tid, ptrace.RseqConfiguration | None]
+) -> dict[Tid, int]:
     """Return the pointer to the critical section of each thread; 0: it is in none."""
-    spans = [addr_range(RemoteAddr(r.pointer + _RSEQ_CS_OFFSET), 8) for r in rseqs if r]
+    known = {tid: rseq for tid, rseq in rseqs.items() if rseq}
+    spans = [addr_range(RemoteAddr(r.pointer + _RSEQ_CS_OFFSET), 8) for r in known.values()]
     try:
-        words = iter(struct.unpack(f"<{len(spans)}Q", memory.read_ranges(tid, spans)))
+        words = struct.unpack(f"<{len(spans)}Q", memory.read_ranges(reader, spans))
     except TargetGone:
         # One of them is where no memory is: each for itself.
-        return [1] * len(rseqs)
-    return [next(words) if rseq else 0 for rseq in rseqs]
+        return {}
+    return dict.fromkeys(rseqs, 0) | dict(zip(known, words, strict=True))

@@ -1,30 +1,32 @@
 """Batches on many tasks of a process at the same time, so that none waits for the others.
 
-    arena   code | frame 0, table 0 | frame 1, table 1 | ...       one slot for each task
+    arena   code | frame 0 | frame 1 | ...  -->          <--  ... | table 1 | table 0
 
-All tasks of a group are started before the first is waited for. Each has its own signal frame, so
-each finds the way back by itself, as `arena.py` says of one.
+As many tasks as the arena has room for are started before the first is waited for. Each has its own
+signal frame, so each finds the way back by itself, as `arena.py` says of one. The tables stand side
+by side, to be read in one go.
 """
 
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Sequence
 
 import attrs
 
 from ckpt.errors import CkptError, TargetGone
-from ckpt.kernel import process_vm, ptrace
+from ckpt.kernel import ptrace
 from ckpt.kernel.arch import x86_64 as arch
-from ckpt.kernel.ptrace_burst import PtraceBurst
+from ckpt.kernel.ptrace_burst import PtraceBurst, StopBurst
 from ckpt.process import memory
-from ckpt.process.arena import FRAME_PAGES, Arena, choose_end_mark
+from ckpt.process.arena import Arena, choose_end_mark
 from ckpt.process.remote import Call, Replies, Reply, pack_batch, size_of
 from ckpt.process.task import ALL_SIGNALS, Task
-from ckpt.units import AddrRange, RemoteAddr, addr_range, iter_batches
+from ckpt.units import RemoteAddr
 
-_TABLE_BYTES = arch.PAGE_SIZE
-_SLOT_BYTES = arch.PAGE_SIZE * FRAME_PAGES + _TABLE_BYTES
+_ALIGN = 64
 _NOT_RUN = (1 << 63).to_bytes(8, "little")
 """What no system call returns; stands in the last entry of a table until it was run."""
+_SPIN_S = 0.002
 
 
 @attrs.define(slots=True, eq=False, repr=False)
@@ -35,13 +37,14 @@ class _Run:
     calls: Sequence[Call]
     sig: int
     frame_at: RemoteAddr
+    frame: bytes
     table_at: RemoteAddr
-    batch: bytes = b""
+    batch: bytes
 
     @property
-    def span(self) -> AddrRange:
-        """Where its table is."""
-        return addr_range(self.table_at, len(self.batch))
+    def mark(self) -> int:
+        """The status word of its stop at the end."""
+        return ptrace.word_of_stop(self.sig)
 
     @property
     def last_result(self) -> slice:
@@ -61,55 +64,74 @@ def run_on_each(
     Raises:
         TargetGone, TargetDamaged: of the first task that this became of; all others have stopped.
     """
-    n_slots = (arena.size - arch.PAGE_SIZE) // _SLOT_BYTES
-    packing = _Packing()
     replies: list[Sequence[Reply]] = []
-    for group in iter_batches(asked, n_slots):
-        runs = [_plan(arena, index, *one, packing) for index, one in enumerate(group)]
-        together = [one for one in runs if one is not None]
-        if len(together) == len(group) > 1:
-            replies += _run_together(arena, together)
+    layout, group = _Layout(arena), list[_Run]()
+    for task, calls in asked:
+        one = layout.place(task, calls)
+        if one is None:
+            replies += _run_together(arena, group)
+            layout.clear()
+            group = []
+            one = layout.place(task, calls)
+        if one is None:
+            replies.append(arena.run(task, calls))
         else:
-            replies += [arena.run(task, calls) for task, calls in group]
-    return replies
+            group.append(one)
+    return replies + _run_together(arena, group)
 
 
-class _Packing:
-    """The bytes of tables: most tasks are asked the same, and get the same again in a slot."""
+class _Layout:
+    """Finds room for frames and tables in an arena, from both of its ends."""
 
-    def __init__(self) -> None:
-        self._last: dict[RemoteAddr, tuple[Sequence[Call], bytes]] = {}
+    def __init__(self, arena: Arena) -> None:
+        self._start = arena.base + arch.PAGE_SIZE
+        self._end = arena.base + arena.size
+        self._packed: dict[int, tuple[Sequence[Call], bytes]] = {}
+        self.clear()
 
-    def pack(self, calls: Sequence[Call], at: RemoteAddr) -> bytes:
-        """Return what `pack_batch` does, with a mark in the last entry; empty if too long."""
-        last, batch = self._last.get(at, ((), b""))
+    def clear(self) -> None:
+        """Begin again with all of the arena."""
+        self._frames_end, self._tables_start = self._start, self._end
+
+    def place(self, task: Task, calls: Sequence[Call]) -> _Run | None:
+        """Return how a task's batch is run; None if there is no room for it, or no end mark."""
+        sig = choose_end_mark(task, task.status_text)
+        if sig is None or not calls:
+            return None
+        frame_at = RemoteAddr(self._frames_end)
+        frame = arch.signal_frame(task.registers, task.xstate, task.sigmask, frame_at)
+        frame_end = frame_at + len(frame) + -len(frame) % _ALIGN
+        batch = self._pack(calls, self._tables_start)
+        table_at = RemoteAddr(self._tables_start - len(batch))
+        if table_at < frame_end:
+            return None
+        self._frames_end, self._tables_start = frame_end, table_at
+        return _Run(task, calls, sig, frame_at, frame, table_at, batch)
+
+    def _pack(self, calls: Sequence[Call], end: int) -> bytes:
+        """Return what `pack_batch` does for the room below `end`, with a mark in the last entry.
+
+        Most tasks are asked the same as the one that was in their place before.
+        """
+        last, batch = self._packed.get(end, ((), b""))
         if last != calls:
-            batch = b""
-            if 0 < sum(map(size_of, calls)) <= _TABLE_BYTES:
-                raw = bytearray(pack_batch(calls, at))
-                end = len(calls) * arch.CALL_SIZE
-                raw[end - 8 : end] = _NOT_RUN
-                batch = bytes(raw)
-            self._last[at] = calls, batch
+            size = sum(map(size_of, calls))
+            at = RemoteAddr(end - size - (end - size) % _ALIGN)
+            raw = bytearray(pack_batch(calls, at).ljust(end - at, b"\0"))
+            last_entry = len(calls) * arch.CALL_SIZE
+            raw[last_entry - len(_NOT_RUN) : last_entry] = _NOT_RUN
+            batch = bytes(raw)
+            self._packed[end] = calls, batch
         return batch
 
 
-def _plan(
-    arena: Arena, slot: int, task: Task, calls: Sequence[Call], packing: _Packing
-) -> _Run | None:
-    """Return how a task's batch is run in a slot; None if it must be run alone."""
-    frame_at = RemoteAddr(arena.base + arch.PAGE_SIZE + slot * _SLOT_BYTES)
-    table_at = RemoteAddr(frame_at + arch.PAGE_SIZE * FRAME_PAGES)
-    batch, sig = packing.pack(calls, table_at), choose_end_mark(task, task.status_text)
-    return _Run(task, calls, sig, frame_at, table_at, batch) if batch and sig else None
-
-
 def _run_together(arena: Arena, runs: Sequence[_Run]) -> list[Sequence[Reply]]:
+    if not runs:
+        return []
     _write(arena, runs)
     started, problem = _start(arena, runs)
     # Whatever happens to one: none may be in the arena any more when that is unmapped.
-    for one in started:
-        problem = _wait(one) or problem
+    problem = _wait(started) or problem
     if problem is not None:
         raise problem
     _read(arena, runs)
@@ -120,10 +142,10 @@ def _run_together(arena: Arena, runs: Sequence[_Run]) -> list[Sequence[Reply]]:
             if one.task.sigmask >> (one.sig - 1) & 1:
                 meant_for_it.add(one.sig)
             ptrace.cont(one.task.tid)
-            problem = _wait(one) or problem
+        problem = _wait(early)
         if problem is not None:
             raise problem
-        _read(arena, early)
+        _read(arena, runs)
     # Before anything else: the next group uses the same frames.
     _put_back([one.task for one in runs])
     for sig in meant_for_it:
@@ -145,16 +167,13 @@ def _put_back(tasks: Sequence[Task]) -> None:
 
 
 def _write(arena: Arena, runs: Sequence[_Run]) -> None:
-    pieces: list[process_vm.Piece] = []
-    source = bytearray()
-    for one in runs:
-        task = one.task
-        frame = arch.signal_frame(task.registers, task.xstate, task.sigmask, one.frame_at)
-        pieces.append((one.frame_at, len(source), len(frame)))
-        source += frame
-        pieces.append((one.table_at, len(source), len(one.batch)))
-        source += one.batch
-    memory.write_pieces(arena.pid, pieces, source)
+    frames = b"".join(one.frame.ljust(len(one.frame) + -len(one.frame) % _ALIGN) for one in runs)
+    tables = b"".join(one.batch for one in reversed(runs))
+    pieces = [
+        (int(runs[0].frame_at), 0, len(frames)),
+        (int(runs[-1].table_at), len(frames), len(tables)),
+    ]
+    memory.write_pieces(arena.pid, pieces, frames + tables)
 
 
 def _start(arena: Arena, runs: Sequence[_Run]) -> tuple[list[_Run], CkptError | None]:
@@ -178,11 +197,41 @@ def _start(arena: Arena, runs: Sequence[_Run]) -> tuple[list[_Run], CkptError | 
         burst.set_sigmask(task.tid, ALL_SIGNALS & ~(1 << (one.sig - 1)))
         burst.cont(task.tid)
     results = burst.run()
-    started = [one for index, one in enumerate(runs) if results[3 * index + 2] == 0]
+    started = [one for one, result in zip(runs, results[2::3], strict=True) if result == 0]
     return started, TargetGone(arena.pid) if any(results) else None
 
 
-def _wait(one: _Run) -> CkptError | None:
+def _wait(runs: Iterable[_Run]) -> CkptError | None:
+    """Wait until all have stopped; return why one of them did not stop well."""
+    problem: CkptError | None = None
+    running = {one.task.tid: one for one in runs}
+    stops = StopBurst(running)
+    spin_until_s = time.monotonic() + _SPIN_S
+    while running and time.monotonic() < spin_until_s:
+        stopped = stops.take()
+        for tid, word in stopped.items():
+            if word != running[tid].mark:
+                problem = _go_on(running[tid], word) or problem
+            del running[tid]
+        if not stopped:
+            os.sched_yield()
+    for one in running.values():
+        problem = _wait_alone(one) or problem
+    return problem
+
+
+def _go_on(one: _Run, word: int) -> CkptError | None:
+    """Let a task go on that has stopped for another reason, to its mark."""
+    try:
+        if not one.task.is_at(one.sig, ptrace.parse_wait_status(one.task.tid, word)):
+            ptrace.cont(one.task.tid)
+            one.task.wait_for(one.sig)
+    except CkptError as error:
+        return error
+    return None
+
+
+def _wait_alone(one: _Run) -> CkptError | None:
     try:
         one.task.wait_for(one.sig)
     except CkptError as error:
@@ -191,8 +240,8 @@ def _wait(one: _Run) -> CkptError | None:
 
 
 def _read(arena: Arena, runs: Sequence[_Run]) -> None:
-    raw = memory.read_ranges(arena.pid, [one.span for one in runs])
-    at = 0
+    first, end = runs[-1].table_at, runs[0].table_at + len(runs[0].batch)
+    raw = memory.read(arena.pid, first, end - first)
     for one in runs:
-        one.batch = raw[at : at + one.span.len_bytes]
-        at += one.span.len_bytes
+        at = one.table_at - first
+        one.batch = raw[at : at + len(one.batch)]

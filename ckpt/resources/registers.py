@@ -21,7 +21,7 @@ from ckpt.kernel.arch import x86_64 as arch
 from ckpt.kernel.features import Features
 from ckpt.process import interrupted
 from ckpt.process.sleeping import Sleep
-from ckpt.resources.base import Capture, Rebuilt, Resource, Restore, Stage, Stopped
+from ckpt.resources.base import Capture, Later, Rebuilt, Resource, Restore, Stage, Stopped
 
 _MIN_XSTATE = 512 + 64
 """The legacy area and the header (Intel SDM volume 1, 13.4)."""
@@ -51,15 +51,19 @@ class RegistersRecord:
 
 
 def capture(stopped: Stopped) -> Capture[RegistersRecord]:
-    """Read both register sets as they were at the stop."""
+    """Take both register sets as they were at the stop; which call goes on is asked now."""
     yield []
-    going_on = interrupted.describe(stopped.task, stopped.frozen.sleeps.get(stopped.tid))
-    return RegistersRecord(
-        machine=arch.MACHINE,
-        prstatus=bytes(stopped.task.registers),
-        xstate=stopped.task.xstate,
-        call=going_on.call,
-        slept_ns=going_on.slept_ns,
+    task = stopped.task
+    registers, xstate = task.registers, task.xstate
+    going_on = interrupted.describe(task, stopped.frozen.sleeps.get(stopped.tid))
+    return Later(
+        lambda: RegistersRecord(
+            machine=arch.MACHINE,
+            prstatus=bytes(registers),
+            xstate=bytes(xstate),
+            call=going_on.call,
+            slept_ns=going_on.slept_ns,
+        )
     )
 
 

@@ -43,6 +43,13 @@ RED_ZONE = 128
 USER_END = RemoteAddr(0x7FFF_FFFF_F000)
 """The end of the addresses that mmap gives out with four-level page tables (TASK_SIZE)."""
 
+_WORDS = struct.Struct("<27Q")
+"""`Registers`: r15 r14 r13 r12 rbp rbx r11 r10 r9 r8 rax rcx rdx rsi rdi orig_rax rip cs eflags rsp
+ss fs_base gs_base ds es fs gs."""
+
+Xstate = bytes | memoryview
+"""The XSAVE area of a thread."""
+
 ARGUMENT_REGISTERS = ("rdi", "rsi", "rdx", "r10", "r8", "r9")
 
 # Errors that only the kernel itself and a tracer see (include/linux/errno.h).
@@ -344,26 +351,28 @@ def batch_registers(
     return registers
 
 
-_SIGCONTEXT = struct.Struct("<18Q4H4QQ8Q")
+_FRAME_HEAD = struct.Struct("<QQQQiiQ18Q4H4QQ64xQ120x")
+"""Return address; `struct ucontext`: flags and link, stack, sigcontext, mask (with its padding)."""
 _UC_FLAGS = 0x1 | 0x2 | 0x4  # UC_FP_XSTATE, UC_SIGCONTEXT_SS, UC_STRICT_RESTORE_SS
-_FP_XSTATE_MAGIC1, _FP_XSTATE_MAGIC2 = 0x46505853, 0x46505845
+_FP_XSTATE_MAGIC1 = 0x46505853
+_FRAME_END = struct.pack("<I", 0x46505845)
+"""FP_XSTATE_MAGIC2, behind the XSAVE area."""
 _SW_RESERVED = 464
 """Offset of `struct _fpx_sw_bytes` in the XSAVE area (sigcontext.h)."""
+_SOFTWARE_BYTES = struct.Struct("<IIQI28x")
 _XFEATURES = 512
 """Offset of the XSAVE header: the bitmap of components in use."""
 _NO_ALTSTACK_CHANGE = 3
 """An invalid ss_flags: the kernel leaves the alternative stack as it is (do_sigaltstack)."""
 
 
-def _xsave_area(xstate: bytes, xfeatures_mask: int) -> bytes:
-    """Return `xstate` with the magic words by which the kernel knows an extended frame."""
-    area = bytearray(xstate)
-    sw = struct.pack("<IIQI28x", _FP_XSTATE_MAGIC1, len(area) + 4, xfeatures_mask, len(area))
-    area[_SW_RESERVED : _SW_RESERVED + len(sw)] = sw
-    return bytes(area) + struct.pack("<I", _FP_XSTATE_MAGIC2)
+def _software_bytes(xstate: Xstate) -> bytes:
+    """Return what stands in an extended frame at `_SW_RESERVED`, by which the kernel knows it."""
+    size, mask = len(xstate), xfeatures_mask(xstate)
+    return _SOFTWARE_BYTES.pack(_FP_XSTATE_MAGIC1, size + 4, mask, size)
 
 
-def xfeatures_mask(xstate: bytes) -> int:
+def xfeatures_mask(xstate: Xstate) -> int:
     """Return the components that this kernel saves: XCR0, kept where ptrace puts it (464)."""
     return int(struct.unpack_from("<Q", xstate, _SW_RESERVED)[0])
 
@@ -373,36 +382,33 @@ def xfeatures_used(xstate: bytes) -> int:
     return int(struct.unpack_from("<Q", xstate, _XFEATURES)[0])
 
 
-def signal_frame(registers: Registers, xstate: bytes, sigmask: int, at: RemoteAddr) -> bytes:
+def signal_frame(registers: Registers, xstate: Xstate, sigmask: int, at: RemoteAddr) -> bytes:
     """Return a `struct rt_sigframe` for address `at` (16-byte aligned) that restores a task.
 
     rt_sigreturn with the stack pointer at `at + 8` gives back every register, the whole XSTATE
     and the mask. Interrupted system calls follow the kernel's restart rule, since rt_sigreturn
     itself applies none.
     """
-    regs = restarted(registers)
-    fpstate = (at + 8 + 304 + 128 + 63) // 64 * 64
-    context = _SIGCONTEXT.pack(
-        *(getattr(regs, name) for name in ("r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15")),
-        *(getattr(regs, name) for name in ("rdi", "rsi", "rbp", "rbx", "rdx", "rax", "rcx", "rsp")),
-        regs.rip,
-        regs.eflags,
-        regs.cs & 0xFFFF,
-        regs.gs & 0xFFFF,
-        regs.fs & 0xFFFF,
-        regs.ss & 0xFFFF,
-        *(0, 0, 0, 0),
-        fpstate,
-        *(0,) * 8,
+    words = _WORDS.unpack(restarted(registers))
+    r15, r14, r13, r12, rbp, rbx, r11, r10, r9, r8, rax, rcx, rdx, rsi, rdi = words[:15]
+    _orig_rax, rip, cs, eflags, rsp, ss, _fs_base, _gs_base, _ds, _es, fs, gs = words[15:]
+    fpstate = (at + _FRAME_HEAD.size + 63) // 64 * 64
+    head = _FRAME_HEAD.pack(
+        *(0, _UC_FLAGS, 0),
+        *(0, _NO_ALTSTACK_CHANGE, 0, 0),
+        *(r8, r9, r10, r11, r12, r13, r14, r15, rdi, rsi, rbp, rbx, rdx, rax, rcx, rsp, rip),
+        *(eflags, cs & 0xFFFF, gs & 0xFFFF, fs & 0xFFFF, ss & 0xFFFF, 0, 0, 0, 0, fpstate),
+        sigmask,
     )
-    ucontext = (
-        struct.pack("<QQ", _UC_FLAGS, 0)
-        + struct.pack("<QiiQ", 0, _NO_ALTSTACK_CHANGE, 0, 0)
-        + context
-        + struct.pack("<Q", sigmask)
+    return b"".join(
+        (
+            head.ljust(fpstate - at, b"\0"),
+            xstate[:_SW_RESERVED],
+            _software_bytes(xstate),
+            xstate[_XFEATURES:],
+            _FRAME_END,
+        )
     )
-    head = struct.pack("<Q", 0) + ucontext
-    return head.ljust(fpstate - at, b"\0") + _xsave_area(xstate, xfeatures_mask(xstate))
 
 
 def interrupted_call(registers: Registers) -> int | None:

@@ -4,6 +4,7 @@ Source: proc_pid_status(5), fs/proc/array.c.
 """
 
 import re
+from functools import lru_cache
 
 import attrs
 
@@ -177,9 +178,12 @@ class SignalMasks:
     caught: int
 
 
+_FIRST_MASK = b"\nSigPnd:\t"
 _MASKS = re.compile(
     rb"\nSigPnd:\t(\w+)\nShdPnd:\t(\w+)\nSigBlk:\t(\w+)\nSigIgn:\t(\w+)\nSigCgt:\t(\w+)\n"
 )
+_MASKS_BYTES = 5 * (len(_FIRST_MASK) + 16) + 1
+"""Masks of 64 signals."""
 
 
 def parse_signal_masks(raw: bytes) -> SignalMasks:
@@ -188,7 +192,14 @@ def parse_signal_masks(raw: bytes) -> SignalMasks:
     Raises:
         ValueError: they are not there.
     """
-    found = _MASKS.search(raw)
+    at = raw.find(_FIRST_MASK)
+    return _masks_of(raw[at : at + _MASKS_BYTES])
+
+
+@lru_cache(maxsize=64)
+def _masks_of(lines: bytes) -> SignalMasks:
+    """Parse these lines, which most threads of a process have in common."""
+    found = _MASKS.match(lines)
     if found is None:
         raise ValueError("/proc/PID/status has no signal masks")
     return SignalMasks(*(int(word, 16) for word in found.groups()))
