@@ -9,12 +9,16 @@ include/uapi/linux/sched/types.h.
 import ctypes
 import enum
 import os
+from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 from typing import Final
 
+import attrs
+
 from ckpt.kernel.arch import NR
+from ckpt.kernel.burst import Burst
 from ckpt.kernel.failures import failures_of
-from ckpt.kernel.libc import syscall
+from ckpt.kernel.libc import syscall, writable_address
 from ckpt.units import Pid, RemoteAddr, Tid
 
 
@@ -162,3 +166,95 @@ def get_robust_list(tid: Tid | Pid) -> tuple[RemoteAddr, int]:
     with failures_of(tid, "read the robust futex list"):
         syscall(NR.get_robust_list, tid, ctypes.addressof(head), ctypes.addressof(length))
     return RemoteAddr(head.value), length.value
+
+
+class RobustListBurst:
+    """`get_robust_list` of many threads, laid out beforehand."""
+
+    def __init__(self, tids: Iterable[Tid]) -> None:
+        """Lay out the calls."""
+        self._tids = list(tids)
+        self._words = bytearray(_HEAD_AND_LENGTH_BYTES * len(self._tids))
+        address, _ = writable_address(self._words)
+        self._calls = Burst()
+        for index, tid in enumerate(self._tids):
+            at = address + _HEAD_AND_LENGTH_BYTES * index
+            self._calls.add(NR.get_robust_list, tid, at, at + 8)
+
+    def run(self) -> dict[Tid, RemoteAddr]:
+        """Return the address of each thread's list, 0 if it has none; without those that fail."""
+        results = self._calls.run()
+        heads = memoryview(self._words).cast("Q")[::2].tolist()
+        return {
+            tid: RemoteAddr(head)
+            for tid, result, head in zip(self._tids, results, heads, strict=True)
+            if result == 0
+        }
+
+
+_HEAD_AND_LENGTH_BYTES = 16
+
+
+@attrs.frozen(slots=True, eq=False, repr=False)
+class Scheduled:
+    """What the kernel tells of one thread's scheduling, as it tells it."""
+
+    attr_raw: bytes
+    """`struct sched_attr`"""
+    affinity_raw: bytes
+    """Bit n of byte m is processor 8 * m + n."""
+    ioprio: int
+
+    @property
+    def policy(self) -> int:
+        """SCHED_*."""
+        return int.from_bytes(self.attr_raw[4:8], "little")
+
+    @property
+    def attr(self) -> sched_attr:
+        """Policy and parameters."""
+        attr: sched_attr = sched_attr.from_buffer_copy(self.attr_raw)
+        return attr
+
+    @property
+    def processors(self) -> frozenset[int]:
+        """The numbers of the processors that the thread may run on."""
+        mask = int.from_bytes(self.affinity_raw, "little")
+        return frozenset(number for number in range(mask.bit_length()) if mask >> number & 1)
+
+
+class SchedulingBurst:
+    """`sched_getattr`, `read_affinity` and `ioprio_get` of many threads, laid out beforehand."""
+
+    def __init__(self, tids: Iterable[Tid]) -> None:
+        """Lay out the calls."""
+        self._tids = list(tids)
+        self._memory = bytearray(_SCHEDULED_BYTES * len(self._tids))
+        address, _ = writable_address(self._memory)
+        self._calls = Burst()
+        for index, tid in enumerate(self._tids):
+            at = address + _SCHEDULED_BYTES * index
+            self._calls.add(NR.sched_getattr, tid, at, _ATTR_BYTES, 0)
+            self._calls.add(NR.sched_getaffinity, tid, _AFFINITY_BYTES, at + _ATTR_BYTES)
+            self._calls.add(NR.ioprio_get, IOPRIO_WHO_PROCESS, tid)
+
+    def run(self) -> dict[Tid, Scheduled]:
+        """Return how each thread is scheduled; without those of which a call fails."""
+        results = self._calls.run()
+        raw = bytes(self._memory)
+        answers: dict[Tid, Scheduled] = {}
+        for index, tid in enumerate(self._tids):
+            attr, mask_bytes, ioprio = results[3 * index : 3 * index + 3]
+            if attr == 0 <= mask_bytes and ioprio >= 0:
+                at = _SCHEDULED_BYTES * index
+                affinity_at = at + _ATTR_BYTES
+                answers[tid] = Scheduled(
+                    raw[at:affinity_at], raw[affinity_at : affinity_at + mask_bytes], ioprio
+                )
+        return answers
+
+
+_ATTR_BYTES: Final = ctypes.sizeof(sched_attr)
+_AFFINITY_BYTES: Final = 128
+"""A kernel for more than 1024 processors refuses to tell less than all of them."""
+_SCHEDULED_BYTES: Final = _ATTR_BYTES + _AFFINITY_BYTES

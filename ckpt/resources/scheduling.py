@@ -12,18 +12,31 @@ know, is `RestoreFailed`. Control groups and core-scheduling cookies are not cap
 
 import ctypes
 import os
+from collections.abc import Callable, Iterable
 from collections.abc import Set as AbstractSet
 from functools import lru_cache
 
 import attrs
 
-from ckpt.errors import RestoreFailed
+from ckpt.errors import Finding, RestoreFailed
 from ckpt.kernel import sched
 from ckpt.kernel.arch import NR
 from ckpt.kernel.prctl import Prctl
 from ckpt.kernel.procfs import stat as procfs_stat
+from ckpt.kernel.procfs.files import list_tids
 from ckpt.process.remote import call
-from ckpt.resources.base import Capture, Later, Rebuilt, Resource, Restore, Stage, Stopped, expect
+from ckpt.resources.at_once import AskedAtOnce
+from ckpt.resources.base import (
+    Capture,
+    Later,
+    Rebuilt,
+    Resource,
+    Restore,
+    Stage,
+    Stopped,
+    Target,
+    expect,
+)
 from ckpt.units import Pid, Tid
 
 _KEPT_FLAGS = sched.SchedFlag.RESET_ON_FORK | sched.SchedFlag.RECLAIM | sched.SchedFlag.DL_OVERRUN
@@ -56,11 +69,30 @@ class SchedulingRecord:
     """0 for a real-time thread."""
 
 
+def look(target: Target) -> Iterable[Finding]:
+    """Lay out what is asked from outside, of all threads at once; there is nothing to refuse."""
+    target.notes[_ASKED] = AskedAtOnce(sched.SchedulingBurst(list_tids(target.pid)).run)
+    return ()
+
+
+_ASKED = "scheduling of threads"
+
+
 def capture(stopped: Stopped) -> Capture[SchedulingRecord]:
     """Read the rest from outside, ask inside for the timer slack."""
-    raw = _read_raw(stopped.pid, stopped.tid)
+    read = _read_from_outside(stopped)
     replies = yield _ASK_SLACK
-    return Later(lambda: attrs.evolve(raw.record, timer_slack_ns=max(replies[0].value, 0)))
+    return Later(lambda: attrs.evolve(read().record, timer_slack_ns=max(replies[0].value, 0)))
+
+
+def _read_from_outside(stopped: Stopped) -> Callable[[], "_Raw"]:
+    """Read everything but the timer slack; return what makes something of it."""
+    asked: AskedAtOnce[sched.Scheduled] | None = stopped.notes.get(_ASKED)
+    told = asked.of(stopped) if asked else None
+    if told is None or told.policy in _NICE_HIDDEN:
+        raw = _read_raw(stopped.pid, stopped.tid)
+        return lambda: raw
+    return lambda: _raw_of(told)
 
 
 _ASK_SLACK = [call(NR.prctl, Prctl.GET_TIMERSLACK)]
@@ -94,6 +126,11 @@ class _Raw:
             ioprio=self.ioprio,
             timer_slack_ns=0,
         )
+
+
+def _raw_of(told: sched.Scheduled) -> _Raw:
+    attr = told.attr
+    return _Raw(attr, told.processors, told.ioprio, attr.sched_nice)
 
 
 def _read_raw(pid: Pid, tid: Tid) -> _Raw:
@@ -186,4 +223,6 @@ def _attr_of(record: SchedulingRecord, now: SchedulingRecord) -> sched.sched_att
     )
 
 
-SCHEDULING = Resource("scheduling", SchedulingRecord, Stage.LATE, capture=capture, restore=restore)
+SCHEDULING = Resource(
+    "scheduling", SchedulingRecord, Stage.LATE, capture=capture, restore=restore, look=look
+)

@@ -21,8 +21,10 @@ from ckpt.errors import Finding
 from ckpt.kernel import sched
 from ckpt.kernel.arch import NR
 from ckpt.kernel.prctl import Prctl
+from ckpt.kernel.procfs.files import list_tids
 from ckpt.kernel.ptrace import RseqConfiguration
 from ckpt.process.remote import In, Out, Reply, call
+from ckpt.resources.at_once import AskedAtOnce
 from ckpt.resources.base import (
     Capture,
     Later,
@@ -34,6 +36,7 @@ from ckpt.resources.base import (
     Target,
     expect,
 )
+from ckpt.units import RemoteAddr
 
 _NAME_BYTES = 16
 _ADDRESS_BYTES = 8
@@ -54,18 +57,25 @@ class ThreadRecord:
 
 
 def look(target: Target) -> Iterator[Finding]:
-    """Refuse a kernel that keeps to itself what must be known."""
+    """Refuse a kernel that keeps to itself what must be known; lay out what is asked of all."""
     if not target.features.posix_timers_listed:
         yield Finding(
             "kernel",
             "it was built without CONFIG_CHECKPOINT_RESTORE, so timers and threads cannot be read",
             "use another kernel",
         )
+    target.notes[_ROBUST_LISTS] = AskedAtOnce(sched.RobustListBurst(list_tids(target.pid)).run)
+
+
+_ROBUST_LISTS = "robust lists of threads"
 
 
 def capture(stopped: Stopped) -> Capture[ThreadRecord]:
     """Ask the thread for its name and its addresses."""
-    robust_list, _ = sched.get_robust_list(stopped.tid)
+    lists: AskedAtOnce[RemoteAddr] | None = stopped.notes.get(_ROBUST_LISTS)
+    robust_list = lists.of(stopped) if lists else None
+    if robust_list is None:
+        robust_list, _ = sched.get_robust_list(stopped.tid)
     rseq = stopped.task.rseq
     replies = yield _QUESTIONS
     return Later(lambda: _record_of(robust_list, rseq, replies))

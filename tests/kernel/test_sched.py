@@ -82,3 +82,32 @@ def test_gone(read):
         pass
     with pytest.raises(TargetGone):
         read(pid)
+
+
+def test_many_threads_are_asked_at_once_and_those_gone_are_left_out(child):
+    with ended() as gone:
+        pass
+    sched.set_affinity(child, {0})
+    sched.ioprio_set(child, 2 << sched.IOPRIO_CLASS_SHIFT | 6)
+    attr = sched.sched_getattr(child)
+    attr.sched_policy = SchedPolicy.BATCH
+    mine = threading.get_native_id()
+    asked = sched.SchedulingBurst([mine, gone, child])
+    # What counts is when it runs.
+    sched.sched_setattr(child, attr)
+    told = asked.run()
+    assert list(told) == [mine, child]
+    assert bytes(told[mine].attr) == bytes(sched.sched_getattr(mine))
+    assert told[mine].processors == sched.read_affinity(mine)
+    assert told[child].policy == told[child].attr.sched_policy == SchedPolicy.BATCH
+    assert told[child].processors == {0}
+    assert told[child].ioprio == 2 << sched.IOPRIO_CLASS_SHIFT | 6
+
+
+def test_robust_lists_of_many_threads():
+    with ended() as gone:
+        pass
+    mine = threading.get_native_id()
+    told = sched.RobustListBurst([gone, mine]).run()
+    assert told == {mine: sched.get_robust_list(mine)[0]}
+    assert sched.RobustListBurst([]).run() == {}
