@@ -53,6 +53,7 @@ STATES: dict[str, list[str]] = {
     "s_clocks": ["run"],
     "s_timerfd": ["tick", "expire"],
     "s_signalfd": ["change"],
+    "s_inotify": ["renew"],
     "s_seccomp": ["confine", "sync"],
     "heartbeat": ["write", "cluster"],
 }
@@ -96,6 +97,7 @@ DAMAGES: dict[str, list[str]] = {
     ],
     "s_clocks": ["back", "jump"],
     "s_timerfd": ["later", "interval", "flags", "armed", "beat", "epoll", "lost", "ticks"],
+    "s_inotify": ["mask", "removed", "unread", "added", "epoll"],
     "s_signalfd": ["mask", "signal", "order", "epoll", "sharing"],
     "s_seccomp": ["own", "main"],
     "heartbeat": ["page"],

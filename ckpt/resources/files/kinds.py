@@ -9,6 +9,7 @@ from ckpt.resources.files.directory import DIRECTORY
 from ckpt.resources.files.epoll import EPOLL
 from ckpt.resources.files.eventfd import EVENTFD
 from ckpt.resources.files.external import EXTERNAL
+from ckpt.resources.files.inotify import INOTIFY
 from ckpt.resources.files.kind import AnyKind
 from ckpt.resources.files.open_file import FdTable, OpenFile, Problem
 from ckpt.resources.files.pipe import PIPE
@@ -28,6 +29,7 @@ KINDS: tuple[AnyKind, ...] = (
     EVENTFD,
     SIGNALFD,
     TIMERFD,
+    INOTIFY,
     EPOLL,
 )
 """All kinds but `EXTERNAL`, which stands in for a standard stream that none of them can take."""

@@ -17,6 +17,8 @@ from ckpt.resources.files.directory import DirectoryRecord
 from ckpt.resources.files.epoll import EpollItem, EpollRecord
 from ckpt.resources.files.eventfd import EventfdRecord
 from ckpt.resources.files.external import ExternalRecord
+from ckpt.resources.files.inode_path import Inode
+from ckpt.resources.files.inotify import InotifyRecord, WatchRecord
 from ckpt.resources.files.pipe import PipeRecord
 from ckpt.resources.files.pty import MasterFile, PairState, PtyRecord
 from ckpt.resources.files.regular import RegularRecord
@@ -55,6 +57,10 @@ RECORDS = {
     "eventfd": EventfdRecord(2**64 - 1, semaphore=True),
     "signalfd": SignalfdRecord(2**64 - 1),
     "timerfd": TimerfdRecord(9, 3, 2**64 - 1, 2**62, 2**62),
+    "inotify": InotifyRecord(
+        (WatchRecord(1, 2**31 + 1, Inode(254, 0, 2**63, 1, b"\xff"), "/a \udcff", is_link=True),),
+        16,
+    ),
     "epoll": EpollRecord((EpollItem(3, 2**31 + 1, 2**64 - 1),)),
     "external": ExternalRecord(1, "/dev/pts/0"),
 }

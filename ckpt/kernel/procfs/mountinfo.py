@@ -1,0 +1,69 @@
+r"""/proc/PID/mountinfo: what is mounted where.
+
+Source: proc_pid_mountinfo(5). Space, tab, line end and backslash in a path are written in octal
+(`\040`).
+"""
+
+import re
+
+import attrs
+
+from ckpt.kernel.procfs.files import read_text
+from ckpt.units import Pid
+
+_OCTAL = re.compile(r"\\([0-7]{3})")
+
+
+@attrs.frozen(slots=True, repr=False)
+class Mount:
+    """One line."""
+
+    id: int
+    """As `mnt_id` in fdinfo."""
+    parent: int
+    dev: tuple[int, int]
+    """Major and minor number of the file system."""
+    root: str
+    """Which directory of the file system is seen there."""
+    path: str
+    """Where it is mounted."""
+    fs_type: str
+
+
+def parse_mountinfo(text: str) -> list[Mount]:
+    """Parse /proc/PID/mountinfo; in the order in which they were mounted.
+
+    Raises:
+        ValueError: a line is malformed.
+    """
+    return [_parse(line) for line in text.split("\n") if line]
+
+
+def _parse(line: str) -> Mount:
+    before, separator, after = line.partition(" - ")
+    words = before.split(" ")
+    if not separator or len(words) < 6:
+        raise ValueError(f"not a line of mountinfo: {line!r}")
+    number, parent, dev, root, path = words[:5]
+    major, minor = dev.split(":")
+    return Mount(
+        id=int(number),
+        parent=int(parent),
+        dev=(int(major), int(minor)),
+        root=_plain(root),
+        path=_plain(path),
+        fs_type=after.split(" ")[0],
+    )
+
+
+def _plain(path: str) -> str:
+    return _OCTAL.sub(lambda found: chr(int(found[1], 8)), path)
+
+
+def read_mountinfo(pid: Pid) -> list[Mount]:
+    """Read /proc/PID/mountinfo.
+
+    Raises:
+        TargetGone: the process ended.
+    """
+    return parse_mountinfo(read_text(pid, "mountinfo"))
