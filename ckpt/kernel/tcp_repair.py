@@ -6,6 +6,7 @@ connect(2) makes it established without a word to the peer, and closing it is si
 Source: include/uapi/linux/tcp.h, net/ipv4/tcp.c (`tcp_repair_*`); CAP_NET_ADMIN.
 """
 
+import fcntl
 import struct
 from _socket import socket as Socket  # noqa: N812 - `socket` takes 20 ms to load
 from array import array
@@ -95,6 +96,15 @@ def read_info(sock: Socket) -> Info:
     raw = sock.getsockopt(SOL_TCP, TCP_INFO, _INFO.size)
     words: tuple[int, ...] = _INFO.unpack(raw.ljust(_INFO.size, b"\0"))
     return Info(words[0], words[5], words[6] & 15, words[6] >> 4, words[12], words[13], words[36])
+
+
+def count_bytes(sock: Socket, request: int) -> int:
+    """Return how many bytes are in a queue, by SIOCINQ (FIONREAD), SIOCOUTQ or SIOCOUTQNSD.
+
+    The latter two count a FIN of ours as a byte: until it is acknowledged, until it is sent.
+    """
+    (n_bytes,) = struct.unpack("i", fcntl.ioctl(sock.fileno(), request, bytes(4)))
+    return int(n_bytes)
 
 
 @attrs.frozen(slots=True)
@@ -214,6 +224,19 @@ class _Reading:
                 raise OSError(-result, f"reading a connection: errno {-result}")
             if result != wanted:
                 raise BlockingIOError(11, f"a queue had {result} bytes instead of {wanted}")
+
+
+def silence(fd: int) -> None:
+    """Have a connection end without a word when it is closed: it stays under repair.
+
+    Raises:
+        OSError: EPERM, no CAP_NET_ADMIN.
+    """
+    sock = Socket(fileno=fd)
+    try:
+        sock.setsockopt(SOL_TCP, TCP_REPAIR, TCP_REPAIR_ON)
+    finally:
+        sock.detach()
 
 
 def set_sequences(sock: Socket, write_seq: int, receive_next: int) -> None:

@@ -140,6 +140,11 @@ def matches(file: OpenFile) -> bool:
     return stat.S_ISSOCK(file.status.st_mode) and not file.path_only
 
 
+def is_tcp(sock: Socket) -> bool:
+    """Tell whether it is a TCP socket, of IPv4 or IPv6."""
+    return sock.family in (_AF_INET, _AF_INET6) and sock.proto == _IPPROTO_TCP
+
+
 def problem(file: OpenFile, table: FdTable) -> Problem | None:
     """See `Kind.problem`."""
     with _borrow(file, table) as sock:
@@ -167,7 +172,7 @@ def _new_socket(family: int) -> Iterator[Socket]:
 
 
 def _problem_of(sock: Socket, table: FdTable) -> Problem | None:
-    if sock.family not in (_AF_INET, _AF_INET6) or sock.proto != _IPPROTO_TCP:
+    if not is_tcp(sock):
         return Problem(f"is {_name_of(sock)}, which is not supported yet")
     if table.running and not os.path.samefile(f"/proc/{table.pid}/ns/net", "/proc/self/ns/net"):
         return Problem("is a socket of another network namespace, which is not supported yet")
