@@ -90,9 +90,9 @@ _UNIX_REQUEST: Final = struct.Struct("=BBHIIIII")
 """`struct unix_diag_req`: family, protocol, pad, states, inode, show, cookie."""
 _UNIX_MESSAGE: Final = struct.Struct("=BBBBIII")
 """`struct unix_diag_msg`: family, type, state, pad, inode, cookie."""
-_UDIAG_SHOW: Final = 0x01 | 0x04 | 0x08 | 0x10
-"""UDIAG_SHOW_NAME | PEER | ICONS | RQLEN; UNIX_DIAG_SHUTDOWN comes always."""
-_NAME, _PEER, _ICONS, _RQLEN, _SHUTDOWN = 0, 2, 3, 4, 6
+_UDIAG_SHOW: Final = 0x01 | 0x02 | 0x04 | 0x08 | 0x10
+"""UDIAG_SHOW_NAME | VFS | PEER | ICONS | RQLEN; UNIX_DIAG_SHUTDOWN comes always."""
+_NAME, _VFS, _PEER, _ICONS, _RQLEN, _SHUTDOWN = 0, 1, 2, 3, 4, 6
 _ALL: Final = 0xFFFFFFFF
 TCP_ESTABLISHED: Final = 1
 TCP_CLOSE: Final = 7
@@ -110,6 +110,8 @@ class UnixSocket:
     state: int
     name: bytes
     """A path, or a zero byte and an abstract name; empty if it has none."""
+    file: int
+    """The lower 32 bits of its file's inode number; 0 if its name is none of a file."""
     peer: int | None
     """Inode of the other end: None if it was never connected, 0 if that has no inode (it has gone,
     or was not accepted yet)."""
@@ -150,6 +152,7 @@ def _parse_unix(payload: memoryview) -> UnixSocket:
         kind=kind,
         state=state,
         name=name if name[:1] == b"\0" else name.rstrip(b"\0"),
+        file=int.from_bytes(values.get(_VFS, b"")[:4], "little"),
         peer=int.from_bytes(values[_PEER], "little") if _PEER in values else None,
         waiting=struct.unpack(f"={len(waiting) // 4}I", waiting),
         receive_queue=received,

@@ -220,7 +220,8 @@ def test_what_is_no_standard_stream_is_refused():
     assert [line.split("): ")[1] for line in found] == [
         f"is a pseudo-terminal that process {os.getpid()}, outside the tree, has open too",
         f"is a pseudo-terminal that process {os.getpid()}, outside the tree, has open too",
-        "is a unix socket, which is not supported yet",
+        f"is a unix socket connected to process {os.getpid()}, which is outside the tree"
+        " (only as a standard stream (0, 1, 2) can it be restored)",
     ]
 
 

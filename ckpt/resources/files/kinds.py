@@ -18,6 +18,7 @@ from ckpt.resources.files.regular import REGULAR
 from ckpt.resources.files.signalfd import SIGNALFD
 from ckpt.resources.files.tcp import TCP
 from ckpt.resources.files.timerfd import TIMERFD
+from ckpt.resources.files.unix import UNIX
 
 KINDS: tuple[AnyKind, ...] = (
     REGULAR,
@@ -25,6 +26,7 @@ KINDS: tuple[AnyKind, ...] = (
     PTY,
     CHARDEV,
     PIPE,
+    UNIX,
     TCP,
     EVENTFD,
     SIGNALFD,

@@ -1,0 +1,359 @@
+"""Unix sockets whose other ends are in the tree: stream, dgram, seqpacket; pairs, named, abstract.
+
+    socketpair        A <────> B
+    connection        accepted <────> client            made through a listener that may be gone
+    listener          backlog: client 1, client 2 ...   connected, not accepted yet
+    dgram             A ──> B by its name, or both ways
+
+Who belongs to whom is told by unix_diag; what waits to be read is looked at and left where it is
+(`unix_queue`). `unix_build` makes all of them once every record is known, with the names, peers,
+queues and credentials (SO_PEERCRED, SO_PEERGROUPS, SCM_CREDENTIALS) that they had.
+
+A datagram socket that is connected to a named socket outside the tree (/dev/log) is connected to
+whoever has that name when it is restored.
+
+Kernel: unix(7), sock_diag(7), SIOCUNIXFILE (4.12) for the file behind a name, fdinfo `scm_fds`.
+
+Refused before the target is stopped: ends outside the tree (unless they are standard streams, see
+`external`), descriptors in flight (SCM_RIGHTS), out-of-band data, connections that have sent
+something before they were accepted or whose client has gone, sockets that another process has
+open too, sockets of another network namespace. Not seen, and so lost: time stamps of packets that
+wait, credentials of messages that were sent while the receiver did not ask for them; a packet of
+no bytes behind others that an earlier dump of the same process has looked at.
+"""
+
+import fcntl
+import os
+import select
+import stat
+import struct
+import weakref
+from _socket import socket as Socket  # noqa: N812 - `socket` takes 20 ms to load
+from collections.abc import Iterator
+
+import attrs
+
+from ckpt.kernel.procfs.files import list_pids
+from ckpt.kernel.sock_diag import TCP_ESTABLISHED, UnixSocket, read_unix_sockets
+from ckpt.process.remote import Reply
+from ckpt.process.stand_in import Identity
+from ckpt.resources.base import RestoreOptions
+from ckpt.resources.files import sockopts, unix_build, unix_queue
+from ckpt.resources.files.kind import Kind
+from ckpt.resources.files.open_file import FdTable, OpenFile, Problem
+from ckpt.resources.files.sockopts import SOL_SOCKET, borrow_socket
+from ckpt.resources.files.unix_build import NOBODY, UnixRecord
+from ckpt.resources.files.unix_queue import SOCK_DGRAM, SOCK_STREAM
+
+_SIOCUNIXFILE = 0x89E0
+_SO_PEERCRED, _SO_DOMAIN, _SO_PEERGROUPS = 17, 39, 59
+_AF_UNIX = 1
+_UCRED = struct.Struct("=iII")
+_MOST_GROUPS = 256
+_ENDED = 3
+"""Both ways shut down."""
+_REMEDY = "only as a standard stream (0, 1, 2) can it be restored"
+
+
+@attrs.frozen(slots=True, eq=False, repr=False)
+class _View:
+    """All unix sockets of the host, and which of them are in the tree."""
+
+    sockets: dict[int, UnixSocket]
+    """By inode number."""
+    is_told: bool
+    """Whether the kernel can tell of them at all."""
+    in_tree: frozenset[int]
+    waits_at: dict[int, int]
+    """Client that was not accepted yet -> the listener, in the tree."""
+    listening: frozenset[tuple[int, bytes]]
+    """Kind and name of all sockets that listen."""
+
+
+_views: "weakref.WeakKeyDictionary[object, _View]" = weakref.WeakKeyDictionary()
+"""What was asked for a table, once for all its sockets."""
+
+
+def _view_of(table: FdTable) -> _View:
+    whole = getattr(table, "tables", table)
+    if whole not in _views:
+        _views[whole] = _read_view(table)
+    return _views[whole]
+
+
+def _read_view(table: FdTable) -> _View:
+    in_tree = frozenset(f.status.st_ino for f in table.files if stat.S_ISSOCK(f.status.st_mode))
+    try:
+        sockets, is_told = read_unix_sockets(), True
+    except OSError:
+        sockets, is_told = {}, False
+    return _View(
+        sockets,
+        is_told,
+        in_tree,
+        waits_at={
+            client: inode
+            for inode in in_tree & sockets.keys()
+            for client in sockets[inode].waiting
+            if sockets[inode].listens
+        },
+        listening=frozenset((one.kind, one.name) for one in sockets.values() if one.listens),
+    )
+
+
+def matches(file: OpenFile) -> bool:
+    """See `Kind.matches`."""
+    return stat.S_ISSOCK(file.status.st_mode) and not file.path_only
+
+
+def is_for(file: OpenFile, table: FdTable) -> bool:
+    """See `Kind.is_for`."""
+    view = _view_of(table)
+    if view.is_told:
+        return file.status.st_ino in view.sockets
+    with borrow_socket(file, table) as sock:
+        return sock.getsockopt(SOL_SOCKET, _SO_DOMAIN) == _AF_UNIX
+
+
+def problem(file: OpenFile, table: FdTable) -> Problem | None:
+    """See `Kind.problem`."""
+    view = _view_of(table)
+    if not view.is_told:
+        return Problem("is a unix socket, of which this kernel does not tell (no unix_diag)")
+    known = view.sockets[file.status.st_ino]
+    found = _problem_of_others(file, known, view, table)
+    if found:
+        return found
+    with borrow_socket(file, table) as sock:
+        return _problem_of_content(file, known, sock, table) or sockopts.problem(sock)
+
+
+def _problem_of_others(
+    file: OpenFile, known: UnixSocket, view: _View, table: FdTable
+) -> Problem | None:
+    """Tell which socket of another process it needs."""
+    holder = table.links_elsewhere.get(file.link) if table.running else None
+    if holder is not None:
+        return Problem(f"is a unix socket that process {holder} has open too", _REMEDY)
+    if known.listens:
+        return _problem_of_waiting(known, view)
+    if known.peer is None:
+        return None
+    if known.inode in view.waits_at:
+        if known.send_queue:
+            return Problem("is a unix connection that was not accepted yet, and has sent data")
+        return None
+    if known.peer == 0:
+        if known.kind == SOCK_DGRAM or known.shutdown == _ENDED:
+            return None
+        return Problem("is a unix connection that a process outside has not accepted yet", _REMEDY)
+    if known.peer in view.in_tree or _can_be_called_again(known, view):
+        return None
+    return Problem(f"is a unix socket connected to {_name_holder(known.peer)}", _REMEDY)
+
+
+def _problem_of_waiting(known: UnixSocket, view: _View) -> Problem | None:
+    outside = [client for client in known.waiting if client not in view.in_tree]
+    if not outside:
+        return None
+    n = len(outside)
+    what = "1 connection waits" if n == 1 else f"{n} connections wait"
+    who = _name_holder(outside[0]) if outside[0] else "a client that has gone"
+    return Problem(f"is a listening unix socket, and {what} to be accepted, of {who}")
+
+
+def _can_be_called_again(known: UnixSocket, view: _View) -> bool:
+    """Tell whether a peer outside can be found by its name, and knows nothing of us."""
+    peer = view.sockets.get(known.peer or 0)
+    if known.kind != SOCK_DGRAM or peer is None or peer.peer == known.inode:
+        return False
+    return peer.name[:1] in (b"/", b"\0")
+
+
+def _name_holder(inode: int) -> str:
+    link = f"socket:[{inode}]"
+    for pid in list_pids():
+        try:
+            names = os.listdir(f"/proc/{pid}/fd")
+            if any(os.readlink(f"/proc/{pid}/fd/{name}") == link for name in names):
+                return f"process {pid}, which is outside the tree"
+        except OSError:
+            continue
+    return "a socket outside the tree"
+
+
+def _problem_of_content(
+    file: OpenFile, known: UnixSocket, sock: Socket, table: FdTable
+) -> Problem | None:
+    if _count_fds_in_flight(file, table):
+        return Problem("is a unix socket with descriptors in flight (SCM_RIGHTS)", _READ_THEM)
+    events = unix_queue.poll(sock)
+    if events & select.POLLPRI:
+        return Problem("is a unix socket with out-of-band data, which is not supported yet")
+    if events & select.POLLERR and known.kind != SOCK_STREAM and known.receive_queue:
+        return Problem("is a unix socket with an error that was not told yet, and packets to read")
+    return None
+
+
+_READ_THEM = "dump again when they have been received"
+
+
+def _count_fds_in_flight(file: OpenFile, table: FdTable) -> int:
+    pid = getattr(file, "pid", table.pid)
+    try:
+        with open(f"/proc/{pid}/fdinfo/{file.fd}", encoding="ascii") as info:
+            lines = info.read().splitlines()
+    except FileNotFoundError:
+        return 0
+    return sum(int(line.split()[1]) for line in lines if line.startswith("scm_fds:"))
+
+
+def capture(file: OpenFile, table: FdTable, _replies: list[Reply]) -> UnixRecord:
+    """See `Kind.capture`."""
+    view = _view_of(table)
+    known = view.sockets[file.status.st_ino]
+    waits = known.inode in view.waits_at
+    with borrow_socket(file, table) as sock:
+        peer_name = _read_peer_name(sock)
+        accepted = _is_accepted(known, peer_name, view)
+        has_file = not accepted and known.name[:1] not in (b"", b"\0")
+        path, status = _find_file(sock) if has_file else ("", None)
+        # First of all: what is done to look into the queue is seen in the options.
+        options = sockopts.capture(sock)
+        return UnixRecord(
+            socket=known.inode,
+            kind=known.kind,
+            name=known.name,
+            path=path,
+            mode=stat.S_IMODE(status.st_mode) if status else 0,
+            uid=status.st_uid if status else 0,
+            gid=status.st_gid if status else 0,
+            backlog=known.send_queue if known.listens else -1,
+            waiting=known.waiting if known.listens else (),
+            is_connected=known.peer is not None and not waits,
+            peer=known.peer or 0,
+            peer_name=peer_name,
+            peer_is_outside=bool(known.peer) and known.peer not in view.in_tree,
+            accepted=accepted,
+            credentials=_read_credentials(sock),
+            client=_read_client(file, table) if waits else NOBODY,
+            shutdown=known.shutdown,
+            was_reset=bool(unix_queue.poll(sock) & select.POLLERR),
+            messages=tuple(_iter_messages(sock, known)),
+            options=options,
+        )
+
+
+def _iter_messages(sock: Socket, known: UnixSocket) -> Iterator[unix_queue.Message]:
+    if known.listens or (known.kind != SOCK_DGRAM and known.state != TCP_ESTABLISHED):
+        return iter(())
+    is_ended = bool(known.shutdown & 1)
+    return unix_queue.peek(sock, known.kind, known.receive_queue, is_ended=is_ended)
+
+
+def _find_file(sock: Socket) -> tuple[str, os.stat_result | None]:
+    """Return path and state of the file that the socket was bound to; nothing if it is deleted."""
+    try:
+        fd = fcntl.ioctl(sock.fileno(), _SIOCUNIXFILE)
+    except OSError:
+        return "", None
+    try:
+        path, status = os.readlink(f"/proc/self/fd/{fd}"), os.fstat(fd)
+        if os.path.samestat(os.lstat(path), status):
+            return path, status
+    except OSError:
+        pass
+    finally:
+        os.close(fd)
+    return "", None
+
+
+def _read_peer_name(sock: Socket) -> bytes:
+    try:
+        return unix_queue.to_name(sock.getpeername())
+    except OSError:
+        return b""
+
+
+def _is_accepted(known: UnixSocket, peer_name: bytes, view: _View) -> bool:
+    """Tell whether a connected socket has its name from the listener that it came from."""
+    if known.kind == SOCK_DGRAM or known.listens or known.peer is None or not known.name:
+        return False
+    by_listener = (known.kind, known.name) in view.listening
+    if not peer_name or (known.kind, peer_name) not in view.listening:
+        # Whoever was made later was accepted, if none of the two names tells.
+        return by_listener or not peer_name or known.inode > known.peer > 0
+    return by_listener and known.inode > known.peer
+
+
+def _read_credentials(sock: Socket) -> Identity:
+    pid, uid, gid = _UCRED.unpack(sock.getsockopt(SOL_SOCKET, _SO_PEERCRED, _UCRED.size))
+    if pid <= 0:
+        return NOBODY
+    try:
+        raw = sock.getsockopt(SOL_SOCKET, _SO_PEERGROUPS, 4 * _MOST_GROUPS)
+    except OSError:
+        raw = b""
+    return Identity(pid, uid, gid, struct.unpack(f"={len(raw) // 4}I", raw))
+
+
+def _read_client(file: OpenFile, table: FdTable) -> Identity:
+    """Return who has connected, as far as can be told: the first process that has it open."""
+    pid = getattr(file, "pid", table.pid)
+    status = os.stat(f"/proc/{pid}")
+    return Identity(pid, status.st_uid, status.st_gid)
+
+
+def check_host(record: UnixRecord) -> Iterator[Problem]:
+    """See `Kind.check_host`: try to take an abstract name, and let go again."""
+    if record.name[:1] != b"\0" or record.accepted:
+        return
+    shown = record.name[1:].decode(errors="backslashreplace")
+    try:
+        with sockopts.new_socket(_AF_UNIX, record.kind) as sock:
+            sock.bind(record.name)
+    except OSError as error:
+        yield Problem(f"cannot have the abstract name @{shown} here ({error.strerror})")
+
+
+def check_files(record: UnixRecord, _flags: int, _options: RestoreOptions) -> Iterator[Problem]:
+    """See `Kind.check_files`: the directory must be there, and the name free or a dead socket's."""
+    if not record.path:
+        return
+    folder = os.path.dirname(record.path)
+    if not os.path.isdir(folder):
+        yield Problem(f"was bound to {record.path}, and {folder} is not there")
+        return
+    try:
+        status = os.lstat(record.path)
+    except OSError:
+        return
+    if not stat.S_ISSOCK(status.st_mode):
+        yield Problem(f"was bound to {record.path}, which is no socket now")
+    elif _is_alive(record.path, status):
+        remedy = "end the process that has it, or let it close the socket"
+        yield Problem(f"was bound to {record.path}, where another process listens now", remedy)
+
+
+def _is_alive(path: str, status: os.stat_result) -> bool:
+    """Tell whether some socket is bound to the file."""
+    name = os.fsencode(os.path.basename(path))
+    try:
+        sockets = read_unix_sockets().values()
+    except OSError:
+        return False
+    number = status.st_ino & 0xFFFF_FFFF
+    return any(one.file == number and os.path.basename(one.name) == name for one in sockets)
+
+
+UNIX = Kind(
+    "unix",
+    UnixRecord,
+    matches=matches,
+    is_for=is_for,
+    problem=problem,
+    capture=capture,
+    check_host=check_host,
+    check_files=check_files,
+    open=unix_build.open_again,
+)

@@ -1,0 +1,208 @@
+"""What waits to be read in a unix socket: looked at without taking it out, and put in again.
+
+    stream       one run of bytes; cut only where the writer changes (SO_PASSCRED)
+    seqpacket    packets; the kernel tells how many bytes in all
+    dgram        packets with their senders' names; nobody tells how many
+
+Packets behind the first are seen by MSG_PEEK with SO_PEEK_OFF, which is put back as it was. A
+packet of no bytes is seen so only once: the kernel marks it, and skips it from then on.
+
+Kernel: unix(7), recv(2) MSG_PEEK, socket(7) SO_PEEK_OFF, `__skb_try_recv_from_queue`.
+"""
+
+import contextlib
+import errno
+import functools
+import os
+import select
+import struct
+from _socket import socket as Socket  # noqa: N812 - `socket` takes 20 ms to load
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+
+import attrs
+
+from ckpt.process.stand_in import Identity, act
+
+SOCK_STREAM, SOCK_DGRAM, SOCK_SEQPACKET = 1, 2, 5
+_SOL_SOCKET = 1
+_SO_SNDBUF, _SO_SNDBUFFORCE, _SO_PEEK_OFF, _SO_BUF_LOCK = 7, 32, 42, 72
+_SCM_RIGHTS, _SCM_CREDENTIALS, _SCM_PIDFD = 1, 2, 4
+_MSG_PEEK, _MSG_TRUNC, _MSG_DONTWAIT, _MSG_NOSIGNAL = 0x2, 0x20, 0x40, 0x4000
+_UCRED = struct.Struct("=iII")
+_CONTROL_BYTES = 8192
+"""More than 253 descriptors (SCM_MAX_FD), credentials, a label and a pidfd need."""
+_FIRST_BYTES = 1 << 16
+_PLENTY_BYTES = 1 << 29
+
+
+@attrs.frozen(slots=True, repr=False)
+class Message:
+    """One packet, or a run of bytes of one writer."""
+
+    data: bytes
+    source: bytes
+    """The sender's name; empty if it has none, or for what is connected."""
+    pid: int
+    """Of the sender; 0 if the kernel did not note who it was."""
+    uid: int
+    gid: int
+
+
+class DescriptorsInFlight(Exception):
+    """A message carries descriptors."""
+
+
+def peek(sock: Socket, kind: int, total_bytes: int, *, is_ended: bool) -> Iterator[Message]:
+    """Yield what waits in a socket of the target, without taking it out.
+
+    State: the target is frozen.
+
+    Args:
+        sock: shares the target's description.
+        kind: SOCK_STREAM ...
+        total_bytes: what the kernel says is there (of a datagram socket: in the first packet).
+        is_ended: whether no more can come, which reads like a packet of no bytes.
+
+    Raises:
+        DescriptorsInFlight: a message carries descriptors.
+        OSError: it cannot be looked at.
+    """
+    if kind != SOCK_DGRAM and not total_bytes and (is_ended or kind == SOCK_STREAM):
+        return
+    if not is_readable(sock):
+        return
+    if kind == SOCK_STREAM and sock.getsockopt(_SOL_SOCKET, _SO_PEEK_OFF) < 0:
+        message = _read_one(sock, total_bytes, offset=-1)
+        if message and len(message.data) == total_bytes:
+            yield message
+            return
+    with _peeking(sock):
+        yield from _iter_messages(sock, kind, total_bytes, is_ended=is_ended)
+
+
+def is_readable(sock: Socket) -> bool:
+    """Tell whether there is anything, an end included."""
+    return bool(poll(sock) & select.POLLIN)
+
+
+def poll(sock: Socket) -> int:
+    """Return the events of a socket (POLLIN, POLLPRI, POLLERR ...) without waiting."""
+    asked = select.poll()
+    asked.register(sock.fileno(), select.POLLIN | select.POLLPRI)
+    return dict(asked.poll(0)).get(sock.fileno(), 0)
+
+
+def _iter_messages(
+    sock: Socket, kind: int, total_bytes: int, *, is_ended: bool
+) -> Iterator[Message]:
+    offset = 0
+    while kind == SOCK_DGRAM or offset < total_bytes or not (is_ended or kind == SOCK_STREAM):
+        message = _read_one(sock, _FIRST_BYTES, offset=offset)
+        if message is None or (kind == SOCK_STREAM and not message.data):
+            break
+        yield message
+        offset += len(message.data)
+
+
+@contextlib.contextmanager
+def _peeking(sock: Socket) -> Iterator[None]:
+    """Have each MSG_PEEK go on where the last one ended."""
+    before = sock.getsockopt(_SOL_SOCKET, _SO_PEEK_OFF)
+    sock.setsockopt(_SOL_SOCKET, _SO_PEEK_OFF, 0)
+    try:
+        yield
+    finally:
+        sock.setsockopt(_SOL_SOCKET, _SO_PEEK_OFF, before)
+
+
+def _read_one(sock: Socket, size: int, *, offset: int) -> Message | None:
+    """Return the message at an offset (the first one for -1), however long; None if none is."""
+    while True:
+        try:
+            data, control, flags, source = sock.recvmsg(
+                size, _CONTROL_BYTES, _MSG_PEEK | _MSG_DONTWAIT
+            )
+        except BlockingIOError:
+            return None
+        pid, uid, gid = _read_control(control)
+        if not flags & _MSG_TRUNC:
+            return Message(data, to_name(source), pid, uid, gid)
+        size *= 4
+        if offset >= 0:
+            sock.setsockopt(_SOL_SOCKET, _SO_PEEK_OFF, offset)
+
+
+def _read_control(control: Iterable[tuple[int, int, bytes]]) -> tuple[int, int, int]:
+    """Return who sent a message, and close what it has brought."""
+    sender = (0, 0, 0)
+    n_fds = 0
+    for level, kind, value in control:
+        if level != _SOL_SOCKET:
+            continue
+        if kind == _SCM_CREDENTIALS:
+            sender = _UCRED.unpack(value)
+        elif kind in (_SCM_RIGHTS, _SCM_PIDFD):
+            brought = struct.unpack(f"={len(value) // 4}i", value)
+            for fd in brought:
+                os.close(fd)
+            n_fds += len(brought) if kind == _SCM_RIGHTS else 0
+    if n_fds:
+        raise DescriptorsInFlight
+    return sender
+
+
+def to_name(address: object) -> bytes:
+    """Return an address as Python gives it as the bytes of `sun_path`."""
+    if isinstance(address, bytes):
+        return address
+    return os.fsencode(address) if isinstance(address, str) else b""
+
+
+@contextlib.contextmanager
+def roomy(sock: Socket) -> Iterator[None]:
+    """Let a socket of ours send as much as will be put into queues; as new afterwards."""
+    usual = sock.getsockopt(_SOL_SOCKET, _SO_SNDBUF)
+    sock.setsockopt(_SOL_SOCKET, _SO_SNDBUFFORCE, _PLENTY_BYTES)
+    try:
+        yield
+    finally:
+        sock.setsockopt(_SOL_SOCKET, _SO_SNDBUFFORCE, usual // 2)
+        with contextlib.suppress(OSError):
+            sock.setsockopt(_SOL_SOCKET, _SO_BUF_LOCK, 0)
+
+
+def put(messages: Iterable[Message], sender: Socket, target: bytes = b"") -> None:
+    """Send messages from a socket of ours, each as its writer.
+
+    Args:
+        messages: in order.
+        sender: connected to the socket that they are for, unless `target` is given.
+        target: the address of that.
+
+    Raises:
+        OSError: one does not fit into the queue here.
+    """
+    for (pid, uid, gid), several in groupby(messages, lambda one: (one.pid, one.uid, one.gid)):
+        run = list(several)
+        if not pid:
+            _put_all(run, sender, target, None)
+            continue
+        who = Identity(pid, uid, gid)
+        with contextlib.suppress(ProcessLookupError):
+            act(functools.partial(_put_all, run, sender, target, who), who)
+            continue
+        _put_all(run, sender, target, None)
+
+
+def _put_all(run: list[Message], sender: Socket, target: bytes, who: Identity | None) -> None:
+    control = []
+    if who:
+        credentials = _UCRED.pack(who.pid, who.uid, who.gid)
+        control = [(_SOL_SOCKET, _SCM_CREDENTIALS, credentials)]
+    flags = _MSG_DONTWAIT | _MSG_NOSIGNAL
+    for message in run:
+        address = (target,) if target else ()
+        sent = sender.sendmsg([message.data], control, flags, *address)
+        if sent != len(message.data):
+            raise OSError(errno.EAGAIN, f"{len(message.data)} bytes do not fit into a queue here")
