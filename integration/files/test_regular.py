@@ -335,11 +335,6 @@ def test_a_file_that_has_another_ones_name_is_refused(tmp_path):
             subprocess.run(["umount", hidden], check=True)
 
 
-def test_a_file_of_a_process_is_refused():
-    with opened_by(lambda: os.open("/proc/self/status", os.O_RDONLY)) as pid:
-        assert "belongs to a process" in look(pid)[0]
-
-
 def test_inherit_must_name_a_descriptor_of_the_process(text):
     with opened_by(lambda: os.open(text, os.O_RDONLY)) as pid:
         record = capture(pid)

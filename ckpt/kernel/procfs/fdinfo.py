@@ -72,6 +72,16 @@ class InotifyWatch:
 
 
 @attrs.frozen(slots=True, repr=False)
+class PidFd:
+    """The lines of a pidfd."""
+
+    pid: int
+    """-1 if the process was waited for; 0 if the reader cannot see it."""
+    ns_pids: tuple[int, ...]
+    """In its pid namespaces, from the reader's to its own; empty if the reader cannot see it."""
+
+
+@attrs.frozen(slots=True, repr=False)
 class FileLock:
     """One `lock:` line: a lock or lease that is held through this open file description."""
 
@@ -106,6 +116,7 @@ class FdInfo:
     """Bit n - 1 is signal n."""
     timerfd: TimerFd | None = None
     inotify_watches: tuple[InotifyWatch, ...] = ()
+    pidfd: PidFd | None = None
     locks: tuple[FileLock, ...] = ()
     other: tuple[tuple[str, str], ...] = ()
     """(key, value) of every other line, in order; the whole line and "" where it has no colon."""
@@ -159,6 +170,8 @@ _KNOWN_FIELDS = frozenset(
         "settime flags",
         "it_value",
         "it_interval",
+        "Pid",
+        "NSpid",
     }
 )
 
@@ -185,6 +198,7 @@ def parse_fdinfo(text: str) -> FdInfo:
             signalfd_mask=int(fields["sigmask"], 16) if "sigmask" in fields else None,
             timerfd=_timerfd_of(fields),
             inotify_watches=tuple(lines.inotify_watches),
+            pidfd=_pidfd_of(fields),
             locks=tuple(lines.locks),
             other=tuple(lines.other),
         )
@@ -212,6 +226,13 @@ def _timerfd_of(fields: dict[str, str]) -> TimerFd | None:
         left_ns=_timespec_ns(fields["it_value"]),
         interval_ns=_timespec_ns(fields["it_interval"]),
     )
+
+
+def _pidfd_of(fields: dict[str, str]) -> PidFd | None:
+    if "Pid" not in fields:
+        return None
+    ns_pids = tuple(int(word) for word in fields.get("NSpid", "").split() if int(word) > 0)
+    return PidFd(int(fields["Pid"]), ns_pids)
 
 
 def _timespec_ns(text: str) -> int:

@@ -12,7 +12,9 @@ from ckpt.resources.files.external import EXTERNAL
 from ckpt.resources.files.inotify import INOTIFY
 from ckpt.resources.files.kind import AnyKind
 from ckpt.resources.files.open_file import FdTable, OpenFile, Problem
+from ckpt.resources.files.pidfd import PIDFD
 from ckpt.resources.files.pipe import PIPE
+from ckpt.resources.files.process_file import PROCESS_FILE
 from ckpt.resources.files.pty import PTY
 from ckpt.resources.files.regular import REGULAR
 from ckpt.resources.files.signalfd import SIGNALFD
@@ -21,6 +23,8 @@ from ckpt.resources.files.timerfd import TIMERFD
 from ckpt.resources.files.unix import UNIX
 
 KINDS: tuple[AnyKind, ...] = (
+    PIDFD,
+    PROCESS_FILE,
     REGULAR,
     DIRECTORY,
     PTY,

@@ -11,6 +11,7 @@ from ckpt.kernel.procfs.fdinfo import (
     FdInfo,
     FileLock,
     InotifyWatch,
+    PidFd,
     TimerFd,
     parse_fdinfo,
     read_fdinfo,
@@ -90,7 +91,6 @@ def test_locks():
 @pytest.mark.parametrize(
     ("kind", "key"),
     [
-        ("pidfd", "Pid"),
         ("pty", "tty-index"),
         ("userfaultfd", "API"),
         ("io_uring", "SqMask"),
@@ -184,3 +184,13 @@ def test_we_are_among_all_processes():
     pids = list_pids()
     assert {1, ME, os.getppid()} <= set(pids)
     assert pids == sorted(pids)
+
+
+def test_pidfd():
+    common = "pos:\t0\nflags:\t02000002\nmnt_id:\t4\nino:\t630016\n"
+    assert parse_fdinfo(f"{common}Pid:\t23599\nNSpid:\t23599\t7\n").pidfd == PidFd(
+        23599, (23599, 7)
+    )
+    assert parse_fdinfo(f"{common}Pid:\t-1\nNSpid:\t-1\n").pidfd == PidFd(-1, ())
+    assert parse_fdinfo(f"{common}Pid:\t0\n").pidfd == PidFd(0, ())
+    assert parse_fdinfo(common).pidfd is None

@@ -19,7 +19,9 @@ from ckpt.resources.files.eventfd import EventfdRecord
 from ckpt.resources.files.external import ExternalRecord
 from ckpt.resources.files.inode_path import Inode
 from ckpt.resources.files.inotify import InotifyRecord, WatchRecord
+from ckpt.resources.files.pidfd import PidfdRecord
 from ckpt.resources.files.pipe import PipeRecord
+from ckpt.resources.files.process_file import ProcessFileRecord
 from ckpt.resources.files.pty import MasterFile, PairState, PtyRecord
 from ckpt.resources.files.regular import RegularRecord
 from ckpt.resources.files.signalfd import SignalfdRecord
@@ -57,6 +59,8 @@ RECORDS = {
     "eventfd": EventfdRecord(2**64 - 1, semaphore=True),
     "signalfd": SignalfdRecord(2**64 - 1),
     "timerfd": TimerfdRecord(9, 3, 2**64 - 1, 2**62, 2**62),
+    "pidfd": PidfdRecord(4711),
+    "process_file": ProcessFileRecord("/proc/4711/a \udcff", 2**62),
     "inotify": InotifyRecord(
         (WatchRecord(1, 2**31 + 1, Inode(254, 0, 2**63, 1, b"\xff"), "/a \udcff", is_link=True),),
         16,
