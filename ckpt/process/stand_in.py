@@ -42,6 +42,12 @@ class Identity:
     groups: tuple[int, ...] = ()
     """The supplementary ones."""
 
+    def __attrs_post_init__(self) -> None:
+        """Refuse numbers that nobody can have."""
+        ids = (self.uid, self.gid, *self.groups)
+        if not 0 <= self.pid < 1 << 31 or not 0 <= min(ids) <= max(ids) < 1 << 32:
+            raise ValueError(f"no process can be {self.pid} of {self.uid}:{self.gid}")
+
     @property
     def is_known(self) -> bool:
         """Tell whether the kernel noted anybody."""

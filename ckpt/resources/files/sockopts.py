@@ -41,6 +41,7 @@ _SO_SNDBUF, _SO_RCVBUF = 7, 8
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE, _SO_BUF_LOCK = 32, 33, 72
 _SNDBUF_LOCK, _RCVBUF_LOCK = 1, 2
 _CLOEXEC = os.O_CLOEXEC
+_MAX_INT = 2**31 - 1
 
 NUMBERS: Numbers = {
     name: (SOL_SOCKET, number)
@@ -111,6 +112,9 @@ class SocketOptions:
         """Refuse what no socket can have."""
         refuse_unknown(self.numbers, NUMBERS)
         refuse_unknown(self.structs, STRUCTS)
+        refuse_too_large(self.numbers)
+        if not 0 <= max(self.send_buffer_bytes, self.receive_buffer_bytes) <= _MAX_INT:
+            raise ValueError("a socket cannot have buffers of such a size")
         if len(self.packet_filter) % sock_filter.SIZE:
             raise ValueError("a packet filter is cut short")
 
@@ -124,6 +128,17 @@ def refuse_unknown(values: Mapping[str, object], table: Mapping[str, object]) ->
     unknown = values.keys() - table.keys()
     if unknown:
         raise ValueError(f"unknown socket options {sorted(unknown)}")
+
+
+def refuse_too_large(numbers: Mapping[str, int]) -> None:
+    """Refuse what is no int of C.
+
+    Raises:
+        ValueError: with the first name.
+    """
+    for name, value in numbers.items():
+        if not -_MAX_INT - 1 <= value <= _MAX_INT:
+            raise ValueError(f"option {name} cannot be {value}")
 
 
 @contextlib.contextmanager

@@ -38,6 +38,7 @@ from ckpt.units import Fd
 _AF_UNIX = 1
 _SHUT_RD, _SHUT_WR = 0, 1
 _MAX_NAME_BYTES = 108
+_ALL_MODES = 0o7777
 _AT_ONCE = 100
 """Connections that wait at our listener before they are accepted."""
 
@@ -90,6 +91,10 @@ class UnixRecord:
             raise ValueError(f"{self.kind} is no type of unix sockets")
         if max(len(self.name), len(self.peer_name)) > _MAX_NAME_BYTES:
             raise ValueError("the name of a unix socket is too long")
+        if not -1 <= self.backlog < 1 << 31 or not 0 <= self.mode <= _ALL_MODES:
+            raise ValueError("a unix socket cannot have such a backlog, or its file such a mode")
+        if not 0 <= min(self.uid, self.gid) <= max(self.uid, self.gid) < 1 << 32:
+            raise ValueError(f"nobody is {self.uid}:{self.gid}")
         if self.path and not self.path.startswith("/"):
             raise ValueError(f"{self.path} is no absolute path")
 

@@ -48,6 +48,10 @@ class Message:
     uid: int
     gid: int
 
+    def __attrs_post_init__(self) -> None:
+        """Refuse a sender that cannot be."""
+        Identity(self.pid, self.uid, self.gid)
+
 
 class DescriptorsInFlight(Exception):
     """A message carries descriptors."""

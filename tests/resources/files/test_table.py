@@ -9,6 +9,7 @@ import pytest
 from ckpt.errors import UsageError
 from ckpt.image.codec import pack, unpack
 from ckpt.kernel.arch import NR
+from ckpt.process.stand_in import Identity
 from ckpt.resources.base import RestoreOptions
 from ckpt.resources.file_identity import FileIdentity
 from ckpt.resources.files import kinds, table
@@ -25,9 +26,12 @@ from ckpt.resources.files.process_file import ProcessFileRecord
 from ckpt.resources.files.pty import MasterFile, PairState, PtyRecord
 from ckpt.resources.files.regular import RegularRecord
 from ckpt.resources.files.signalfd import SignalfdRecord
+from ckpt.resources.files.sockopts import SocketOptions
 from ckpt.resources.files.table import Description, FdRecord, FilesRecord
 from ckpt.resources.files.tcp import TcpRecord
 from ckpt.resources.files.timerfd import TimerfdRecord
+from ckpt.resources.files.unix_build import NOBODY, UnixRecord
+from ckpt.resources.files.unix_queue import Message
 from ckpt.resources.plain import structure
 
 O_RDWR = 2
@@ -56,6 +60,22 @@ RECORDS = {
     ),
     "pipe": PipeRecord(4711, 65536, packets=True, content=(b"one", b"\xff")),
     "tcp": TcpRecord(2, "127.0.0.1", 80, 0, 0, 128, {"IP_TTL": 64}, {"SO_LINGER": bytes(8)}, 0, 7),
+    "unix": UnixRecord(
+        *(7, 1, b"\0\xff", "/a \udcff", 0o777, 0, 2**32 - 1, 5, (8, 9)),
+        is_connected=True,
+        peer=8,
+        peer_name=b"/a \xff",
+        peer_is_outside=False,
+        accepted=False,
+        credentials=Identity(4711, 0, 2**32 - 1, (5, 6)),
+        client=NOBODY,
+        shutdown=3,
+        was_reset=True,
+        messages=(Message(b"\xff", b"./a", 4711, 0, 0),),
+        options=SocketOptions(
+            {"SO_PASSCRED": 1}, {"SO_LINGER": bytes(8)}, 0, 7, bytes(8), filter_locked=True
+        ),
+    ),
     "eventfd": EventfdRecord(2**64 - 1, semaphore=True),
     "signalfd": SignalfdRecord(2**64 - 1),
     "timerfd": TimerfdRecord(9, 3, 2**64 - 1, 2**62, 2**62),
@@ -145,6 +165,16 @@ def test_hostile_values_of_the_kinds_are_refused():
         lambda: PipeRecord(1, 2**40, packets=False, content=()),
         lambda: attrs.evolve(RECORDS["tcp"], family=1),
         lambda: attrs.evolve(RECORDS["tcp"], numbers={"SO_NOTHING": 1}),
+        lambda: attrs.evolve(RECORDS["unix"], kind=3),
+        lambda: attrs.evolve(RECORDS["unix"], name=bytes(109)),
+        lambda: attrs.evolve(RECORDS["unix"], path="relative"),
+        lambda: attrs.evolve(RECORDS["unix"], backlog=2**40),
+        lambda: attrs.evolve(RECORDS["unix"], uid=-1),
+        lambda: Message(b"", b"", 2**31, 0, 0),
+        lambda: Identity(1, 0, 2**32),
+        lambda: attrs.evolve(RECORDS["unix"].options, numbers={"SO_NOTHING": 1}),
+        lambda: attrs.evolve(RECORDS["unix"].options, numbers={"SO_MARK": 2**31}),
+        lambda: attrs.evolve(RECORDS["unix"].options, packet_filter=b"short"),
     ):
         with pytest.raises(ValueError, match=r"."):
             make()
