@@ -46,6 +46,7 @@ STATES: dict[str, list[str]] = {
     "s_timers": ["tick"],
     "s_memory": ["write", "grow", "fork", "shared"],
     "s_listen": ["reopen"],
+    "s_unix": ["send"],
     "s_epoll": ["fire", "drain", "knock"],
     "s_creds": ["use"],
     "s_rseq": ["run"],
@@ -81,6 +82,10 @@ DAMAGES: dict[str, list[str]] = {
         *["break", "arguments"],
     ],
     "s_listen": ["closed", "flags", "backlog", "option", "deaf", "port"],
+    "s_unix": [
+        *["content", "packet", "order", "buffer", "option", "flags"],
+        *["shutdown", "closed", "sharing", "writer", "maker"],
+    ],
     "s_epoll": [
         *["data", "events", "removed", "inner", "spent", "edge"],
         *["content"],
