@@ -188,14 +188,6 @@ def test_a_pipe_that_another_process_shares_is_refused():
     assert all(f"is a pipe that process {os.getpid()} has open too" in line for line in found)
 
 
-def test_a_named_pipe_is_refused(tmp_path):
-    os.mkfifo(tmp_path / "fifo")
-    with opened_by(lambda: os.open(tmp_path / "fifo", os.O_RDWR)) as pid:
-        assert look(pid) == [
-            f"fd 3 ({tmp_path}/fifo): is a named pipe (FIFO), which is not supported yet"
-        ]
-
-
 def test_what_was_opened_after_the_look_is_refused_by_the_capture():
     with pipe_ends() as (reader, _), opened_by(fds={500: reader}) as pid:
         target = Target(pid, FEATURES, {"files": {}})

@@ -55,6 +55,7 @@ STATES: dict[str, list[str]] = {
     "s_timerfd": ["tick", "expire"],
     "s_signalfd": ["change"],
     "s_inotify": ["renew"],
+    "s_special": ["move", "pass"],
     "s_seccomp": ["confine", "sync"],
     "heartbeat": ["write", "cluster"],
 }
@@ -102,6 +103,7 @@ DAMAGES: dict[str, list[str]] = {
     ],
     "s_clocks": ["back", "jump"],
     "s_timerfd": ["later", "interval", "flags", "armed", "beat", "epoll", "lost", "ticks"],
+    "s_special": ["content", "size", "offset", "pidfd", "epoll", "namespace", "memory"],
     "s_inotify": ["mask", "removed", "unread", "added", "epoll"],
     "s_signalfd": ["mask", "signal", "order", "epoll", "sharing"],
     "s_seccomp": ["own", "main"],

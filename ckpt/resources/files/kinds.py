@@ -9,6 +9,7 @@ from ckpt.resources.files.directory import DIRECTORY
 from ckpt.resources.files.epoll import EPOLL
 from ckpt.resources.files.eventfd import EVENTFD
 from ckpt.resources.files.external import EXTERNAL
+from ckpt.resources.files.fifo import FIFO
 from ckpt.resources.files.inotify import INOTIFY
 from ckpt.resources.files.kind import AnyKind
 from ckpt.resources.files.open_file import FdTable, OpenFile, Problem
@@ -30,6 +31,7 @@ KINDS: tuple[AnyKind, ...] = (
     PTY,
     CHARDEV,
     PIPE,
+    FIFO,
     UNIX,
     TCP,
     EVENTFD,

@@ -10,9 +10,9 @@ O_LARGEFILE, which open(2) sets and pipe(2) does not.
 Kernel: pipe(7), tee(2), fcntl(2) F_GETPIPE_SZ and F_SETPIPE_SZ, poll(2) for ends without partner.
 
 Refused before the target is stopped: pipes that another process has open too (unless they are
-standard streams, see `external`), and named pipes. What is left in a pipe that has only write ends
-is not kept: nobody can read it. In packet mode (O_DIRECT) every packet stays one; bytes that were
-written without it into the same pipe are cut as a reader would have got them.
+standard streams, see `external`). Named pipes are in `fifo`. What is left in a pipe that has only
+write ends is not kept: nobody can read it. In packet mode (O_DIRECT) every packet stays one; bytes
+that were written without it into the same pipe are cut as a reader would have got them.
 """
 
 import contextlib
@@ -70,13 +70,11 @@ class PipeRecord:
 
 def matches(file: OpenFile) -> bool:
     """See `Kind.matches`."""
-    return stat.S_ISFIFO(file.status.st_mode)
+    return stat.S_ISFIFO(file.status.st_mode) and file.link.startswith("pipe:")
 
 
 def problem(file: OpenFile, table: FdTable) -> Problem | None:
     """See `Kind.problem`."""
-    if not file.link.startswith("pipe:"):
-        return Problem("is a named pipe (FIFO), which is not supported yet")
     ends = table.same_inode(file)
     has_reader = any(end.readable for end in ends)
     has_writer = any(end.writable for end in ends)
@@ -111,16 +109,16 @@ def capture(file: OpenFile, table: FdTable, _replies: list[Reply]) -> PipeRecord
     reader = next((end for end in ends if end.readable), None)
     with table.borrow(reader or file) as fd:
         capacity_bytes = fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ)
-        content = tuple(_iter_content(fd, capacity_bytes)) if reader else ()
+        content = tuple(iter_content(fd, capacity_bytes)) if reader else ()
     packets = len(content) > 1 or any(end.flags & os.O_DIRECT for end in ends if end.writable)
     return PipeRecord(number, capacity_bytes, packets, content)
 
 
-def _iter_content(fd: Fd, capacity_bytes: int) -> Iterator[bytes]:
+def iter_content(fd: Fd, capacity_bytes: int) -> Iterator[bytes]:
     """Yield what is in the pipe, read by read, without taking it out."""
     copy_out, copy_in = (Fd(end) for end in os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK))
     try:
-        n_bytes = _count_bytes(fd)
+        n_bytes = count_bytes(fd)
         if n_bytes and capacity_bytes != _DEFAULT_BYTES:
             with contextlib.suppress(PermissionError):
                 fcntl.fcntl(copy_in, fcntl.F_SETPIPE_SZ, capacity_bytes)
@@ -138,7 +136,8 @@ def _iter_content(fd: Fd, capacity_bytes: int) -> Iterator[bytes]:
             os.close(copy_in)
 
 
-def _count_bytes(fd: Fd) -> int:
+def count_bytes(fd: Fd) -> int:
+    """Return how many bytes wait in a pipe."""
     (n_bytes,) = struct.unpack("i", fcntl.ioctl(fd, termios.FIONREAD, bytes(4)))
     return int(n_bytes)
 
@@ -165,18 +164,24 @@ def _make(record: PipeRecord, opening: Opening) -> tuple[Fd, Fd]:
     reader, writer = (Fd(end) for end in os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK | mode))
     opening.stack.callback(os.close, reader)
     opening.stack.callback(os.close, writer)
-    if record.capacity_bytes not in (0, _DEFAULT_BYTES):
-        try:
-            fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, record.capacity_bytes)
-        except PermissionError:
-            opening.options.warn(
-                f"a pipe of the process held {record.capacity_bytes} bytes, this host allows less"
-                " (/proc/sys/fs/pipe-max-size): it holds as much as a new one"
-            )
+    set_capacity(writer, record.capacity_bytes, opening)
     for part in record.content:
         if os.write(writer, part) != len(part):
             raise OSError(f"{len(part)} bytes of content do not fit into a pipe of this host")
     return reader, writer
+
+
+def set_capacity(fd: Fd, capacity_bytes: int, opening: Opening) -> None:
+    """Give a pipe the size that it had, as far as we may; 0 leaves it alone."""
+    if capacity_bytes in (0, _DEFAULT_BYTES):
+        return
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, capacity_bytes)
+    except PermissionError:
+        opening.options.warn(
+            f"a pipe of the process held {capacity_bytes} bytes, this host allows less"
+            " (/proc/sys/fs/pipe-max-size): it holds as much as a new one"
+        )
 
 
 PIPE = Kind("pipe", PipeRecord, matches=matches, problem=problem, capture=capture, open=open_again)
