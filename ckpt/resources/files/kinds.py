@@ -3,7 +3,7 @@
 Refused before the target is stopped: every description that no kind knows.
 """
 
-from ckpt.resources.files import external, locks
+from ckpt.resources.files import external, locks, refused
 from ckpt.resources.files.chardev import CHARDEV
 from ckpt.resources.files.directory import DIRECTORY
 from ckpt.resources.files.epoll import EPOLL
@@ -48,7 +48,7 @@ BY_NAME = {kind.name: kind for kind in (*KINDS, EXTERNAL)}
 
 def classify(file: OpenFile, table: FdTable) -> tuple[AnyKind | None, Problem | None]:
     """Return the kind that can take a description, or what is wrong with it."""
-    problem = Problem(f"is {_describe(file.link)}, which is not supported yet")
+    problem = refused.problem_of(file)
     for kind in KINDS:
         if kind.matches(file) and kind.is_for(file, table):
             found = kind.problem(file, table) or locks.problem(file)
@@ -59,9 +59,3 @@ def classify(file: OpenFile, table: FdTable) -> tuple[AnyKind | None, Problem | 
     if EXTERNAL.matches(file) and external.stream_of(file, table) is not None:
         return EXTERNAL, None
     return None, problem
-
-
-def _describe(link: str) -> str:
-    """Return the kernel's name of an object that has no path: `signalfd` of `anon_inode:[...]`."""
-    name = link.removeprefix("anon_inode:")
-    return name.strip("[]") if name != link else link.partition(":")[0]
