@@ -47,6 +47,7 @@ STATES: dict[str, list[str]] = {
     "s_memory": ["write", "grow", "fork", "shared"],
     "s_listen": ["reopen"],
     "s_unix": ["send"],
+    "s_unix_named": ["exchange"],
     "s_epoll": ["fire", "drain", "knock"],
     "s_creds": ["use"],
     "s_rseq": ["run"],
@@ -86,6 +87,10 @@ DAMAGES: dict[str, list[str]] = {
     "s_unix": [
         *["content", "packet", "order", "buffer", "option", "flags"],
         *["shutdown", "closed", "sharing", "writer", "maker"],
+    ],
+    "s_unix_named": [
+        *["renamed", "mode", "backlog", "waiting", "order", "queue"],
+        *["connection", "message", "caller", "sender"],
     ],
     "s_epoll": [
         *["data", "events", "removed", "inner", "spent", "edge"],
