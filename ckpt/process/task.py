@@ -75,7 +75,7 @@ class Task:
     sigmask: int = 0
     rseq: ptrace.RseqConfiguration | None = None
     reserved: int = 0
-    """Signals that must not mark the end of a batch, which queues them itself; a mask."""
+    """Signals that must not mark the end of a batch, since batches have queued them; a mask."""
     disturbed: bool = False
     """Registers or mask in the kernel are not its own at this moment."""
     mended: bool = False

@@ -9,6 +9,7 @@ by side, to be read in one go.
 
 import os
 import time
+from array import array
 from collections.abc import Iterable, Sequence
 
 import attrs
@@ -54,12 +55,20 @@ class _Run:
 
 
 def run_on_each(
-    arena: Arena, asked: Sequence[tuple[Task, Sequence[Call]]]
+    arena: Arena,
+    asked: Sequence[tuple[Task, Sequence[Call]]],
+    status_text: bytes | None = None,
 ) -> list[Sequence[Reply]]:
     """Run a batch on each of many tasks, as many at a time as the arena has room for.
 
     State:  all are stopped, their signal actions as they were when they were stopped.
     Shape:  one sequence of replies for each, in the order of `asked`.
+
+    Args:
+        arena: where they run.
+        asked: each task and its calls.
+        status_text: /proc/PID/status of any of them, where the others have no signals pending for
+            themselves but those in `Task.reserved`; None: each has its own.
 
     Raises:
         TargetGone, TargetDamaged: of the first task that this became of; all others have stopped.
@@ -67,12 +76,12 @@ def run_on_each(
     replies: list[Sequence[Reply]] = []
     layout, group = _Layout(arena), list[_Run]()
     for task, calls in asked:
-        one = layout.place(task, calls)
+        one = layout.place(task, calls, status_text)
         if one is None:
             replies += _run_together(arena, group)
             layout.clear()
             group = []
-            one = layout.place(task, calls)
+            one = layout.place(task, calls, status_text)
         if one is None:
             replies.append(arena.run(task, calls))
         else:
@@ -86,16 +95,17 @@ class _Layout:
     def __init__(self, arena: Arena) -> None:
         self._start = arena.base + arch.PAGE_SIZE
         self._end = arena.base + arena.size
-        self._packed: dict[int, tuple[Sequence[Call], bytes]] = {}
+        self._calls: Sequence[Call] = ()
+        self._template: _Template | None = None
         self.clear()
 
     def clear(self) -> None:
         """Begin again with all of the arena."""
         self._frames_end, self._tables_start = self._start, self._end
 
-    def place(self, task: Task, calls: Sequence[Call]) -> _Run | None:
+    def place(self, task: Task, calls: Sequence[Call], status_text: bytes | None) -> _Run | None:
         """Return how a task's batch is run; None if there is no room for it, or no end mark."""
-        sig = choose_end_mark(task, task.status_text)
+        sig = choose_end_mark(task, status_text or task.status_text)
         if sig is None or not calls:
             return None
         frame_at = RemoteAddr(self._frames_end)
@@ -111,18 +121,41 @@ class _Layout:
     def _pack(self, calls: Sequence[Call], end: int) -> bytes:
         """Return what `pack_batch` does for the room below `end`, with a mark in the last entry.
 
-        Most tasks are asked the same as the one that was in their place before.
+        Most tasks are asked the same as the one before.
         """
-        last, batch = self._packed.get(end, ((), b""))
-        if last != calls:
-            size = sum(map(size_of, calls))
-            at = RemoteAddr(end - size - (end - size) % _ALIGN)
-            raw = bytearray(pack_batch(calls, at).ljust(end - at, b"\0"))
-            last_entry = len(calls) * arch.CALL_SIZE
-            raw[last_entry - len(_NOT_RUN) : last_entry] = _NOT_RUN
-            batch = bytes(raw)
-            self._packed[end] = calls, batch
-        return batch
+        if calls != self._calls:
+            self._calls, self._template = calls, None
+            return _pack_marked(calls, end)
+        if self._template is None:
+            self._template = _Template(calls)
+        return self._template.at(end)
+
+
+def _pack_marked(calls: Sequence[Call], end: int) -> bytes:
+    size = sum(map(size_of, calls))
+    size += -size % _ALIGN
+    raw = bytearray(pack_batch(calls, RemoteAddr(end - size)).ljust(size, b"\0"))
+    last = len(calls) * arch.CALL_SIZE
+    raw[last - len(_NOT_RUN) : last] = _NOT_RUN
+    return bytes(raw)
+
+
+class _Template:
+    """A packed batch that can be put anywhere."""
+
+    def __init__(self, calls: Sequence[Call]) -> None:
+        self._end = 1 << 40
+        self._words = array("Q", _pack_marked(calls, self._end))
+        moved = array("Q", _pack_marked(calls, self._end + _ALIGN))
+        pairs = enumerate(zip(self._words, moved, strict=True))
+        self._addresses = [index for index, (here, there) in pairs if here != there]
+
+    def at(self, end: int) -> bytes:
+        """Return the batch for the addresses that end at `end`."""
+        words = self._words[:]
+        for index in self._addresses:
+            words[index] += end - self._end
+        return words.tobytes()
 
 
 def _run_together(arena: Arena, runs: Sequence[_Run]) -> list[Sequence[Reply]]:

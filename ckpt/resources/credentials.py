@@ -27,6 +27,7 @@ modules (SELinux, AppArmor) and keyrings are the restorer's.
 import os
 import struct
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 
 import attrs
 
@@ -102,14 +103,20 @@ def _record_of(status: procfs_status.Status, securebits: int) -> CredentialsReco
 
 def check_host(record: CredentialsRecord, _features: Features) -> Iterator[Finding]:
     """Name the capabilities that we cannot give because we do not have them."""
-    ours = procfs_status.read_status(Pid(os.getpid()))
     needed = record.permitted | record.effective | record.inheritable | record.ambient
-    missing = needed & ~(ours.cap_permitted | ours.cap_inheritable)
+    missing = needed & ~_our_capabilities()
     if missing:
         names = ", ".join(f"cap_{name}" for name in sorted(capability_names(missing)))
         yield Finding(
             "credentials", f"ckpt does not have {names}, which the process had", "run it with them"
         )
+
+
+@lru_cache(maxsize=1)
+def _our_capabilities() -> int:
+    """Return those that we can give; they are asked for once, for all threads of an image."""
+    ours = procfs_status.read_status(Pid(os.getpid()))
+    return ours.cap_permitted | ours.cap_inheritable
 
 
 def restore(record: CredentialsRecord, rebuilt: Rebuilt) -> Restore:

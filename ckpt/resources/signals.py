@@ -154,9 +154,8 @@ def _queue(rebuilt: Rebuilt, pending: tuple[bytes, ...], send: _Sender) -> Resto
         queued |= signal_bit(sig)
         calls.append(send(sig, _sendable(info)))
     # A batch ends by a signal that its task would not notice: none of those that it queues.
-    task.reserved = queued
+    task.reserved |= queued
     replies = yield calls
-    task.reserved = 0
     expect("queueing pending signals", replies)
 
 
