@@ -10,6 +10,7 @@ import attrs
 import pytest
 
 from ckpt.kernel.arch import NR
+from ckpt.kernel.inotify import IN_ATTRIB, inotify_add_watch, inotify_init
 from ckpt.kernel.procfs.fdinfo import read_fdinfo
 from ckpt.process.remote import Out, call
 from integration.files.processes import brought_back, encoded, opened_by, rebuilt
@@ -188,3 +189,17 @@ def test_it_expires_in_the_restored_process():
             os.close(pidfd)
         assert time.monotonic_ns() >= timers(soon)[0].expires_ns
         assert ticks_of(built, 3) == 1
+
+
+def test_one_that_is_replaced_is_left_alone(tmp_path):
+    def prepare():
+        make(time.CLOCK_MONOTONIC, HOUR)  # 3
+        inotify_add_watch(inotify_init(), "/", IN_ATTRIB)  # 4
+        os.pidfd_open(os.getpid())  # 5
+
+    other = tmp_path / "other"
+    other.touch()
+    chosen = {fd: str(other) for fd in (3, 4, 5)}
+    with brought_back(prepare, inherit=chosen) as (_, built):
+        links = [os.readlink(f"/proc/{built.pid}/fd/{fd}") for fd in (3, 4, 5)]
+        assert links == [str(other)] * 3

@@ -179,6 +179,8 @@ def open_again(_record: InotifyRecord, flags: int, _opening: Opening) -> Fd:
 def attach(record: InotifyRecord, fd: RemoteFd, attaching: Attaching) -> Restore:
     """See `Kind.attach`: the work is ours, by a descriptor of the process's description."""
     yield []
+    if fd in attaching.replaced_fds:
+        return
     with _taken(attaching.rebuilt.pid, fd) as ours, _scratch_file() as scratch:
         undisturbed = _add_watches(ours, record.watches, scratch)
         if record.unread_bytes or not undisturbed:

@@ -187,8 +187,10 @@ def open_again(record: TimerfdRecord, flags: int, _opening: Opening) -> Fd:
     return fd
 
 
-def attach(record: TimerfdRecord, fd: RemoteFd, _attaching: Attaching) -> Restore:
+def attach(record: TimerfdRecord, fd: RemoteFd, attaching: Attaching) -> Restore:
     """See `Kind.attach`: inside, where the clocks are the process's own."""
+    if fd in attaching.replaced_fds:
+        return
     ask_clock = _ask_clock(clock_of(record.clock, record.settime_flags))
     (now,) = yield [ask_clock]
     for _ in range(_TRIES):
