@@ -9,6 +9,7 @@ from socket import AF_UNIX, SOCK_DGRAM, SOCK_SEQPACKET, SOCK_STREAM
 
 import pytest
 
+from ckpt.errors import UnsupportedState
 from ckpt.resources.base import RestoreOptions
 from ckpt.resources.files.table import FILES
 from integration.files.processes import (
@@ -85,6 +86,26 @@ def test_packets_of_no_bytes_keep_their_places(kind):
             assert got == [b"", b"first", b"", b"", b"last", b""]
             with pytest.raises(BlockingIOError):
                 other.recv(100, socket.MSG_DONTWAIT)
+
+
+@pytest.mark.parametrize("kind", PACKETS, ids=KINDS.get)
+def test_packets_of_no_bytes_that_were_looked_at_once_are_not_lost(kind):
+    """The kernel does not show them a second time: what cannot be told is refused, then."""
+
+    def prepare():
+        one, other = pair(kind)
+        for part in (b"first", b"", b"x" * 50_000):
+            one.send(part)
+        return one, other
+
+    with opened_by(prepare) as pid:
+        record = capture(pid)
+        with pytest.raises(UnsupportedState, match="holds packets of no bytes"):
+            capture(pid)
+        with lent(pid, 4) as other:
+            assert [len(other.recv(100_000)) for _ in range(3)] == [5, 0, 50_000]
+        capture(pid)
+    assert [len(m.data) for m in unix_of(record)[1].messages] == [5, 0, 50_000]
 
 
 def test_a_packet_as_big_as_a_send_buffer_comes_back():

@@ -17,9 +17,10 @@ Kernel: unix(7), sock_diag(7), SIOCUNIXFILE (4.12) for the file behind a name, f
 Refused before the target is stopped: ends outside the tree (unless they are standard streams, see
 `external`), descriptors in flight (SCM_RIGHTS), out-of-band data, connections that have sent
 something before they were accepted or whose client has gone, sockets that another process has
-open too, sockets of another network namespace. Not seen, and so lost: time stamps of packets that
-wait, credentials of messages that were sent while the receiver did not ask for them; a packet of
-no bytes behind others that an earlier dump of the same process has looked at.
+open too, sockets of another network namespace; and packets of no bytes behind others that an
+earlier dump of the same process has looked at: the kernel shows them once. Not seen, and so lost:
+time stamps of packets that wait, credentials of messages that were sent while the receiver did not
+ask for them.
 """
 
 import fcntl
@@ -33,6 +34,7 @@ from collections.abc import Iterator
 
 import attrs
 
+from ckpt.errors import Finding, UnsupportedState
 from ckpt.kernel.procfs.files import list_pids
 from ckpt.kernel.sock_diag import TCP_ESTABLISHED, UnixSocket, read_unix_sockets
 from ckpt.process.remote import Reply
@@ -43,7 +45,7 @@ from ckpt.resources.files.kind import Kind
 from ckpt.resources.files.open_file import FdTable, OpenFile, Problem
 from ckpt.resources.files.sockopts import SOL_SOCKET, borrow_socket
 from ckpt.resources.files.unix_build import NOBODY, UnixRecord
-from ckpt.resources.files.unix_queue import SOCK_DGRAM, SOCK_STREAM
+from ckpt.resources.files.unix_queue import SOCK_DGRAM, SOCK_SEQPACKET, SOCK_STREAM
 
 _SIOCUNIXFILE = 0x89E0
 _SO_PEERCRED, _SO_DOMAIN, _SO_PEERGROUPS = 17, 39, 59
@@ -239,16 +241,45 @@ def capture(file: OpenFile, table: FdTable, _replies: list[Reply]) -> UnixRecord
             client=_read_client(file, table) if waits else NOBODY,
             shutdown=known.shutdown,
             was_reset=bool(unix_queue.poll(sock) & select.POLLERR),
-            messages=tuple(_iter_messages(sock, known)),
+            messages=_read_messages(file, sock, known, view, table),
             options=options,
         )
 
 
-def _iter_messages(sock: Socket, known: UnixSocket) -> Iterator[unix_queue.Message]:
+def _read_messages(
+    file: OpenFile, sock: Socket, known: UnixSocket, view: _View, table: FdTable
+) -> tuple[unix_queue.Message, ...]:
+    """Return what waits to be read.
+
+    Raises:
+        UnsupportedState: some of it cannot be captured.
+    """
     if known.listens or (known.kind != SOCK_DGRAM and known.state != TCP_ESTABLISHED):
-        return iter(())
+        return ()
     is_ended = bool(known.shutdown & 1)
-    return unix_queue.peek(sock, known.kind, known.receive_queue, is_ended=is_ended)
+    try:
+        messages = tuple(unix_queue.peek(sock, known.kind, known.receive_queue, is_ended=is_ended))
+    except unix_queue.DescriptorsInFlight:
+        what = "is a unix socket with descriptors in flight (SCM_RIGHTS)"
+        raise _unsupported(file, table, what) from None
+    sender = view.sockets.get(known.peer or 0)
+    if sender and _sends_only_to(known, sender):
+        unseen = unix_queue.count_unseen(messages, known.kind, sender.send_queue)
+        if unseen:
+            what = "holds packets of no bytes that an earlier dump looked at, and none can any more"
+            raise _unsupported(file, table, what)
+    return messages
+
+
+def _sends_only_to(known: UnixSocket, sender: UnixSocket) -> bool:
+    """Tell whether all that a sender has sent, and nobody has read, is in one queue of packets."""
+    if known.kind == SOCK_STREAM or not sender.send_queue or sender.peer != known.inode:
+        return False
+    return known.kind == SOCK_SEQPACKET or not (known.name or sender.name)
+
+
+def _unsupported(file: OpenFile, table: FdTable, what: str) -> UnsupportedState:
+    return UnsupportedState(table.pid, (Finding(f"fd {file.fd} ({file.link})", what, _READ_THEM),))
 
 
 def _find_file(sock: Socket) -> tuple[str, os.stat_result | None]:

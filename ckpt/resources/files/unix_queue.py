@@ -17,6 +17,7 @@ import os
 import select
 import struct
 from _socket import socket as Socket  # noqa: N812 - `socket` takes 20 ms to load
+from _socket import socketpair
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 
@@ -25,10 +26,12 @@ import attrs
 from ckpt.process.stand_in import Identity, act
 
 SOCK_STREAM, SOCK_DGRAM, SOCK_SEQPACKET = 1, 2, 5
-_SOL_SOCKET = 1
+_AF_UNIX, _SOL_SOCKET = 1, 1
 _SO_SNDBUF, _SO_SNDBUFFORCE, _SO_PEEK_OFF, _SO_BUF_LOCK = 7, 32, 42, 72
 _SCM_RIGHTS, _SCM_CREDENTIALS, _SCM_PIDFD = 1, 2, 4
 _MSG_PEEK, _MSG_TRUNC, _MSG_DONTWAIT, _MSG_NOSIGNAL = 0x2, 0x20, 0x40, 0x4000
+_SO_MEMINFO, _WMEM_ALLOC = 55, 2
+_MEMINFO = struct.Struct("=4I")
 _UCRED = struct.Struct("=iII")
 _CONTROL_BYTES = 8192
 """More than 253 descriptors (SCM_MAX_FD), credentials, a label and a pidfd need."""
@@ -154,6 +157,35 @@ def _read_control(control: Iterable[tuple[int, int, bytes]]) -> tuple[int, int, 
     if n_fds:
         raise DescriptorsInFlight
     return sender
+
+
+def count_unseen(messages: Iterable[Message], kind: int, memory_bytes: int) -> int:
+    """Return how many packets of no bytes there must be beside those that can be seen.
+
+    Args:
+        messages: what is seen in a queue.
+        kind: SOCK_DGRAM or SOCK_SEQPACKET.
+        memory_bytes: what their only sender's unread packets occupy; ours are measured against it.
+    """
+    one, other = socketpair(_AF_UNIX, kind | os.O_CLOEXEC)
+    try:
+        with roomy(one):
+            for message in messages:
+                one.send(message.data, _MSG_DONTWAIT)
+            seen_bytes = _read_memory(one)
+            one.send(b"", _MSG_DONTWAIT)
+            each_bytes = _read_memory(one) - seen_bytes
+    finally:
+        one.close()
+        other.close()
+    unseen, rest = divmod(memory_bytes - seen_bytes, each_bytes)
+    return unseen if unseen > 0 and not rest else 0
+
+
+def _read_memory(sock: Socket) -> int:
+    """Return what the unread packets of a sender occupy."""
+    values = sock.getsockopt(_SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size)
+    return int(_MEMINFO.unpack(values)[_WMEM_ALLOC])
 
 
 def to_name(address: object) -> bytes:
