@@ -122,14 +122,43 @@ def test_one_that_somebody_else_has_open_is_refused(fifo):
         os.close(ours)
 
 
-def test_a_deleted_one_is_refused(fifo):
+@pytest.mark.parametrize("taken", [False, True])
+def test_a_deleted_one_is_made_again_and_deleted(fifo, taken):
     def prepare():
         os.open(fifo, os.O_RDWR)
+        os.open(fifo, os.O_WRONLY)
+        os.chmod(fifo, 0o640)
+        os.chown(fifo, 7, 8)
         os.unlink(fifo)
+        os.write(4, b"kept")
+        if taken:
+            os.mkfifo(fifo)
+
+    with brought_back(prepare) as (record, built):
+        status = os.stat(f"/proc/{built.pid}/fd/3")
+        assert (status.st_mode & 0o777, status.st_uid, status.st_gid) == (0o640, 7, 8)
+        assert status.st_nlink == 0
+        assert os.path.samestat(status, os.stat(f"/proc/{built.pid}/fd/4"))
+        link = os.readlink(f"/proc/{built.pid}/fd/3")
+        assert link.startswith(fifo)
+        assert link.endswith(" (deleted)")
+        assert (link == f"{fifo} (deleted)") is not taken
+        assert flags(built.capture()) == flags(record)
+        assert built.read(3, 10) == b"kept"
+        assert os.listdir(os.path.dirname(fifo)) == ["fifo"] * taken
+
+
+def test_one_that_is_deleted_with_its_directory_is_refused(tmp_path):
+    def prepare():
+        os.mkdir(tmp_path / "gone")
+        os.mkfifo(tmp_path / "gone" / "fifo")
+        os.open(tmp_path / "gone" / "fifo", os.O_RDWR)
+        os.unlink(tmp_path / "gone" / "fifo")
+        os.rmdir(tmp_path / "gone")
 
     with opened_by(prepare) as pid:
         (finding,) = look(pid)
-    assert "is deleted" in finding
+    assert f"is deleted, and {tmp_path}/gone with it" in finding
 
 
 def test_as_a_standard_stream_it_may_lead_outside(fifo):

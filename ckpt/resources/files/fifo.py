@@ -8,16 +8,19 @@ writer since it was opened:
     none, hang-up told before     opened while we hold a write end, which is then closed
     none, no hang-up              opened while nobody has a write end
 
+One that is deleted is made again in its directory, for as long as it takes to open it.
+
 Kernel: fifo(7), fcntl(2) F_GETPIPE_SZ and F_SETPIPE_SZ, tee(2), poll(2).
 
 Refused before the target is stopped: one that another process has open too (unless it is a standard
-stream, see `external`), and one that is deleted. Who waits for a partner in open(2) has nothing
-open yet, and is not seen. To copy what waits in one that has no reader, we are a reader of it for a
-moment, while the tree stands still.
+stream, see `external`), and one that is deleted with its directory. Who waits for a partner in
+open(2) has nothing open yet, and is not seen. To copy what waits in one that has no reader, we are
+a reader of it for a moment, while the tree stands still.
 """
 
 import fcntl
 import os
+import secrets
 import select
 import stat
 from collections.abc import Iterator
@@ -36,11 +39,24 @@ from ckpt.units import Fd, Pid
 _MAX_BYTES = 1 << 31
 
 
+_DELETED = " (deleted)"
+
+
+@attrs.frozen(slots=True, repr=False)
+class Deleted:
+    """What a named pipe was made with that has no name any more."""
+
+    mode: int
+    uid: int
+    gid: int
+
+
 @attrs.frozen(slots=True, repr=False)
 class FifoRecord:
     """One end of a named pipe. The first end of each tells what is in it, the others nothing."""
 
     path: str
+    deleted: Deleted | None
     fifo: int
     """Its inode number: ends with the same number belong together."""
     has_writer: bool
@@ -65,7 +81,7 @@ def matches(file: OpenFile) -> bool:
 
 def problem(file: OpenFile, table: FdTable) -> Problem | None:
     """See `Kind.problem`."""
-    found = path_problem(file)
+    found = _path_problem(file)
     if found is None and table.running:
         holder = _find_holder(file, table)
         if holder is not None:
@@ -74,6 +90,19 @@ def problem(file: OpenFile, table: FdTable) -> Problem | None:
                 "only as a standard stream (0, 1, 2) can it be restored",
             )
     return found
+
+
+def _path_problem(file: OpenFile) -> Problem | None:
+    if not _is_deleted(file):
+        return path_problem(file)
+    folder = os.path.dirname(file.link)
+    if os.path.isdir(folder):
+        return None
+    return Problem(f"is deleted, and {folder} with it, which is not supported")
+
+
+def _is_deleted(file: OpenFile) -> bool:
+    return file.status.st_nlink == 0 and file.link.endswith(_DELETED)
 
 
 def _find_holder(file: OpenFile, table: FdTable) -> Pid | None:
@@ -101,8 +130,11 @@ def capture(file: OpenFile, table: FdTable, _replies: list[Reply]) -> FifoRecord
     """See `Kind.capture`."""
     ends = [end for end in table.same_inode(file) if not end.path_only]
     has_writer = any(end.writable for end in ends)
+    status = file.status
+    deleted = Deleted(stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid)
     record = FifoRecord(
-        path=file.link,
+        path=file.link.removesuffix(_DELETED) if _is_deleted(file) else file.link,
+        deleted=deleted if _is_deleted(file) else None,
         fifo=file.status.st_ino,
         has_writer=has_writer,
         hung_up=not has_writer and _is_hung_up(file, table),
@@ -139,6 +171,13 @@ def _read_content(fd: Fd, capacity_bytes: int, *, is_reader: bool) -> bytes:
 
 def check_files(record: FifoRecord, _flags: int, _options: RestoreOptions) -> Iterator[Problem]:
     """See `Kind.check_files`."""
+    if record.deleted:
+        folder = os.path.dirname(record.path)
+        if not os.path.isdir(folder):
+            yield Problem(
+                f"was deleted, and cannot be made again in {folder}", "make the directory"
+            )
+        return
     try:
         mode = os.stat(record.path).st_mode
     except OSError as error:
@@ -153,9 +192,10 @@ def open_again(record: FifoRecord, flags: int, opening: Opening) -> Fd:
     key = (FIFO.name, record.fifo)
     if key not in opening.made:
         opening.made[key] = _make(record, opening)
-    writer = _open_end(record.path, os.O_WRONLY) if record.hung_up else None
+    path = opening.made[key]
+    writer = _open_end(path, os.O_WRONLY) if record.hung_up else None
     try:
-        fd = Fd(os.open(record.path, flags_for_open(flags) | os.O_NONBLOCK))
+        fd = Fd(os.open(path, flags_for_open(flags) | os.O_NONBLOCK))
     finally:
         if writer is not None:
             os.close(writer)
@@ -167,9 +207,10 @@ def _open_end(path: str, mode: int) -> Fd:
     return Fd(os.open(path, mode | os.O_NONBLOCK | os.O_CLOEXEC))
 
 
-def _make(record: FifoRecord, opening: Opening) -> Fd:
-    """Put size and content back; return an end that is held until all descriptions are open."""
-    held = _open_end(record.path, os.O_RDWR if record.has_writer else os.O_RDONLY)
+def _make(record: FifoRecord, opening: Opening) -> str:
+    """Put size and content back, and hold an end until all are open; return the path to open."""
+    path = _make_again(record.path, record.deleted, opening) if record.deleted else record.path
+    held = _open_end(path, os.O_RDWR if record.has_writer else os.O_RDONLY)
     opening.stack.callback(os.close, held)
     if not stat.S_ISFIFO(os.fstat(held).st_mode):
         raise OSError("it is no named pipe any more")
@@ -177,13 +218,28 @@ def _make(record: FifoRecord, opening: Opening) -> Fd:
         raise OSError("there is something in it already: another process has it open")
     set_capacity(held, record.capacity_bytes, opening)
     if record.content:
-        writer = _open_end(record.path, os.O_WRONLY)
+        writer = _open_end(path, os.O_WRONLY)
         try:
             if os.write(writer, record.content) != len(record.content):
                 raise OSError(f"{len(record.content)} bytes do not fit into a pipe of this host")
         finally:
             os.close(writer)
-    return held
+    return path
+
+
+def _make_again(path: str, deleted: Deleted, opening: Opening) -> str:
+    """Make a deleted one, under its name or one beside it; it is deleted once all are open."""
+    made = path
+    while True:
+        try:
+            os.mkfifo(made, 0o600)
+            break
+        except FileExistsError:
+            made = f"{path}.{secrets.token_hex(4)}"
+    opening.stack.callback(os.unlink, made)
+    os.chown(made, deleted.uid, deleted.gid)
+    os.chmod(made, deleted.mode)
+    return made
 
 
 FIFO = Kind(

@@ -18,7 +18,7 @@ from ckpt.resources.files.directory import DirectoryRecord
 from ckpt.resources.files.epoll import EpollItem, EpollRecord
 from ckpt.resources.files.eventfd import EventfdRecord
 from ckpt.resources.files.external import ExternalRecord
-from ckpt.resources.files.fifo import FifoRecord
+from ckpt.resources.files.fifo import Deleted, FifoRecord
 from ckpt.resources.files.inode_path import Inode
 from ckpt.resources.files.inotify import InotifyRecord, WatchRecord
 from ckpt.resources.files.pidfd import PidfdRecord
@@ -80,7 +80,9 @@ RECORDS = {
     "eventfd": EventfdRecord(2**64 - 1, semaphore=True),
     "signalfd": SignalfdRecord(2**64 - 1),
     "timerfd": TimerfdRecord(9, 3, 2**64 - 1, 2**62, 2**62),
-    "fifo": FifoRecord("/f", 7, has_writer=True, hung_up=False, capacity_bytes=4096, content=b"x"),
+    "fifo": FifoRecord(
+        "/f", Deleted(1, 2, 3), 7, has_writer=True, hung_up=False, capacity_bytes=4096, content=b"x"
+    ),
     "pidfd": PidfdRecord(4711),
     "process_file": ProcessFileRecord("/proc/4711/a \udcff", 2**62),
     "inotify": InotifyRecord(
