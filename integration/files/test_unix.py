@@ -178,6 +178,21 @@ def test_the_other_end_has_gone_and_did_not_read_all(kind):
             other.recv(100)
 
 
+@every_kind
+def test_an_end_that_the_user_replaces_has_gone_for_the_other(kind):
+    def prepare():
+        one, other = pair(kind)
+        one.send(b"before")
+        return one, other
+
+    with brought_back(prepare, inherit={3: "/dev/null"}) as (_, built):
+        assert built.read(3, 10) == b""
+        with lent(built.pid, 4) as other:
+            assert other.recv(100) == b"before"
+            with pytest.raises((BrokenPipeError, ConnectionRefusedError)):
+                other.send(b"x")
+
+
 def test_credentials_that_wait_with_messages():
     """Of the process itself, of one that has ended, of other users, and of nobody."""
 
