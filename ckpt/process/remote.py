@@ -182,7 +182,11 @@ def _lay_out(argument: Argument, at: int) -> bytes:
 
 def size_of(asked: Call) -> int:
     """Return how many bytes of arena one call needs: its table entry and its memory."""
-    return arch.CALL_SIZE + sum(map(_size_of_memory, asked.args))
+    size = arch.CALL_SIZE
+    for argument in asked.args:
+        if not isinstance(argument, int):
+            size += _size_of_memory(argument)
+    return size
 
 
 def _round_up(size: int) -> int:
@@ -215,6 +219,8 @@ def unpack_replies(calls: Sequence[Call], batch: bytes) -> list[Reply]:
         entry = batch[index * arch.CALL_SIZE : (index + 1) * arch.CALL_SIZE]
         outs: list[bytes] = []
         for argument in asked.args:
+            if isinstance(argument, int):
+                continue
             if isinstance(argument, Out):
                 outs.append(batch[memory_at : memory_at + argument.size])
             elif isinstance(argument, InOut):

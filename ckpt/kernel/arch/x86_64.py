@@ -71,6 +71,8 @@ UNINTERRUPTED_ONLY = frozenset(
 """Calls that return EINTR when any stop interrupts them, SA_RESTART or not (signal(7))."""
 
 _CALL = struct.Struct("<8Q")
+_NO_ARGS = (0,) * 7
+"""And no result."""
 CALL_SIZE = _CALL.size
 """Bytes of one entry of a batch: number, six arguments, result."""
 
@@ -300,8 +302,11 @@ def twinned(owner: Pid) -> bytes:
 
 def pack_call(nr: int, args: tuple[int, ...]) -> bytes:
     """Pack one entry of a batch; missing arguments are 0, negative ones become unsigned."""
-    words = [nr, *args, *(0,) * (6 - len(args)), 0]
-    return _CALL.pack(*(word & 0xFFFF_FFFF_FFFF_FFFF for word in words))
+    padding = _NO_ARGS[len(args) :]
+    try:
+        return _CALL.pack(nr, *args, *padding)
+    except struct.error:
+        return _CALL.pack(nr, *(arg & 0xFFFF_FFFF_FFFF_FFFF for arg in args), *padding)
 
 
 def unpack_args(batch: bytes, index: int) -> tuple[int, ...]:
