@@ -202,7 +202,7 @@ _MAX_SOURCES = 64
 
 
 def read_memberships(sock: Socket) -> tuple[Membership, ...]:
-    """Return the groups that a socket of ours has joined, in no particular order."""
+    """Return the groups that a socket of ours has joined, by interface and group."""
     groups = {AF_INET: _iter_groups4, AF_INET6: _iter_groups6}
     found: list[Membership] = []
     for family in (AF_INET,) if sock.family == AF_INET else (AF_INET, AF_INET6):
@@ -210,7 +210,7 @@ def read_memberships(sock: Socket) -> tuple[Membership, ...]:
             membership = _ask_membership(sock, family, interface, group)
             if membership is not None:
                 found.append(membership)
-    return tuple(found)
+    return tuple(sorted(found, key=lambda one: (one.interface, one.group)))
 
 
 def _ask_membership(sock: Socket, family: int, interface: str, group: bytes) -> Membership | None:

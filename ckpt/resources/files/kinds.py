@@ -21,6 +21,7 @@ from ckpt.resources.files.regular import REGULAR
 from ckpt.resources.files.signalfd import SIGNALFD
 from ckpt.resources.files.tcp import TCP
 from ckpt.resources.files.timerfd import TIMERFD
+from ckpt.resources.files.udp import UDP
 from ckpt.resources.files.unix import UNIX
 
 KINDS: tuple[AnyKind, ...] = (
@@ -33,6 +34,7 @@ KINDS: tuple[AnyKind, ...] = (
     PIPE,
     FIFO,
     UNIX,
+    UDP,
     TCP,
     EVENTFD,
     SIGNALFD,

@@ -19,6 +19,7 @@ from ckpt.resources.files.epoll import EpollItem, EpollRecord
 from ckpt.resources.files.eventfd import EventfdRecord
 from ckpt.resources.files.external import ExternalRecord
 from ckpt.resources.files.fifo import Deleted, FifoRecord
+from ckpt.resources.files.inet import InetAddress, Membership
 from ckpt.resources.files.inode_path import Inode
 from ckpt.resources.files.inotify import InotifyRecord, WatchRecord
 from ckpt.resources.files.pidfd import PidfdRecord
@@ -31,11 +32,15 @@ from ckpt.resources.files.sockopts import SocketOptions
 from ckpt.resources.files.table import Description, FdRecord, FilesRecord
 from ckpt.resources.files.tcp import TcpRecord
 from ckpt.resources.files.timerfd import TimerfdRecord
+from ckpt.resources.files.udp import Datagram, UdpRecord
 from ckpt.resources.files.unix_build import NOBODY, UnixRecord
 from ckpt.resources.files.unix_queue import Message
 from ckpt.resources.plain import structure
 
 O_RDWR = 2
+OPTIONS = SocketOptions(
+    {"SO_PASSCRED": 1}, {"SO_LINGER": bytes(8)}, 0, 7, bytes(8), filter_locked=True
+)
 
 RECORDS = {
     "regular": RegularRecord(
@@ -73,9 +78,15 @@ RECORDS = {
         shutdown=3,
         was_reset=True,
         messages=(Message(b"\xff", b"./a", 4711, 0, 0),),
-        options=SocketOptions(
-            {"SO_PASSCRED": 1}, {"SO_LINGER": bytes(8)}, 0, 7, bytes(8), filter_locked=True
-        ),
+        options=OPTIONS,
+    ),
+    "udp": UdpRecord(
+        *(17, InetAddress(10, "::1", 65535, 1, 2**32 - 1), None, 3),
+        datagrams=(Datagram(InetAddress(2, "127.0.0.1", 7), b"\xff"),),
+        memberships=(Membership("lo", "239.0.0.1", excludes=True, sources=("127.0.0.1",)),),
+        options=OPTIONS,
+        numbers={"IP_TTL": 64},
+        structs={"IP_OPTIONS": b""},
     ),
     "eventfd": EventfdRecord(2**64 - 1, semaphore=True),
     "signalfd": SignalfdRecord(2**64 - 1),
