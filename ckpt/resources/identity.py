@@ -53,13 +53,10 @@ from ckpt.units import Pid, Tid
 
 _NAMESPACES = {
     "cgroup": "control group",
-    "ipc": "IPC",
     "mnt": "mount",
-    "net": "network",
     "pid": "pid",
     "pid_for_children": "pid (of its children)",
     "user": "user",
-    "uts": "host name",
 }
 _INT = struct.Struct("<i")
 _UNKNOWN = -1

@@ -5,10 +5,11 @@ of its stage stands behind it. The engine walks them and knows no resource by na
 """
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 from ckpt.process.seed import ClockOffsets
-from ckpt.resources import clocks
+from ckpt.resources import clocks, namespaces
 from ckpt.resources.base import Resource
 from ckpt.resources.cgroups import CGROUPS
 from ckpt.resources.credentials import CREDENTIALS
@@ -18,6 +19,7 @@ from ckpt.resources.filesystem import FILESYSTEM
 from ckpt.resources.identity import IDENTITY, TASK_MODES
 from ckpt.resources.limits import LIMITS
 from ckpt.resources.memory import MEMORY
+from ckpt.resources.namespaces import NAMESPACES
 from ckpt.resources.registers import REGISTERS
 from ckpt.resources.scheduling import SCHEDULING
 from ckpt.resources.seccomp import SECCOMP
@@ -32,6 +34,7 @@ PROCESS: tuple[Resource[Any], ...] = (
     FILES,
     FILESYSTEM,
     clocks.CLOCKS,
+    NAMESPACES,
     IDENTITY,
     SIGNALS,
     # Names threads, which exist by then.
@@ -67,3 +70,13 @@ def clock_offsets(resources: Mapping[str, Any]) -> ClockOffsets | None:
     """Return what a new time namespace must add, so that the clocks go on; None: stay in ours."""
     record = resources.get(clocks.CLOCKS.name)
     return None if record is None else clocks.offsets_for(record)
+
+
+def entered(resources: Mapping[str, Any]) -> AbstractContextManager[None]:
+    """Have this thread, and all that it starts, in the namespaces that the root has of its own.
+
+    Raises:
+        NotPermitted: we may not make them.
+        RestoreFailed: the kernel refused something else.
+    """
+    return namespaces.entered(resources[NAMESPACES.name])

@@ -1,0 +1,125 @@
+"""Namespaces of this thread: enter another one for a while, or a new one, and what is set there.
+
+The namespaces that can be entered here are those of a thread for itself: names of the host, System
+V and POSIX IPC, network. The others are of a whole process, or of its children.
+
+Source: namespaces(7), setns(2), unshare(2), netdevice(7), include/uapi/linux/sched.h.
+"""
+
+import contextlib
+import enum
+import fcntl
+import os
+import socket
+import struct
+from collections.abc import Iterator
+
+from ckpt.kernel.arch import NR
+from ckpt.kernel.libc import readable_address, syscall
+from ckpt.units import Pid, Tid
+
+
+class Namespace(enum.IntFlag):
+    """CLONE_NEW*, of the namespaces that a thread can have for itself."""
+
+    NONE = 0
+    UTS = 0x0400_0000
+    IPC = 0x0800_0000
+    NET = 0x4000_0000
+
+
+BY_NAME = {"uts": Namespace.UTS, "ipc": Namespace.IPC, "net": Namespace.NET}
+"""By the names that they have below /proc/PID/ns."""
+
+_SIOCGIFFLAGS, _SIOCSIFFLAGS = 0x8913, 0x8914
+_IFREQ = struct.Struct("<16sH22x")
+_IFF_UP = 0x1
+_LOOPBACK = b"lo"
+
+
+def read_namespace(pid: Pid | Tid, name: str) -> str:
+    """Return what tells one namespace from another (`uts:[4026531838]`).
+
+    Raises:
+        OSError: the task ended, or this kernel has no such namespaces.
+    """
+    return os.readlink(f"/proc/{pid}/ns/{name}")
+
+
+def _open(path: str) -> int:
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+
+@contextlib.contextmanager
+def staying(names: tuple[str, ...]) -> Iterator[None]:
+    """Bring this thread back into the namespaces that it is in, whatever the block enters.
+
+    Raises:
+        OSError: the way back is barred (CAP_SYS_ADMIN was given up).
+    """
+    with contextlib.ExitStack() as stack:
+        back = {}
+        for name in names:
+            back[name] = _open(f"/proc/thread-self/ns/{name}")
+            stack.callback(os.close, back[name])
+        try:
+            yield
+        finally:
+            for name, fd in back.items():
+                syscall(NR.setns, fd, BY_NAME[name])
+
+
+@contextlib.contextmanager
+def inside(pid: Pid, *names: str) -> Iterator[None]:
+    """Have this thread in namespaces of a process for the length of the block.
+
+    Raises:
+        OSError: the process ended, or we may not (CAP_SYS_ADMIN).
+    """
+    with staying(names):
+        for name in names:
+            fd = _open(f"/proc/{pid}/ns/{name}")
+            try:
+                syscall(NR.setns, fd, BY_NAME[name])
+            finally:
+                os.close(fd)
+        yield
+
+
+@contextlib.contextmanager
+def made_anew(names: tuple[str, ...]) -> Iterator[None]:
+    """Have this thread, and what it forks, in new namespaces for the length of the block.
+
+    Raises:
+        OSError: the kernel has no room for them, or we may not (CAP_SYS_ADMIN).
+    """
+    with staying(names):
+        flags = Namespace.NONE
+        for name in names:
+            flags |= BY_NAME[name]
+        syscall(NR.unshare, flags)
+        yield
+
+
+def set_domainname(name: bytes) -> None:
+    """Set the NIS domain name of the namespace of this thread: setdomainname(2)."""
+    address, length = readable_address(name) if name else (0, 0)
+    syscall(NR.setdomainname, address, length)
+
+
+def is_loopback_up() -> bool:
+    """Tell whether the loopback interface of this thread's network namespace is up."""
+    return bool(_loopback_flags() & _IFF_UP)
+
+
+def set_loopback_up() -> None:
+    """Bring the loopback interface of this thread's network namespace up."""
+    flags = _loopback_flags() | _IFF_UP
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        fcntl.ioctl(asking, _SIOCSIFFLAGS, _IFREQ.pack(_LOOPBACK, flags))
+
+
+def _loopback_flags() -> int:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        answer = fcntl.ioctl(asking, _SIOCGIFFLAGS, _IFREQ.pack(_LOOPBACK, 0))
+    return int(_IFREQ.unpack(answer)[1])
