@@ -35,7 +35,7 @@ TCSETS2: Final = ioctl.iow("T", 0x2B, TERMIOS2_BYTES)
 
 _INT: Final = struct.Struct("<i")
 _WINSIZE: Final = struct.Struct("<4H")
-_TIOCGWINSZ: Final = 0x5413
+TIOCGWINSZ: Final = 0x5413
 _TIOCSWINSZ: Final = 0x5414
 _FIONREAD: Final = 0x541B
 _TIOCPKT: Final = 0x5420
@@ -87,7 +87,7 @@ def lock_settings(fd: int, locked: bytes) -> None:
 def get_size(fd: int) -> Size:
     """Return the size of the window."""
     rows, columns, x_pixels, y_pixels = _WINSIZE.unpack(
-        fcntl.ioctl(fd, _TIOCGWINSZ, bytes(_WINSIZE.size))
+        fcntl.ioctl(fd, TIOCGWINSZ, bytes(_WINSIZE.size))
     )
     return rows, columns, x_pixels, y_pixels
 
@@ -148,7 +148,10 @@ def open_peer(master: int, flags: int) -> Fd:
     Raises:
         OSError: EIO, the slave is locked.
     """
-    return Fd(fcntl.ioctl(master, _TIOCGPTPEER, flags | os.O_NOCTTY | os.O_CLOEXEC))
+    # Here the kernel would keep O_CLOEXEC as a flag of the description, and show it in fdinfo.
+    fd = Fd(fcntl.ioctl(master, _TIOCGPTPEER, flags & ~os.O_CLOEXEC | os.O_NOCTTY))
+    os.set_inheritable(fd, False)
+    return fd
 
 
 def count_readable(fd: int) -> int:

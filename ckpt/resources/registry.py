@@ -24,6 +24,7 @@ from ckpt.resources.registers import REGISTERS
 from ckpt.resources.scheduling import SCHEDULING
 from ckpt.resources.seccomp import SECCOMP
 from ckpt.resources.signals import SIGNALS, THREAD_SIGNALS
+from ckpt.resources.terminal import FOREGROUND, TERMINAL
 from ckpt.resources.threads import THREAD as THREAD_ITSELF
 from ckpt.resources.timers import TIMERS
 
@@ -36,9 +37,12 @@ PROCESS: tuple[Resource[Any], ...] = (
     clocks.CLOCKS,
     NAMESPACES,
     IDENTITY,
+    # Of the session that it leads by then.
+    TERMINAL,
     SIGNALS,
     # Names threads, which exist by then.
     FILE_OWNERS,
+    FOREGROUND,
     # Behind the queued signals, which a lower limit of them could refuse.
     LIMITS,
     TIMERS,

@@ -49,6 +49,7 @@ STATES: dict[str, list[str]] = {
     "s_unix": ["send"],
     "s_unix_named": ["exchange"],
     "s_epoll": ["fire", "drain", "knock"],
+    "s_pty": ["interrupt", "resize", "type", "settings"],
     "s_creds": ["use"],
     "s_rseq": ["run"],
     "s_limits": ["change"],
@@ -84,17 +85,21 @@ DAMAGES: dict[str, list[str]] = {
         *["break", "arguments"],
     ],
     "s_listen": ["closed", "flags", "backlog", "option", "deaf", "port"],
-    "s_unix": [
-        *["content", "packet", "order", "buffer", "option", "flags"],
-        *["shutdown", "closed", "sharing", "writer", "maker"],
-    ],
     "s_unix_named": [
         *["renamed", "mode", "backlog", "waiting", "order", "queue"],
         *["connection", "message", "caller", "sender"],
     ],
+    "s_unix": [
+        *["content", "packet", "order", "buffer", "option", "flags"],
+        *["shutdown", "closed", "sharing", "writer", "maker"],
+    ],
     "s_epoll": [
         *["data", "events", "removed", "inner", "spent", "edge"],
         *["content"],
+    ],
+    "s_pty": [
+        *["size", "settings", "packets", "exclusive", "lock", "mode"],
+        *["left", "signal", "flag"],
     ],
     "s_creds": [
         *["uid", "fsuid", "gid", "groups", "bounding", "securebits"],

@@ -177,6 +177,8 @@ _HUNG_UP = select.POLLHUP | select.POLLERR | select.POLLIN | select.POLLOUT
 
 def problem(file: OpenFile, table: FdTable) -> Problem | None:
     """See `Kind.problem`."""
+    # Before we borrow anything: our own descriptors would be found, too.
+    _look_elsewhere(table)
     if _side_of(file) == MASTER:
         return _master_problem(file, table)
     with table.borrow(file) as fd:
@@ -217,17 +219,22 @@ _elsewhere: WeakKeyDictionary[FdTable, dict[tuple[str, int], Pid]] = WeakKeyDict
 """Side and number -> who has it open outside the tree; looked for once in a table's life."""
 
 
-def _elsewhere_problem(side: str, number: int, table: FdTable) -> Problem | None:
-    if not table.running:
-        return None
+def _look_elsewhere(table: FdTable) -> None:
     if table not in _elsewhere:
-        own = {table.pid}
-        others = [pid for pid in list_pids() if pid not in own]
+        others = (pid for pid in list_pids() if table.running and pid != table.pid)
         _elsewhere[table] = {end: pid for pid in others for end in _iter_ends(pid)}
+
+
+def _elsewhere_problem(side: str, number: int, table: FdTable) -> Problem | None:
     holder = _elsewhere[table].get((side, number))
     if holder is None:
         return None
     return Problem(f"is a pseudo-terminal that process {holder}, outside the tree, has open too")
+
+
+def numbers_of_masters(pid: Pid) -> list[int]:
+    """Return N of /dev/pts/N for each master that a process has open."""
+    return [number for side, number in _iter_ends(pid) if side == MASTER]
 
 
 def _iter_ends(pid: Pid) -> Iterator[tuple[str, int]]:
