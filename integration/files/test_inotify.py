@@ -20,8 +20,8 @@ from ckpt.kernel.inotify import (
     inotify_init,
     inotify_rm_watch,
 )
+from ckpt.kernel.pidfd import pidfd_getfd, pidfd_open
 from ckpt.resources.base import RestoreOptions
-from ckpt.resources.files.open_file import FdTable
 from ckpt.resources.files.table import FILES
 from integration.files.processes import brought_back, capture, encoded, look, opened_by, rebuilt
 
@@ -136,9 +136,14 @@ def test_the_dump_takes_no_event_away(folder):
 
     with opened_by(prepare) as pid:
         capture(pid)
-        with FdTable(pid) as table, table.borrow(table.by_fd[3]) as fd:
+        pidfd = pidfd_open(pid)
+        fd = pidfd_getfd(pidfd, 3, pid=pid)
+        try:
             assert count_unread_bytes(fd) == 32
             assert os.read(fd, ROOM)[16:].rstrip(b"\0") == b"unread"
+        finally:
+            os.close(fd)
+            os.close(pidfd)
 
 
 def test_files_that_were_renamed_are_found(folder):
