@@ -59,8 +59,6 @@ class TerminalRecord:
     """The process leads the session that the terminal controls."""
     inside: bool
     """Its master is open in the tree."""
-    fd: int
-    """A descriptor of the process on it; -1 if there is none."""
 
 
 @attrs.frozen(slots=True, repr=False)
@@ -108,36 +106,36 @@ def capture(stopped: Stopped) -> Capture[TerminalRecord]:
     yield []
     stat = read_stat(stopped.pid)
     device = stat.tty_nr & _UNSIGNED
-    fd = _find_fd(stopped.pid, device)
     return TerminalRecord(
         device=device,
         leads=bool(device) and stat.session == int(stopped.pid),
         inside=bool(device) and _is_inside(device, stopped.tree),
-        fd=_NONE if fd is None else fd,
     )
 
 
 def restore(record: TerminalRecord, rebuilt: Rebuilt) -> Restore:
-    """Let the leader of a session take its terminal.
+    """Let the leader of a session take its terminal, by the name that it has in our file system.
 
     Raises:
         RestoreFailed: the kernel refused a terminal of the tree.
     """
-    if not record.leads or read_stat(rebuilt.pid).tty_nr:
+    if not record.leads:
         return
+    device, steal = record.device, 0
     if not record.inside:
-        yield from _take_ours(record, rebuilt)
+        device, steal = _our_terminal(), 1
+    if os.major(device) != tty.SLAVE_MAJOR:
+        rebuilt.warn(
+            f"session {rebuilt.pid} had a terminal outside the tree, and has none now (a command"
+            " that leads a session, as by `setsid -c`, can give it its own)"
+        )
         return
-    fd = record.fd
-    if fd == _NONE:
-        path = f"/dev/pts/{os.minor(record.device)}"
-        (opened,) = yield [_plan_opening(path)]
-        expect(f"opening {path}", [opened])
-        fd = opened.value
-    replies = yield [call(NR.ioctl, fd, tty.TIOCSCTTY, 0)]
-    if record.fd == _NONE:
-        yield [call(NR.close, fd)]
-    expect("taking the controlling terminal", replies)
+    path = f"/dev/pts/{os.minor(device)}"
+    opened = yield [_plan_opening(path)]
+    expect(f"opening {path}", opened)
+    fd = opened[0].value
+    taken, _ = yield [call(NR.ioctl, fd, tty.TIOCSCTTY, steal), call(NR.close, fd)]
+    expect("taking the controlling terminal", [taken])
 
 
 def _plan_opening(path: str) -> Call:
@@ -145,29 +143,10 @@ def _plan_opening(path: str) -> Call:
     return call(NR.openat, _AT_FDCWD, In(path.encode() + b"\0"), flags, 0)
 
 
-def _take_ours(record: TerminalRecord, rebuilt: Rebuilt) -> Restore:
-    """Take the terminal of the restoring command, if that leads the terminal's session."""
-    if record.fd != _NONE:
-        steal = int(_is_ours(rebuilt.pid, record.fd))
-        (reply,) = yield [call(NR.ioctl, record.fd, tty.TIOCSCTTY, steal)]
-        if reply.ok:
-            return
-    rebuilt.warn(
-        f"session {rebuilt.pid} had a terminal outside the tree, and has none now (a command that"
-        " leads a session, as by `setsid -c`, can give it its own)"
-    )
-
-
-def _is_ours(pid: Pid, fd: int) -> bool:
-    """Tell whether a descriptor is on the terminal of a session that we lead ourselves."""
+def _our_terminal() -> int:
+    """Return the device number of the terminal of a session that we lead ourselves; else 0."""
     ours = read_stat(Pid(os.getpid()))
-    if ours.session != os.getpid() or not ours.tty_nr:
-        return False
-    try:
-        device = os.stat(f"/proc/{pid}/fd/{fd}").st_rdev
-    except OSError:
-        return False
-    return device == ours.tty_nr & _UNSIGNED
+    return ours.tty_nr & _UNSIGNED if ours.session == os.getpid() else 0
 
 
 def capture_foreground(stopped: Stopped) -> Capture[ForegroundRecord]:
