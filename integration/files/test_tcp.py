@@ -183,13 +183,13 @@ def test_connections_are_refused_with_their_peer():
 def test_other_sockets_are_refused_by_name():
     def prepare():
         return (
-            socket.socket(socket.AF_NETLINK, socket.SOCK_RAW),
-            socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6),
+            socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262),  # IPPROTO_MPTCP
+            socket.socket(40, socket.SOCK_STREAM),  # AF_VSOCK
         )
 
     with opened_by(prepare) as pid:
         found = look(pid)
     assert [line.split("): ")[1].split(", which")[0] for line in found] == [
-        "is a netlink socket",
-        "is a socket of IPv6, protocol 58",
+        "is a socket of IPv4, protocol 262",
+        "is a family 40 socket",
     ]

@@ -12,11 +12,14 @@ from ckpt.resources.files.external import EXTERNAL
 from ckpt.resources.files.fifo import FIFO
 from ckpt.resources.files.inotify import INOTIFY
 from ckpt.resources.files.kind import AnyKind
+from ckpt.resources.files.netlink import NETLINK
 from ckpt.resources.files.open_file import FdTable, OpenFile, Problem
+from ckpt.resources.files.packet import PACKET
 from ckpt.resources.files.pidfd import PIDFD
 from ckpt.resources.files.pipe import PIPE
 from ckpt.resources.files.process_file import PROCESS_FILE
 from ckpt.resources.files.pty import PTY
+from ckpt.resources.files.raw import RAW
 from ckpt.resources.files.regular import REGULAR
 from ckpt.resources.files.signalfd import SIGNALFD
 from ckpt.resources.files.tcp import TCP
@@ -35,6 +38,9 @@ KINDS: tuple[AnyKind, ...] = (
     FIFO,
     UNIX,
     UDP,
+    NETLINK,
+    PACKET,
+    RAW,
     TCP,
     EVENTFD,
     SIGNALFD,

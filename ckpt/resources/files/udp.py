@@ -9,14 +9,15 @@ not arrive (a packet filter, a group of sockets at one port) is lost aloud: UDP 
 Kernel: udp(7), udplite(7), icmp(7), socket(7) SO_PEEK_OFF, raw(7).
 
 Refused before the target is stopped: a datagram under way (MSG_MORE, UDP_CORK), filters of eBPF,
-other network namespaces. Not kept: queued datagrams of sockets of ping, the error queue; that a
-socket was shut down for writing alone. An empty datagram is seen once: the kernel does not show it
-to a second dump.
+other network namespaces, datagrams beside an error. Not kept: an error without datagrams, queued
+datagrams of sockets of ping, the error queue; that a socket was shut down for writing alone. An
+empty datagram is seen once: the kernel does not show it to a second dump.
 """
 
 import contextlib
 import fcntl
 import os
+import select
 import stat
 import struct
 import termios
@@ -54,7 +55,9 @@ _SO_PEEK_OFF, _SO_RCVBUFFORCE = 42, 33
 _MSG_PEEK, _MSG_DONTWAIT, _MSG_TRUNC = 2, 0x40, 0x20
 _LARGEST_BYTES = 1 << 16
 _MAX_DATAGRAMS = 1 << 16
-_RDHUP = 0x2000
+_UNSAFE_TO_PEEK = select.POLLIN | select.POLLERR
+_READING, _BOTH = 1, 3
+"""What was shut down; one more than shutdown(2) takes."""
 _TRIES = 20
 _PAUSE_S = 0.001
 
@@ -139,6 +142,12 @@ def problem(file: OpenFile, table: FdTable) -> Problem | None:
                 " which is not supported yet",
                 "try again",
             )
+        if _events(sock) & _UNSAFE_TO_PEEK == _UNSAFE_TO_PEEK:
+            return Problem(
+                "is a UDP socket with both datagrams and an error that were not read: to look at"
+                " the ones would take the other away",
+                "try again",
+            )
         return sockopts.problem(sock)
 
 
@@ -160,7 +169,7 @@ def capture(file: OpenFile, table: FdTable, _replies: list[Reply]) -> UdpRecord:
             local=address_of(sock.family, sock.getsockname()),
             peer=peer_of(sock),
             shut_down=_shut_down(sock),
-            datagrams=tuple(_iter_datagrams(sock)) if sock.proto in (_UDP, _UDPLITE) else (),
+            datagrams=tuple(_iter_datagrams(sock)) if _has_datagrams(sock) else (),
             memberships=inet.read_memberships(sock),
             options=sockopts.capture(sock),
             numbers=sockopts.read_numbers(sock, NUMBERS),
@@ -168,15 +177,22 @@ def capture(file: OpenFile, table: FdTable, _replies: list[Reply]) -> UdpRecord:
         )
 
 
-def _shut_down(sock: Socket) -> int:
-    import select
+def _has_datagrams(sock: Socket) -> bool:
+    """Ask without reading: that would take a pending error away."""
+    return sock.proto in (_UDP, _UDPLITE) and bool(_events(sock) & select.POLLIN)
 
-    poll = select.poll()
-    poll.register(sock.fileno(), _RDHUP)
-    events = dict(poll.poll(0)).get(sock.fileno(), 0)
+
+def _shut_down(sock: Socket) -> int:
+    events = _events(sock)
     if events & select.POLLHUP:
-        return 3
-    return 1 if events & _RDHUP else 0
+        return _BOTH
+    return _READING if events & select.POLLRDHUP else 0
+
+
+def _events(sock: Socket) -> int:
+    poll = select.poll()
+    poll.register(sock.fileno(), select.POLLIN | select.POLLRDHUP)
+    return dict(poll.poll(0)).get(sock.fileno(), 0)
 
 
 def _iter_datagrams(sock: Socket) -> Iterator[Datagram]:
@@ -238,7 +254,7 @@ def open_again(record: UdpRecord, flags: int, opening: Opening) -> Fd:
         if record.shut_down:
             # Without a peer it says so, and does it.
             with contextlib.suppress(OSError):
-                sock.shutdown(record.shut_down - 1)
+                sock.shutdown(record.shut_down - _READING)
         fd = duplicate(sock.fileno())
     set_status_flags(fd, flags)
     return fd
@@ -258,7 +274,7 @@ def _send_again(record: UdpRecord, sock: Socket, warn: Warn) -> None:
             send_datagram(flow, record.protocol, one.data, scope_id=record.local.scope_id)
         except OSError as error:
             warn(f"a datagram from {one.sender.where} is lost ({error.strerror})")
-    arrived = sum(1 for _ in _iter_datagrams(sock))
+    arrived = sum(1 for _ in _iter_datagrams(sock)) if _has_datagrams(sock) else 0
     if arrived < len(record.datagrams):
         warn(f"{len(record.datagrams) - arrived} datagrams to {record.local.where} are lost")
     sock.setsockopt(sockopts.SOL_SOCKET, _SO_RCVBUFFORCE, before // 2)

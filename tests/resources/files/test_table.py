@@ -22,10 +22,13 @@ from ckpt.resources.files.fifo import Deleted, FifoRecord
 from ckpt.resources.files.inet import InetAddress, Membership
 from ckpt.resources.files.inode_path import Inode
 from ckpt.resources.files.inotify import InotifyRecord, WatchRecord
+from ckpt.resources.files.netlink import NetlinkRecord
+from ckpt.resources.files.packet import LinkMembership, PacketRecord
 from ckpt.resources.files.pidfd import PidfdRecord
 from ckpt.resources.files.pipe import PipeRecord
 from ckpt.resources.files.process_file import ProcessFileRecord
 from ckpt.resources.files.pty import MasterFile, PairState, PtyRecord
+from ckpt.resources.files.raw import RawRecord
 from ckpt.resources.files.regular import RegularRecord
 from ckpt.resources.files.signalfd import SignalfdRecord
 from ckpt.resources.files.sockopts import SocketOptions
@@ -34,6 +37,7 @@ from ckpt.resources.files.tcp import TcpRecord
 from ckpt.resources.files.timerfd import TimerfdRecord
 from ckpt.resources.files.udp import Datagram, UdpRecord
 from ckpt.resources.files.unix_build import NOBODY, UnixRecord
+from ckpt.resources.files.unix_passed import Passed
 from ckpt.resources.files.unix_queue import Message
 from ckpt.resources.plain import structure
 
@@ -77,7 +81,12 @@ RECORDS = {
         client=NOBODY,
         shutdown=3,
         was_reset=True,
-        messages=(Message(b"\xff", b"./a", 4711, 0, 0),),
+        messages=(
+            Message(b"\xff", b"./a", 4711, 0, 0),
+            Message(
+                b"", b"", 0, 0, 0, (Passed("eventfd", O_RDWR, EventfdRecord(7, semaphore=False)),)
+            ),
+        ),
         options=OPTIONS,
     ),
     "udp": UdpRecord(
@@ -87,6 +96,21 @@ RECORDS = {
         options=OPTIONS,
         numbers={"IP_TTL": 64},
         structs={"IP_OPTIONS": b""},
+    ),
+    "netlink": NetlinkRecord(3, 0, 2**32 - 1, (1, 36), 0, 0, OPTIONS, {"NETLINK_CAP_ACK": 1}),
+    "packet": PacketRecord(
+        *(3, 0x806, "lo", (LinkMembership("lo", 1, 0, bytes(6)),), 9),
+        has_unread=True,
+        options=OPTIONS,
+        numbers={"PACKET_AUXDATA": 1},
+    ),
+    "raw": RawRecord(
+        *(1, InetAddress(2, "127.0.0.1", 1), InetAddress(2, "127.0.0.1", 0)),
+        has_unread=False,
+        memberships=(),
+        options=OPTIONS,
+        numbers={"IP_TTL": 64},
+        structs={"ICMP_FILTER": bytes(4)},
     ),
     "eventfd": EventfdRecord(2**64 - 1, semaphore=True),
     "signalfd": SignalfdRecord(2**64 - 1),
@@ -186,6 +210,7 @@ def test_hostile_values_of_the_kinds_are_refused():
         lambda: attrs.evolve(RECORDS["unix"], backlog=2**40),
         lambda: attrs.evolve(RECORDS["unix"], uid=-1),
         lambda: Message(b"", b"", 2**31, 0, 0),
+        lambda: Passed("epoll", O_RDWR, EpollRecord(())),
         lambda: Identity(1, 0, 2**32),
         lambda: attrs.evolve(RECORDS["unix"].options, numbers={"SO_NOTHING": 1}),
         lambda: attrs.evolve(RECORDS["unix"].options, numbers={"SO_MARK": 2**31}),
