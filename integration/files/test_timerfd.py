@@ -94,10 +94,10 @@ def test_what_is_left_goes_on(clock, flags):
         assert (timer.ticks, timer.interval_ns) == (0, 7 * S)
         left = left_ns(built, 3)
         passed_ns = time.monotonic_ns() - before_ns
-        assert HOUR - passed_ns - S // 1000 <= left <= HOUR
+        assert HOUR - passed_ns <= left <= HOUR
         (again,) = timers(built.capture())
-        jitter = S if flags & ABSTIME else 0
-        assert abs(again.expires_ns - timer.expires_ns) <= max(jitter, S // 1000)
+        # Never early; late by as long as a call may take on a busy machine.
+        assert 0 <= again.expires_ns - timer.expires_ns <= S // 2
         assert read_fdinfo(built.pid, 3).timerfd.settime_flags == flags
 
 
@@ -165,7 +165,7 @@ def test_what_expires_before_the_process_is_back_is_counted_and_the_beat_kept(fl
     with rebuilt(moved, pid) as built:
         assert (ticks_of(built, 3), ticks_of(built, 4)) == (5 + 3, 5 + 1)
         (again, _) = timers(built.capture())
-        assert 50 * S <= (again.expires_ns - first) % (100 * S) < 50 * S + S // 1000
+        assert 50 * S <= (again.expires_ns - first) % (100 * S) < 50 * S + S // 2
 
 
 def test_it_expires_in_the_restored_process():

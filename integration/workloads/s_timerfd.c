@@ -14,7 +14,8 @@
 
 #define HOUR (3600 * NS_PER_S)
 #define BEAT (NS_PER_S / 100)
-#define SLACK (NS_PER_S / 1000)
+#define EARLY (NS_PER_S / 50000)	/* clocks are read at another moment than the timer */
+#define LATE (NS_PER_S / 20)		/* a timer is set a moment after the clock was read */
 #define SET_TICKS _IOW('T', 0, uint64_t)	/* TFD_IOC_SET_TICKS: older headers lack it */
 
 static struct timer {
@@ -132,7 +133,7 @@ static void check_timer(struct timer *t)
 	left = now.it_value.tv_sec * NS_PER_S + now.it_value.tv_nsec;
 	EXPECT(now.it_interval.tv_sec * NS_PER_S + now.it_interval.tv_nsec == t->interval, "%s: another interval", t->name);
 	if (t->deadline)
-		EXPECT(left >= t->deadline - after - SLACK && left <= t->deadline - before + SLACK,
+		EXPECT(left >= t->deadline - after - EARLY && left <= t->deadline - before + LATE,
 		       "%s: %ld ms left, not %ld", t->name, (long)(left / 1000000), (long)((t->deadline - after) / 1000000));
 	else
 		EXPECT(!left, "%s: %ld ns left", t->name, (long)left);
@@ -151,9 +152,9 @@ static void check_beat(void)
 		EXPECT(errno == EAGAIN, "the beat cannot be read");
 	n_beats += n;
 	after = now_ns(CLOCK_MONOTONIC);
-	EXPECT((int64_t)n_beats >= (before - SLACK - beat_start) / BEAT + (before - SLACK >= beat_start),
+	EXPECT((int64_t)n_beats >= (before - LATE - beat_start) / BEAT + (before - LATE >= beat_start),
 	       "%lu beats, too few", (unsigned long)n_beats);
-	EXPECT((int64_t)n_beats <= (after + SLACK - beat_start) / BEAT + 1, "%lu beats, too many", (unsigned long)n_beats);
+	EXPECT((int64_t)n_beats <= (after + EARLY - beat_start) / BEAT + 1, "%lu beats, too many", (unsigned long)n_beats);
 }
 
 /* The inner instance tells of what has expired and was not read; the outer one of the inner one, and of the beat. */

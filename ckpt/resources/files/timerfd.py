@@ -27,6 +27,7 @@ import os
 import struct
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 
 import attrs
 
@@ -59,6 +60,8 @@ _INTERVAL_AND_VALUE = struct.Struct("<4q")
 _NS_PER_S = 1_000_000_000
 _MAX_TICKS = 2**64 - 1
 _TRIES = 10
+_ASKED = 3
+_NOISE_NS = 1000
 
 
 @attrs.frozen(slots=True, repr=False)
@@ -106,11 +109,9 @@ def ask(file: OpenFile) -> list[Call]:
     """See `Kind.ask`."""
     timer = file.info.timerfd
     assert timer is not None
-    # The clock afterwards: the timer may be taken to expire late, by nanoseconds, but never early.
-    return [
-        call(NR.timerfd_gettime, file.fd, Out(_INTERVAL_AND_VALUE.size)),
-        _ask_clock(clock_of(timer.clock_id, timer.settime_flags)),
-    ]
+    clock = _ask_clock(clock_of(timer.clock_id, timer.settime_flags))
+    gettime = call(NR.timerfd_gettime, file.fd, Out(_INTERVAL_AND_VALUE.size))
+    return [clock, *[gettime, clock] * _ASKED]
 
 
 def _ask_clock(clock: int) -> Call:
@@ -125,13 +126,44 @@ def _nanoseconds(reply: Reply) -> int:
 def capture(file: OpenFile, table: FdTable, replies: list[Reply]) -> TimerfdRecord:
     """See `Kind.capture`."""
     expect("reading a timer", replies)
-    gettime, clock = replies
-    _, _, left_s, left_ns = _INTERVAL_AND_VALUE.unpack(gettime.outs[0])
+    now_ns, left_ns = _find_best(replies)
     timer = _read(file, table)
     if timer.left_ns == 0:
         # It has expired this instant: a moment later that is certainly counted.
         timer = _read(file, table)
-    return make_record(timer, _nanoseconds(clock), left_s * _NS_PER_S + left_ns)
+    return make_record(timer, now_ns, left_ns)
+
+
+def _find_best(replies: list[Reply]) -> tuple[int, int]:
+    """Return clock and time left, as of the last question."""
+    clocks = [_nanoseconds(reply) for reply in replies[::2]]
+    times = [_INTERVAL_AND_VALUE.unpack(reply.outs[0]) for reply in replies[1::2]]
+    lefts = [left_s * _NS_PER_S + left_ns for _, _, left_s, left_ns in times]
+    interval_s, interval_ns, _, _ = times[-1]
+    return find_best(clocks, lefts, interval_s * _NS_PER_S + interval_ns)
+
+
+def find_best(clocks: list[int], lefts: list[int], interval_ns: int) -> tuple[int, int]:
+    """Return clock and time left as of the last question, by that which was disturbed least.
+
+    The clock after a question counts: a timer may be taken to expire late, by nanoseconds, but
+    never early.
+
+    Args:
+        clocks: before the first question, between them, and after the last.
+        lefts: the answers.
+        interval_ns: after which it expires again.
+    """
+    if not lefts[-1]:
+        return clocks[-1], 0
+    gaps = [after - before for before, after in pairwise(clocks)]
+    best = gaps.index(min(gaps))
+    expires_ns = clocks[best + 1] + lefts[best]
+    if interval_ns:
+        # It may have expired since that question.
+        expired_ns = clocks[-1] + lefts[-1] - expires_ns + _NOISE_NS
+        expires_ns += max(0, expired_ns // interval_ns) * interval_ns
+    return clocks[-1], max(1, expires_ns - clocks[-1])
 
 
 def _read(file: OpenFile, table: FdTable) -> TimerFd:

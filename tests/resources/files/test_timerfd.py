@@ -6,7 +6,13 @@ import attrs
 import pytest
 
 from ckpt.kernel.procfs.fdinfo import TimerFd
-from ckpt.resources.files.timerfd import TimerfdRecord, clock_of, make_record, plan_arming
+from ckpt.resources.files.timerfd import (
+    TimerfdRecord,
+    clock_of,
+    find_best,
+    make_record,
+    plan_arming,
+)
 
 S = 1_000_000_000
 MONOTONIC = 1
@@ -86,3 +92,21 @@ def test_records_that_cannot_be():
     for wrong in ({"clock": 2}, {"ticks": -1}, {"ticks": 2**64}, {"expires_ns": -1}):
         with pytest.raises(ValueError, match="timer"):
             attrs.evolve(good, **wrong)
+
+
+@pytest.mark.parametrize(
+    ("clocks", "lefts", "interval_ns", "best"),
+    [
+        # undisturbed; disturbed at the last question; at the first
+        ([10, 11, 12, 13], [90, 89, 88], 0, (13, 88)),
+        ([10, 11, 12, 7013], [90, 89, 88], 0, (7013, 1)),
+        ([10_000, 11_000, 12_000, 42_000], [90_000, 89_000, 88_000], 0, (42_000, 59_000)),
+        ([10_000, 50_000, 51_000, 52_000], [90_000, 50_000, 49_000], 0, (52_000, 49_000)),
+        # expired in between: once, again and again
+        ([10, 11, 12, 13], [1, 0, 0], 0, (13, 0)),
+        ([10_000, 11_000, 60_000, 90_000], [9_000, 60_000, 30_000], 100_000, (90_000, 30_000)),
+        ([10_000, 11_000, 60_000, 90_000], [9_000, 10_000, 10_000], 20_000, (90_000, 10_000)),
+    ],
+)
+def test_the_least_disturbed_question_counts(clocks, lefts, interval_ns, best):
+    assert find_best(clocks, lefts, interval_ns) == best
