@@ -358,13 +358,85 @@ def test_data_sent_before_the_connection_is_accepted_is_refused(tmp_path):
 
 
 @every_kind
-def test_descriptors_in_flight_are_refused(kind):
+def test_descriptors_that_only_a_message_has_come_back(kind, tmp_path):
+    """A file with its offset, a counter, and a device; at the message that brought them."""
+    path = tmp_path / "file"
+    path.write_bytes(b"0123456789")
+
     def prepare():
         one, other = pair(kind)
-        socket.send_fds(one, [b"take it"], [0, 1])
+        file, counter, null = os.open(path, os.O_RDONLY), os.eventfd(7), os.open("/dev/null", 1)
+        os.lseek(file, 4, os.SEEK_SET)
+        socket.send_fds(one, [b"with two"], [file, counter])
+        socket.send_fds(one, [b"with one"], [null])
+        one.send(b"plain")
+        for fd in (file, counter, null):
+            os.close(fd)
         return one, other
 
-    assert "is a unix socket with descriptors in flight (SCM_RIGHTS)" in refusal_of(prepare)
+    with opened_by(prepare) as pid:
+        record = capture(pid)
+        record = capture(pid)
+        with lent(pid, 4) as other:
+            assert [fds for fds in received(other, kind) if fds]
+    with rebuilt(record, pid) as built:
+        assert_same(built, record)
+        with lent(built.pid, 4) as other:
+            (file, counter), (null,), none = received(other, kind)
+            assert none == []
+            assert os.read(file, 100) == b"456789"
+            assert os.eventfd_read(counter) == 7
+            assert os.readlink(f"/proc/self/fd/{null}") == "/dev/null"
+
+
+def received(sock, kind):
+    """Return the descriptors of the three messages, each read as long as its sender made it."""
+    seen = [socket.recv_fds(sock, n if kind == SOCK_STREAM else 100, 10) for n in (8, 8, 5)]
+    assert [data for data, *_ in seen] == [b"with two", b"with one", b"plain"]
+    return [fds for _, fds, _, _ in seen]
+
+
+def test_descriptors_in_a_stream_behind_other_bytes_are_refused():
+    """Nobody tells where the bytes end that come without them."""
+
+    def prepare():
+        one, other = pair()
+        one.send(b"without")
+        null = os.open("/dev/null", os.O_RDONLY)
+        socket.send_fds(one, [b"with"], [null])
+        os.close(null)
+        return one, other
+
+    with opened_by(prepare) as pid, pytest.raises(UnsupportedState, match="behind other bytes"):
+        capture(pid)
+
+
+def test_descriptors_in_flight_that_a_process_has_open_too_are_refused():
+    def prepare():
+        one, other = pair()
+        socket.send_fds(one, [b"with"], [0])
+        return one, other
+
+    with opened_by(prepare) as pid, pytest.raises(UnsupportedState, match="open too, as fd 0"):
+        capture(pid)
+
+
+def test_descriptors_in_flight_that_belong_to_others_are_refused():
+    """A message has no room for what several descriptors have in common, a pipe for one."""
+
+    def prepare():
+        one, other = pair()
+        reader, writer = os.pipe()
+        socket.send_fds(one, [b"take it"], [reader, writer])
+        os.close(reader)
+        os.close(writer)
+        return one, other
+
+    with opened_by(prepare) as pid:
+        with pytest.raises(UnsupportedState, match=r"\(SCM_RIGHTS\) that is of a kind"):
+            capture(pid)
+        with lent(pid, 4) as other:
+            assert len(socket.recv_fds(other, 100, 10)[1]) == 2
 
 
 def test_out_of_band_data_is_refused():

@@ -12,15 +12,18 @@ queues and credentials (SO_PEERCRED, SO_PEERGROUPS, SCM_CREDENTIALS) that they h
 A datagram socket that is connected to a named socket outside the tree (/dev/log) is connected to
 whoever has that name when it is restored.
 
-Kernel: unix(7), sock_diag(7), SIOCUNIXFILE (4.12) for the file behind a name, fdinfo `scm_fds`.
+Kernel: unix(7), sock_diag(7), SIOCUNIXFILE (4.12) for the file behind a name.
 
 Refused before the target is stopped: ends outside the tree (unless they are standard streams, see
-`external`), descriptors in flight (SCM_RIGHTS), out-of-band data, connections that have sent
+`external`), out-of-band data, connections that have sent
 something before they were accepted or whose client has gone, sockets that another process has
-open too, sockets of another network namespace; and packets of no bytes behind others that an
-earlier dump of the same process has looked at: the kernel shows them once. Not seen, and so lost:
-time stamps of packets that wait, credentials of messages that were sent while the receiver did not
-ask for them.
+open too, sockets of another network namespace. Refused once it is stopped, for only then can the
+queue be looked into: descriptors in flight that `unix_passed` does not know, or that stand in a
+stream behind bytes without any (nobody can tell where the latter end), and packets of no
+bytes behind others that an earlier dump has looked at (the kernel shows them once).
+
+Not seen, and so lost: time stamps of packets that wait, credentials of messages that were sent
+while the receiver did not ask for them.
 """
 
 import fcntl
@@ -31,6 +34,7 @@ import struct
 import weakref
 from _socket import socket as Socket  # noqa: N812 - `socket` takes 20 ms to load
 from collections.abc import Iterator
+from functools import partial
 
 import attrs
 
@@ -40,7 +44,7 @@ from ckpt.kernel.sock_diag import TCP_ESTABLISHED, UnixSocket, read_unix_sockets
 from ckpt.process.remote import Reply
 from ckpt.process.stand_in import Identity
 from ckpt.resources.base import RestoreOptions
-from ckpt.resources.files import sockopts, unix_build, unix_queue
+from ckpt.resources.files import sockopts, unix_build, unix_passed, unix_queue
 from ckpt.resources.files.kind import Kind
 from ckpt.resources.files.open_file import FdTable, OpenFile, Problem
 from ckpt.resources.files.sockopts import SOL_SOCKET, borrow_socket
@@ -127,7 +131,7 @@ def problem(file: OpenFile, table: FdTable) -> Problem | None:
     if found:
         return found
     with borrow_socket(file, table) as sock:
-        return _problem_of_content(file, known, sock, table) or sockopts.problem(sock)
+        return _problem_of_content(known, sock) or sockopts.problem(sock)
 
 
 def _problem_of_others(
@@ -184,11 +188,7 @@ def _name_holder(inode: int) -> str:
     return "a socket outside the tree"
 
 
-def _problem_of_content(
-    file: OpenFile, known: UnixSocket, sock: Socket, table: FdTable
-) -> Problem | None:
-    if _count_fds_in_flight(file, table):
-        return Problem("is a unix socket with descriptors in flight (SCM_RIGHTS)", _READ_THEM)
+def _problem_of_content(known: UnixSocket, sock: Socket) -> Problem | None:
     events = unix_queue.poll(sock)
     if events & select.POLLPRI:
         return Problem("is a unix socket with out-of-band data, which is not supported yet")
@@ -198,16 +198,6 @@ def _problem_of_content(
 
 
 _READ_THEM = "dump again when they have been received"
-
-
-def _count_fds_in_flight(file: OpenFile, table: FdTable) -> int:
-    pid = getattr(file, "pid", table.pid)
-    try:
-        with open(f"/proc/{pid}/fdinfo/{file.fd}", encoding="ascii") as info:
-            lines = info.read().splitlines()
-    except FileNotFoundError:
-        return 0
-    return sum(int(line.split()[1]) for line in lines if line.startswith("scm_fds:"))
 
 
 def capture(file: OpenFile, table: FdTable, _replies: list[Reply]) -> UnixRecord:
@@ -258,12 +248,24 @@ def _read_messages(
         return ()
     is_ended = bool(known.shutdown & 1)
     try:
-        messages = tuple(unix_queue.peek(sock, known.kind, known.receive_queue, is_ended=is_ended))
-    except unix_queue.DescriptorsInFlight:
-        what = "is a unix socket with descriptors in flight (SCM_RIGHTS)"
+        messages = tuple(
+            unix_queue.peek(
+                sock,
+                known.kind,
+                known.receive_queue,
+                partial(unix_passed.capture, table=table),
+                is_ended=is_ended,
+            )
+        )
+    except unix_passed.NotPassable as reason:
+        what = f"holds a message with a descriptor (SCM_RIGHTS) that {reason}"
         raise _unsupported(file, table, what) from None
     sender = view.sockets.get(known.peer or 0)
-    if sender and _sends_only_to(known, sender):
+    if known.kind == SOCK_STREAM and any(message.passed for message in messages):
+        if not sender or not unix_queue.are_whole(messages, sender.send_queue):
+            what = "holds a descriptor (SCM_RIGHTS) behind other bytes, and none can tell where"
+            raise _unsupported(file, table, what)
+    elif sender and _sends_only_to(known, sender):
         unseen = unix_queue.count_unseen(messages, known.kind, sender.send_queue)
         if unseen:
             what = "holds packets of no bytes that an earlier dump looked at, and none can any more"
@@ -335,6 +337,15 @@ def _read_client(file: OpenFile, table: FdTable) -> Identity:
     return Identity(pid, status.st_uid, status.st_gid)
 
 
+def settle(record: UnixRecord) -> UnixRecord:
+    """See `Kind.settle`."""
+    messages = tuple(
+        attrs.evolve(one, passed=tuple(map(unix_passed.settle, one.passed))) if one.passed else one
+        for one in record.messages
+    )
+    return attrs.evolve(record, messages=messages)
+
+
 def check_host(record: UnixRecord) -> Iterator[Problem]:
     """See `Kind.check_host`: try to take an abstract name, and let go again."""
     if record.name[:1] != b"\0" or record.accepted:
@@ -347,10 +358,16 @@ def check_host(record: UnixRecord) -> Iterator[Problem]:
         yield Problem(f"cannot have the abstract name @{shown} here ({error.strerror})")
 
 
-def check_files(record: UnixRecord, _flags: int, _options: RestoreOptions) -> Iterator[Problem]:
+def check_files(record: UnixRecord, _flags: int, options: RestoreOptions) -> Iterator[Problem]:
     """See `Kind.check_files`: the directory must be there, and the name free or a dead socket's."""
-    if not record.path:
-        return
+    for message in record.messages:
+        for passed in message.passed:
+            yield from unix_passed.check_files(passed, options)
+    if record.path:
+        yield from _check_path(record)
+
+
+def _check_path(record: UnixRecord) -> Iterator[Problem]:
     folder = os.path.dirname(record.path)
     if not os.path.isdir(folder):
         yield Problem(f"was bound to {record.path}, and {folder} is not there")
@@ -384,6 +401,7 @@ UNIX = Kind(
     is_for=is_for,
     problem=problem,
     capture=capture,
+    settle=settle,
     check_host=check_host,
     check_files=check_files,
     open=unix_build.open_again,

@@ -29,7 +29,7 @@ import attrs
 
 from ckpt.errors import RestoreFailed
 from ckpt.process.stand_in import Identity, act
-from ckpt.resources.files import sockopts, unix_queue
+from ckpt.resources.files import sockopts, unix_passed, unix_queue
 from ckpt.resources.files.kind import Opening, set_status_flags
 from ckpt.resources.files.unix_names import address_of, bind
 from ckpt.resources.files.unix_queue import SOCK_DGRAM, SOCK_SEQPACKET, SOCK_STREAM, Message
@@ -148,6 +148,7 @@ class _Work:
     def __init__(self, opening: Opening) -> None:
         """Know of none yet."""
         self._warn = opening.options.warn
+        self._open_passed = partial(unix_passed.open_again, opening=opening)
         self._ends: dict[int, _End] = {}
         self._helpers: list[_End] = []
         self._files: list[str] = []
@@ -321,15 +322,15 @@ class _Work:
         if end.kind != SOCK_DGRAM:
             if end.peer:
                 with unix_queue.roomy(end.peer.sock):
-                    unix_queue.put(messages, end.peer.sock)
+                    unix_queue.put(messages, end.peer.sock, b"", self._open_passed)
             return
         for source, several in groupby(messages, lambda one: one.source):
             with self._sender(end, source) as sender, unix_queue.roomy(sender.sock):
                 if sender.peer is end:
-                    unix_queue.put(several, sender.sock)
+                    unix_queue.put(several, sender.sock, b"", self._open_passed)
                     continue
                 with address_of(end.sock) as address:
-                    unix_queue.put(several, sender.sock, address)
+                    unix_queue.put(several, sender.sock, address, self._open_passed)
 
     @contextlib.contextmanager
     def _sender(self, end: _End, source: bytes) -> Iterator[_End]:

@@ -18,18 +18,22 @@ import select
 import struct
 from _socket import socket as Socket  # noqa: N812 - `socket` takes 20 ms to load
 from _socket import socketpair
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
 
 import attrs
 
 from ckpt.process.stand_in import Identity, act
+from ckpt.resources.files.unix_passed import Passed
+from ckpt.units import Fd
 
 SOCK_STREAM, SOCK_DGRAM, SOCK_SEQPACKET = 1, 2, 5
 _AF_UNIX, _SOL_SOCKET = 1, 1
 _SO_SNDBUF, _SO_SNDBUFFORCE, _SO_PEEK_OFF, _SO_BUF_LOCK = 7, 32, 42, 72
 _SCM_RIGHTS, _SCM_CREDENTIALS, _SCM_PIDFD = 1, 2, 4
-_MSG_PEEK, _MSG_TRUNC, _MSG_DONTWAIT, _MSG_NOSIGNAL = 0x2, 0x20, 0x40, 0x4000
+_MSG_TRUNC, _MSG_DONTWAIT, _MSG_NOSIGNAL = 0x20, 0x40, 0x4000
+_LOOK = 0x2 | _MSG_DONTWAIT | 0x4000_0000
+"""MSG_PEEK; MSG_CMSG_CLOEXEC."""
 _SO_MEMINFO, _WMEM_ALLOC = 55, 2
 _MEMINFO = struct.Struct("=4I")
 _UCRED = struct.Struct("=iII")
@@ -50,17 +54,21 @@ class Message:
     """Of the sender; 0 if the kernel did not note who it was."""
     uid: int
     gid: int
+    passed: tuple[Passed, ...] = ()
+    """The descriptors that come with it, in order."""
 
     def __attrs_post_init__(self) -> None:
         """Refuse a sender that cannot be."""
         Identity(self.pid, self.uid, self.gid)
 
 
-class DescriptorsInFlight(Exception):
-    """A message carries descriptors."""
+Describe = Callable[[Fd], Passed]
+"""Tells what a descriptor is that a look has given us; it is closed afterwards."""
 
 
-def peek(sock: Socket, kind: int, total_bytes: int, *, is_ended: bool) -> Iterator[Message]:
+def peek(
+    sock: Socket, kind: int, total_bytes: int, describe: Describe, *, is_ended: bool
+) -> Iterator[Message]:
     """Yield what waits in a socket of the target, without taking it out.
 
     State: the target is frozen.
@@ -69,10 +77,11 @@ def peek(sock: Socket, kind: int, total_bytes: int, *, is_ended: bool) -> Iterat
         sock: shares the target's description.
         kind: SOCK_STREAM ...
         total_bytes: what the kernel says is there (of a datagram socket: in the first packet).
+        describe: is asked for each descriptor in flight.
         is_ended: whether no more can come, which reads like a packet of no bytes.
 
     Raises:
-        DescriptorsInFlight: a message carries descriptors.
+        NotPassable: a descriptor in flight cannot be captured.
         OSError: it cannot be looked at.
     """
     if kind != SOCK_DGRAM and not total_bytes and (is_ended or kind == SOCK_STREAM):
@@ -80,12 +89,12 @@ def peek(sock: Socket, kind: int, total_bytes: int, *, is_ended: bool) -> Iterat
     if not is_readable(sock):
         return
     if kind == SOCK_STREAM and sock.getsockopt(_SOL_SOCKET, _SO_PEEK_OFF) < 0:
-        message = _read_one(sock, total_bytes, offset=-1)
-        if message and len(message.data) == total_bytes:
-            yield message
-            return
+        with _read_one(sock, total_bytes, offset=-1) as seen:
+            if seen and len(seen.message.data) == total_bytes and not seen.fds:
+                yield seen.message
+                return
     with _peeking(sock):
-        yield from _iter_messages(sock, kind, total_bytes, is_ended=is_ended)
+        yield from _iter_messages(sock, kind, total_bytes, describe, is_ended=is_ended)
 
 
 def is_readable(sock: Socket) -> bool:
@@ -101,15 +110,16 @@ def poll(sock: Socket) -> int:
 
 
 def _iter_messages(
-    sock: Socket, kind: int, total_bytes: int, *, is_ended: bool
+    sock: Socket, kind: int, total_bytes: int, describe: Describe, *, is_ended: bool
 ) -> Iterator[Message]:
     offset = 0
     while kind == SOCK_DGRAM or offset < total_bytes or not (is_ended or kind == SOCK_STREAM):
-        message = _read_one(sock, _FIRST_BYTES, offset=offset)
-        if message is None or (kind == SOCK_STREAM and not message.data):
-            break
-        yield message
-        offset += len(message.data)
+        with _read_one(sock, _FIRST_BYTES, offset=offset) as seen:
+            if seen is None or (kind == SOCK_STREAM and not seen.message.data):
+                break
+            passed = tuple(describe(fd) for fd in seen.fds)
+            yield attrs.evolve(seen.message, passed=passed) if passed else seen.message
+        offset += len(seen.message.data)
 
 
 @contextlib.contextmanager
@@ -123,40 +133,57 @@ def _peeking(sock: Socket) -> Iterator[None]:
         sock.setsockopt(_SOL_SOCKET, _SO_PEEK_OFF, before)
 
 
-def _read_one(sock: Socket, size: int, *, offset: int) -> Message | None:
-    """Return the message at an offset (the first one for -1), however long; None if none is."""
-    while True:
-        try:
-            data, control, flags, source = sock.recvmsg(
-                size, _CONTROL_BYTES, _MSG_PEEK | _MSG_DONTWAIT
-            )
-        except BlockingIOError:
-            return None
-        pid, uid, gid = _read_control(control)
-        if not flags & _MSG_TRUNC:
-            return Message(data, to_name(source), pid, uid, gid)
-        size *= 4
-        if offset >= 0:
-            sock.setsockopt(_SOL_SOCKET, _SO_PEEK_OFF, offset)
+@attrs.frozen(slots=True, eq=False, repr=False)
+class _Seen:
+    """What one look has shown."""
+
+    message: Message
+    fds: list[Fd]
 
 
-def _read_control(control: Iterable[tuple[int, int, bytes]]) -> tuple[int, int, int]:
-    """Return who sent a message, and close what it has brought."""
+@contextlib.contextmanager
+def _read_one(sock: Socket, size: int, *, offset: int) -> Iterator[_Seen | None]:
+    """Lend the message at an offset (the first one for -1), however long; None if none is."""
+    flags = _MSG_TRUNC
+    fds: list[Fd] = []
+    try:
+        while flags & _MSG_TRUNC:
+            _close_all(fds)
+            try:
+                data, control, flags, source = sock.recvmsg(size, _CONTROL_BYTES, _LOOK)
+            except BlockingIOError:
+                yield None
+                return
+            sender = _read_control(control, fds)
+            if flags & _MSG_TRUNC:
+                size *= 4
+                if offset >= 0:
+                    sock.setsockopt(_SOL_SOCKET, _SO_PEEK_OFF, offset)
+        yield _Seen(Message(data, to_name(source), *sender), fds)
+    finally:
+        _close_all(fds)
+
+
+def _read_control(control: Iterable[tuple[int, int, bytes]], fds: list[Fd]) -> tuple[int, int, int]:
+    """Return who sent a message; take the descriptors that it brings."""
     sender = (0, 0, 0)
-    n_fds = 0
     for level, kind, value in control:
         if level != _SOL_SOCKET:
             continue
         if kind == _SCM_CREDENTIALS:
             sender = _UCRED.unpack(value)
         elif kind in (_SCM_RIGHTS, _SCM_PIDFD):
-            brought = struct.unpack(f"={len(value) // 4}i", value)
-            for fd in brought:
-                os.close(fd)
-            n_fds += len(brought) if kind == _SCM_RIGHTS else 0
-    if n_fds:
-        raise DescriptorsInFlight
+            brought = [Fd(fd) for fd in struct.unpack(f"={len(value) // 4}i", value)]
+            if kind == _SCM_RIGHTS:
+                fds += brought
+            else:
+                _close_all(brought)
     return sender
+
+
+def _close_all(fds: list[Fd]) -> None:
+    while fds:
+        os.close(fds.pop())
 
 
 def count_unseen(messages: Iterable[Message], kind: int, memory_bytes: int) -> int:
@@ -167,19 +194,33 @@ def count_unseen(messages: Iterable[Message], kind: int, memory_bytes: int) -> i
         kind: SOCK_DGRAM or SOCK_SEQPACKET.
         memory_bytes: what their only sender's unread packets occupy; ours are measured against it.
     """
+    seen_bytes, each_bytes = _measure(messages, kind)
+    unseen, rest = divmod(memory_bytes - seen_bytes, each_bytes)
+    return unseen if unseen > 0 and not rest else 0
+
+
+def are_whole(messages: Iterable[Message], memory_bytes: int) -> bool:
+    """Tell whether each of these parts of a stream was sent by one call.
+
+    One read gives what stands before a descriptor together with what brings it, and nothing tells
+    where that begins. But each call has cost its sender memory of its own.
+    """
+    return _measure(messages, SOCK_STREAM)[0] == memory_bytes
+
+
+def _measure(messages: Iterable[Message], kind: int) -> tuple[int, int]:
+    """Return what messages occupy in a pair of ours, and what one of no bytes (of one) does."""
     one, other = socketpair(_AF_UNIX, kind | os.O_CLOEXEC)
     try:
         with roomy(one):
             for message in messages:
                 one.send(message.data, _MSG_DONTWAIT)
             seen_bytes = _read_memory(one)
-            one.send(b"", _MSG_DONTWAIT)
-            each_bytes = _read_memory(one) - seen_bytes
+            one.send(b"x" if kind == SOCK_STREAM else b"", _MSG_DONTWAIT)
+            return seen_bytes, _read_memory(one) - seen_bytes
     finally:
         one.close()
         other.close()
-    unseen, rest = divmod(memory_bytes - seen_bytes, each_bytes)
-    return unseen if unseen > 0 and not rest else 0
 
 
 def _read_memory(sock: Socket) -> int:
@@ -208,36 +249,53 @@ def roomy(sock: Socket) -> Iterator[None]:
             sock.setsockopt(_SOL_SOCKET, _SO_BUF_LOCK, 0)
 
 
-def put(messages: Iterable[Message], sender: Socket, target: bytes = b"") -> None:
+def put(
+    messages: Iterable[Message],
+    sender: Socket,
+    target: bytes,
+    open_passed: Callable[[Passed], Fd],
+) -> None:
     """Send messages from a socket of ours, each as its writer.
 
     Args:
         messages: in order.
-        sender: connected to the socket that they are for, unless `target` is given.
+        sender: connected to the socket that they are for, if `target` is empty.
         target: the address of that.
+        open_passed: makes a descriptor that a message brings.
 
     Raises:
         OSError: one does not fit into the queue here.
     """
     for (pid, uid, gid), several in groupby(messages, lambda one: (one.pid, one.uid, one.gid)):
-        run = list(several)
-        if not pid:
-            _put_all(run, sender, target, None)
-            continue
-        who = Identity(pid, uid, gid)
+        run = [(message, [open_passed(one) for one in message.passed]) for message in several]
+        try:
+            _put_run(run, sender, target, Identity(pid, uid, gid))
+        finally:
+            for _, fds in run:
+                _close_all(fds)
+
+
+_Run = list[tuple[Message, list[Fd]]]
+
+
+def _put_run(run: _Run, sender: Socket, target: bytes, who: Identity) -> None:
+    if who.is_known:
+        # One that is no more, and whose number is taken: then it is ours.
         with contextlib.suppress(ProcessLookupError):
             act(functools.partial(_put_all, run, sender, target, who), who)
-            continue
-        _put_all(run, sender, target, None)
+            return
+    _put_all(run, sender, target, None)
 
 
-def _put_all(run: list[Message], sender: Socket, target: bytes, who: Identity | None) -> None:
-    control = []
-    if who:
-        credentials = _UCRED.pack(who.pid, who.uid, who.gid)
-        control = [(_SOL_SOCKET, _SCM_CREDENTIALS, credentials)]
+def _put_all(run: _Run, sender: Socket, target: bytes, who: Identity | None) -> None:
     flags = _MSG_DONTWAIT | _MSG_NOSIGNAL
-    for message in run:
+    for message, fds in run:
+        control = []
+        if who:
+            credentials = _UCRED.pack(who.pid, who.uid, who.gid)
+            control.append((_SOL_SOCKET, _SCM_CREDENTIALS, credentials))
+        if fds:
+            control.append((_SOL_SOCKET, _SCM_RIGHTS, struct.pack(f"={len(fds)}i", *fds)))
         address = (target,) if target else ()
         sent = sender.sendmsg([message.data], control, flags, *address)
         if sent != len(message.data):
