@@ -38,7 +38,6 @@ from ckpt.resources.files.timerfd import TimerfdRecord
 from ckpt.resources.files.udp import Datagram, UdpRecord
 from ckpt.resources.files.unix_build import NOBODY, UnixRecord
 from ckpt.resources.files.unix_passed import Passed
-from ckpt.resources.files.unix_passed import Passed
 from ckpt.resources.files.unix_queue import Message
 from ckpt.resources.plain import structure
 
@@ -211,7 +210,6 @@ def test_hostile_values_of_the_kinds_are_refused():
         lambda: attrs.evolve(RECORDS["unix"], backlog=2**40),
         lambda: attrs.evolve(RECORDS["unix"], uid=-1),
         lambda: Message(b"", b"", 2**31, 0, 0),
-        lambda: Passed("epoll", O_RDWR, EpollRecord(())),
         lambda: Passed("epoll", O_RDWR, EpollRecord(())),
         lambda: Identity(1, 0, 2**32),
         lambda: attrs.evolve(RECORDS["unix"].options, numbers={"SO_NOTHING": 1}),
