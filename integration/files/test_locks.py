@@ -3,11 +3,16 @@
 import contextlib
 import fcntl
 import os
+import signal
 import struct
 
 import pytest
 
 from ckpt.errors import RestoreFailed
+from ckpt.kernel.arch import NR
+from ckpt.kernel.procfs.status import read_status
+from ckpt.process.remote import In, call
+from ckpt.resources.files.owners import FILE_OWNERS
 from integration.files.processes import brought_back, capture, look, opened_by, rebuilt
 
 _FLOCK = struct.Struct("<hh4xqqi4x")
@@ -186,10 +191,54 @@ def test_a_lock_of_a_stream_that_is_another_file_now_is_left_out(path, tmp_path)
         assert lock_lines(built.pid, 3) == []
 
 
-def test_leases_are_refused(path):
+@pytest.mark.parametrize(
+    ("flags", "kind"), [(os.O_RDWR, fcntl.F_WRLCK), (os.O_RDONLY, fcntl.F_RDLCK)]
+)
+def test_a_lease_is_taken_again_and_its_owner_hears_of_an_opening(path, flags, kind):
+    def prepare():
+        signal.pthread_sigmask(signal.SIG_BLOCK, {_SIGNAL})
+        fd = os.open(path, flags)
+        fcntl.fcntl(fd, fcntl.F_SETSIG, _SIGNAL)
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, kind)
+
+    with opened_by(prepare) as pid:
+        before = lock_lines(pid, 3)
+        record, owners = capture(pid), capture(pid, FILE_OWNERS)
+    assert [(one.fd, one.pid, one.signal) for one in owners.owners] == [(3, pid, _SIGNAL)]
+    with rebuilt(record, pid) as built:
+        assert lock_lines(built.pid, 3) == before
+        built.restore(FILE_OWNERS, owners)
+        assert built.capture(FILE_OWNERS) == owners
+        built.run([call(NR.rt_sigprocmask, signal.SIG_BLOCK, In(_MASK), 0, len(_MASK))])
+        with pytest.raises(BlockingIOError):
+            os.open(path, os.O_RDWR | os.O_NONBLOCK)
+        assert read_status(pid).shared_pending >> (_SIGNAL - 1) & 1
+
+
+_SIGNAL = int(signal.SIGRTMIN) + 4
+_MASK = (1 << (_SIGNAL - 1)).to_bytes(8, "little")
+
+
+def test_a_lease_on_a_file_that_is_open_elsewhere_now_fails_the_restore(path):
     def prepare():
         fcntl.fcntl(os.open(path, os.O_RDWR), fcntl.F_SETLEASE, fcntl.F_WRLCK)
 
     with opened_by(prepare) as pid:
+        record = capture(pid)
+    with opened(path), pytest.raises(RestoreFailed) as failed, rebuilt(record, pid):
+        pass
+    assert failed.value.reason.startswith("another process has it open, so no lease on it is given")
+
+
+def test_a_lease_that_is_being_broken_is_refused(path):
+    def prepare():
+        signal.signal(signal.SIGIO, signal.SIG_IGN)
+        fcntl.fcntl(os.open(path, os.O_RDWR), fcntl.F_SETLEASE, fcntl.F_WRLCK)
+
+    with opened_by(prepare) as pid:
+        with pytest.raises(BlockingIOError):
+            os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         (found,) = look(pid)
-    assert found.split("): ")[1] == "holds a lease on the file, which is not supported"
+    assert found.split("): ")[1] == (
+        "holds a lease that is being broken on the file, which is not supported"
+    )

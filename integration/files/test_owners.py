@@ -9,8 +9,10 @@ import threading
 import pytest
 
 from ckpt.kernel.procfs.status import read_status
+from ckpt.resources.base import Target, Tree
 from ckpt.resources.files.owners import FILE_OWNERS, O_ASYNC
-from integration.files.processes import capture, look, opened_by, rebuilt
+from ckpt.units import Pid
+from integration.files.processes import FEATURES, capture, look, opened_by, rebuilt
 
 F_SETOWN_EX = 15
 TID, PID, PGRP = 0, 1, 2
@@ -91,3 +93,14 @@ def test_an_owner_outside_is_refused():
         assert look(pid, FILE_OWNERS) == [
             f"fd 3: signals process {os.getpid()} when it is ready (F_SETOWN)"
         ]
+
+
+def test_an_owner_that_is_another_process_of_the_tree_is_not_refused():
+    def prepare():
+        os.pipe()
+        alarm(3, PID, os.getppid(), flags=0)
+        alarm(4, PGRP, os.getpgid(os.getppid()), flags=0)
+
+    with opened_by(prepare) as pid:
+        tree = Tree((Pid(os.getpid()), pid))
+        assert list(FILE_OWNERS.look(Target(pid, FEATURES, tree=tree))) == []

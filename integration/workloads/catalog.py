@@ -49,6 +49,7 @@ STATES: dict[str, list[str]] = {
     "s_unix": ["send"],
     "s_unix_named": ["exchange"],
     "s_epoll": ["fire", "drain", "knock"],
+    "s_locks": ["ranges", "lease", "pipe", "terminal"],
     "s_pty": ["interrupt", "resize", "type", "settings"],
     "s_creds": ["use"],
     "s_rseq": ["run"],
@@ -59,6 +60,7 @@ STATES: dict[str, list[str]] = {
     "s_inotify": ["renew"],
     "s_special": ["move", "pass"],
     "s_seccomp": ["confine", "sync"],
+    "s_sysv": ["write", "reattach"],
     "heartbeat": ["write", "cluster"],
 }
 DAMAGES: dict[str, list[str]] = {
@@ -97,6 +99,7 @@ DAMAGES: dict[str, list[str]] = {
         *["data", "events", "removed", "inner", "spent", "edge"],
         *["content"],
     ],
+    "s_locks": ["range", "description", "flock", "lease", "signal", "owner", "async"],
     "s_pty": [
         *["size", "settings", "packets", "exclusive", "lock", "mode"],
         *["left", "signal", "flag"],
@@ -117,6 +120,7 @@ DAMAGES: dict[str, list[str]] = {
     "s_inotify": ["mask", "removed", "unread", "added", "epoll"],
     "s_signalfd": ["mask", "signal", "order", "epoll", "sharing"],
     "s_seccomp": ["own", "main"],
+    "s_sysv": ["content", "removed", "parts", "mode", "detached"],
     "heartbeat": ["page"],
 }
 

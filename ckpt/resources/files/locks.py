@@ -4,14 +4,18 @@
     POSIX   process and file         F_SETLK             any close of that file by the process
     OFD     open file description    F_OFD_SETLK         the last close of the description
     FLOCK   open file description    flock(2)            the last close of the description
+    LEASE   open file description    F_SETLEASE          the last close of the description
 
 The `lock:` lines of fdinfo show each of them once, at the description that it was asked through.
 They are taken again inside the restored process, after the last descriptor was closed there.
 
 Kernel: fcntl_locking(2), flock(2), proc_pid_fdinfo(5), fs/locks.c (`show_fd_locks`).
 
-Refused before the target is stopped: leases, delegations, mandatory locks. A lock that another
-process has taken meanwhile fails the restore. Between the end of the old process and the restore
+A lease tells its owner by a signal that somebody wants to open the file (see `owners`).
+
+Refused before the target is stopped: a lease that is being broken, delegations, mandatory locks. A
+lock that another process has taken meanwhile fails the restore, so does a lease on a file that
+somebody has open in a way that it excludes. Between the end of the old process and the restore
 nothing holds the locks.
 """
 
@@ -36,10 +40,11 @@ _EAGAIN, _EACCES = 11, 13
 _F_OFD_GETLK, _F_OFD_SETLK = 36, 37
 _SET = {"POSIX": fcntl.F_SETLK, "OFDLCK": _F_OFD_SETLK}
 _GET = {"POSIX": fcntl.F_GETLK, "OFDLCK": _F_OFD_GETLK}
-_WHOLE_FILES = "FLOCK"
-_KINDS = (*_SET, _WHOLE_FILES)
+_WHOLE_FILES, _LEASE = "FLOCK", "LEASE"
+_KINDS = (*_SET, _WHOLE_FILES, _LEASE)
 _TO_THE_END = -1
-_REFUSED = {"LEASE": "a lease", "DELEG": "a delegation"}
+_REFUSED = {"DELEG": "a delegation"}
+_F_SETLEASE = 1024
 
 
 @attrs.frozen(slots=True, repr=False)
@@ -47,7 +52,7 @@ class LockRecord:
     """One lock on one file."""
 
     kind: str
-    """`POSIX`, `OFDLCK` or `FLOCK`, as the kernel calls them."""
+    """`POSIX`, `OFDLCK`, `FLOCK` or `LEASE`, as the kernel calls them."""
     exclusive: bool
     """For writing; else shared."""
     first_byte: int
@@ -87,6 +92,8 @@ def _refuse(lock: FileLock) -> str:
     """Return what a user calls a lock that cannot be captured; empty if it can."""
     if lock.kind not in _KINDS:
         return _REFUSED.get(lock.kind, f"a lock of kind {lock.kind}")
+    if lock.kind == _LEASE:
+        return "" if lock.state == "ACTIVE" else "a lease that is being broken"
     if lock.state != "ADVISORY" or lock.mode not in ("READ", "WRITE"):
         return "a mandatory lock"
     return ""
@@ -117,14 +124,21 @@ def restore(locks: Iterable[LockRecord], fd: RemoteFd, name: str) -> Restore:
     replies = yield [_plan(lock, fd) for lock in locks]
     for lock, reply in zip(locks, replies, strict=True):
         if reply.error in (_EAGAIN, _EACCES):
+            if lock.kind == _LEASE:
+                raise RestoreFailed(f"locking {name}", _IN_USE)
             raise RestoreFailed(f"locking {name}", _explain((yield _plan_asking(lock, fd))))
     expect(f"locking {name}", replies)
+
+
+_IN_USE = "another process has it open, so no lease on it is given; end its use"
 
 
 def _plan(lock: LockRecord, fd: RemoteFd) -> Call:
     if lock.kind == _WHOLE_FILES:
         operation = fcntl.LOCK_EX if lock.exclusive else fcntl.LOCK_SH
         return call(NR.flock, fd, operation | fcntl.LOCK_NB)
+    if lock.kind == _LEASE:
+        return call(NR.fcntl, fd, _F_SETLEASE, lock.type)
     return call(NR.fcntl, fd, _SET[lock.kind], In(lock.flock))
 
 

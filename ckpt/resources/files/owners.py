@@ -4,11 +4,13 @@ A resource of its own, restored late: an owner may be a thread, and threads are 
 descriptors. O_ASYNC is set here too, since it is the owner that it alarms.
 
 Kernel: fcntl(2) F_SETOWN_EX, F_SETSIG, F_SETFL with O_ASYNC, asked and set inside the process. Only
-pipes, sockets, terminals and the like are asked: nothing else ever sends such a signal, and an
-owner that a program has set there without effect is lost.
+pipes, sockets, terminals and the like are asked, and where leases are held (/proc/locks) all files:
+nothing else ever sends such a signal, and an owner that a program has set there without effect is
+lost.
 
-Refused before the target is stopped: an owner that is neither the process, nor one of its threads,
-nor its process group. An owner that does not exist after the restore is left out, said aloud.
+Refused before the target is stopped: an owner outside the tree, be it a process, a thread, or a
+process group that nobody of the tree is in. An owner that does not exist after the restore is left
+out, said aloud.
 """
 
 import contextlib
@@ -19,7 +21,7 @@ from collections.abc import Iterator, Mapping
 
 import attrs
 
-from ckpt.errors import Finding
+from ckpt.errors import Finding, TargetGone
 from ckpt.kernel.arch import NR
 from ckpt.kernel.pidfd import pidfd_getfd, pidfd_open
 from ckpt.kernel.procfs.files import list_fds, list_tids
@@ -32,6 +34,7 @@ from ckpt.resources.base import (
     Stage,
     Stopped,
     Target,
+    Tree,
     expect,
 )
 from ckpt.resources.files.open_file import LINKS
@@ -42,7 +45,10 @@ _OWNER = struct.Struct("<ii")
 """`struct f_owner_ex`: type, pid."""
 _TID, _PID, _PGRP = 0, 1, 2
 O_ASYNC = 0o20000
-_CAN_SIGNAL = ("pipe:", "socket:", "/dev/tty", "/dev/pts/", "/dev/console", "/dev/random")
+_CAN_SIGNAL = (
+    *("pipe:", "socket:", "/dev/tty", "/dev/pts/", "/dev/ptmx", "/dev/console", "/dev/random"),
+    "anon_inode:inotify",
+)
 _MAX_SIGNAL = 64
 
 
@@ -81,18 +87,38 @@ def _read_links(pid: Pid) -> dict[RemoteFd, str]:
     return links
 
 
-def _list_signalling(links: Mapping[RemoteFd, str]) -> list[RemoteFd]:
+def _list_signalling(links: Mapping[RemoteFd, str], tree: Tree) -> list[RemoteFd]:
     """Return the descriptors that can send a signal at all."""
+    if _hold_leases(tree):
+        return list(links)
     return [fd for fd, link in links.items() if link.startswith(_CAN_SIGNAL)]
+
+
+def _hold_leases(tree: Tree) -> bool:
+    """Tell whether somebody of the tree has asked for a lease."""
+    pids = {str(pid) for pid in tree.pids}
+    with open("/proc/locks", encoding="ascii") as locks:
+        lines = map(str.split, locks)
+        return any(words[1] == "LEASE" and words[4] in pids for words in lines)
+
+
+def _list_owners(tree: Tree) -> set[tuple[int, int]]:
+    """Return kind and number of all processes, threads and groups of the tree."""
+    owners: set[tuple[int, int]] = set()
+    for pid in tree.pids:
+        with contextlib.suppress(OSError, TargetGone):
+            owners |= {(_PID, int(pid)), (_PGRP, os.getpgid(pid))}
+            owners |= {(_TID, int(tid)) for tid in list_tids(pid)}
+    return owners
 
 
 def look(target: Target) -> Iterator[Finding]:
     """Name every descriptor that alarms somebody else."""
     pid = target.pid
-    fds = _list_signalling(_read_links(pid))
+    fds = _list_signalling(_read_links(pid), target.tree)
     if not fds:
         return
-    own = {(_PID, int(pid)), (_PGRP, os.getpgid(pid)), *((_TID, int(t)) for t in list_tids(pid))}
+    own = _list_owners(target.tree)
     pidfd = pidfd_open(pid)
     try:
         for fd in fds:
@@ -122,7 +148,7 @@ def _read_owner(pidfd: Fd, fd: RemoteFd, pid: Pid) -> tuple[int, int]:
 def capture(stopped: Stopped) -> Capture[OwnersRecord]:
     """Ask inside: pids are those that the process itself knows."""
     links = stopped.notes.get(LINKS) or _read_links(stopped.pid)
-    fds = _list_signalling(links)
+    fds = _list_signalling(links, stopped.tree)
     replies = yield [one for fd in fds for one in _plan_asking(fd)]
     owners: list[Owner] = []
     for at, fd in enumerate(fds):
