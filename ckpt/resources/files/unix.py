@@ -15,12 +15,12 @@ whoever has that name when it is restored.
 Kernel: unix(7), sock_diag(7), SIOCUNIXFILE (4.12) for the file behind a name.
 
 Refused before the target is stopped: ends outside the tree (unless they are standard streams, see
-`external`), out-of-band data, connections that have sent
-something before they were accepted or whose client has gone, sockets that another process has
-open too, sockets of another network namespace. Refused once it is stopped, for only then can the
-queue be looked into: descriptors in flight that `unix_passed` does not know, or that stand in a
-stream behind bytes without any (nobody can tell where the latter end), and packets of no
-bytes behind others that an earlier dump has looked at (the kernel shows them once).
+`external`), out-of-band data, connections that have sent something before they were accepted or
+whose client has gone, sockets that another process has open too, sockets of another network
+namespace than their process's. Refused once it is stopped, for only then can the queue be looked
+into: descriptors in flight that `unix_passed` does not know, or that stand in a stream behind bytes
+without any (nobody can tell where the latter end), and packets of no bytes behind others that an
+earlier dump has looked at (the kernel shows them once).
 
 Not seen, and so lost: time stamps of packets that wait, credentials of messages that were sent
 while the receiver did not ask for them.
@@ -39,6 +39,7 @@ from functools import partial
 import attrs
 
 from ckpt.errors import Finding, UnsupportedState
+from ckpt.kernel.namespaces import inside, read_namespace
 from ckpt.kernel.procfs.files import list_pids
 from ckpt.kernel.sock_diag import TCP_ESTABLISHED, UnixSocket, read_unix_sockets
 from ckpt.process.remote import Reply
@@ -50,6 +51,7 @@ from ckpt.resources.files.open_file import FdTable, OpenFile, Problem
 from ckpt.resources.files.sockopts import SOL_SOCKET, borrow_socket
 from ckpt.resources.files.unix_build import NOBODY, UnixRecord
 from ckpt.resources.files.unix_queue import SOCK_DGRAM, SOCK_SEQPACKET, SOCK_STREAM
+from ckpt.units import Pid
 
 _SIOCUNIXFILE = 0x89E0
 _SO_PEERCRED, _SO_DOMAIN, _SO_PEERGROUPS = 17, 39, 59
@@ -90,7 +92,7 @@ def _view_of(table: FdTable) -> _View:
 def _read_view(table: FdTable) -> _View:
     in_tree = frozenset(f.status.st_ino for f in table.files if stat.S_ISSOCK(f.status.st_mode))
     try:
-        sockets, is_told = read_unix_sockets(), True
+        sockets, is_told = _read_sockets_beside(table.pid), True
     except OSError:
         sockets, is_told = {}, False
     return _View(
@@ -105,6 +107,14 @@ def _read_view(table: FdTable) -> _View:
         },
         listening=frozenset((one.kind, one.name) for one in sockets.values() if one.listens),
     )
+
+
+def _read_sockets_beside(pid: Pid) -> dict[int, UnixSocket]:
+    """Return the sockets of the network namespace that a process is in."""
+    if read_namespace(pid, "net") == read_namespace(Pid(os.getpid()), "net"):
+        return read_unix_sockets()
+    with inside(pid, "net"):
+        return read_unix_sockets()
 
 
 def matches(file: OpenFile) -> bool:
