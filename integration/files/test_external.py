@@ -230,12 +230,13 @@ def test_what_has_no_likeness_is_refused_even_as_a_standard_stream():
 
     def prepare():
         os.dup2(os.memfd_create("input"), 0)
-        os.dup2(os.pidfd_open(os.getpid()), 1)
+        os.dup2(os.pidfd_open(os.getppid()), 1)
         signal.set_wakeup_fd(-1)
 
     with opened_by(prepare) as pid:
         found = look(pid)
     assert [line.split("): ")[-1] for line in found if line.startswith(("fd 0", "fd 1"))] == [
         "is a memfd, which is not supported yet",
-        "is pidfd, which is not supported yet",
+        f"is a pidfd of process {os.getpid()}, which does not belong to what is dumped"
+        " (dump a process that both descend from)",
     ]
