@@ -44,6 +44,15 @@ def items(record):
     }
 
 
+def holders(record):
+    return sorted(
+        (item.fd, item.held_by)
+        for description in record.descriptions
+        if description.kind == "epoll"
+        for item in description.record.items
+    )
+
+
 def test_items_come_back_with_their_words():
     word = 0xFEDC_BA98_7654_3210
 
@@ -137,27 +146,64 @@ def test_a_fired_one_shot_that_cannot_fire_again_is_told():
         assert wait(built, 60) == []
 
 
-def test_stale_registrations_are_refused():
+def test_files_that_have_other_numbers_now():
     def prepare():
         os.eventfd(0)  # 3
         os.dup2(3, 30)
-        os.dup2(3, 31)
-        epoll = new_epoll(50)
-        add(epoll, 3, select.EPOLLIN, 3)
-        add(epoll, 30, select.EPOLLIN, 30)
-        other = new_epoll(60)
-        add(other, 31, select.EPOLLIN, 31)
-        os.close(30)
-        os.dup2(os.eventfd(0), 31)
+        os.dup2(3, 31, inheritable=False)
+        reader, _ = os.pipe()  # 4, 5
+        os.dup2(reader, 50)
+        new_epoll(60)
+        add(60, 30, select.EPOLLIN, 30)
+        add(60, 31, select.EPOLLIN, 31)
+        add(60, 50, select.EPOLLIN, 50)
+        os.close(30)  # closed
+        os.dup2(5, 31, inheritable=False)  # another file's
+        os.dup2(60, 50)  # that of the epoll itself
+        os.close(60)
 
-    with opened_by(prepare) as pid:
-        found = look(pid)
-    assert [line.split(" that ")[0] for line in found] == [
-        "fd 50 (anon_inode:[eventpoll]): is an epoll",
-        "fd 60 (anon_inode:[eventpoll]): is an epoll",
-    ]
-    assert "whose descriptor 30 was closed or given to another file" in found[0]
-    assert "whose descriptor 31 was closed or given to another file" in found[1]
+    with brought_back(prepare) as (record, built):
+        assert holders(record) == [(30, 3), (31, 3), (50, 4)]
+        assert holders(built.capture()) == holders(record)
+        assert sorted(map(int, os.listdir(f"/proc/{built.pid}/fd"))) == [0, 1, 2, 3, 4, 5, 31, 50]
+        assert wait(built, 50) == []
+        built.write(31, b"x")
+        assert wait(built, 50) == [(select.EPOLLIN, 50)]
+        built.write(3, struct.pack("<Q", 1))
+        assert wait(built, 50) == [(select.EPOLLIN, 30), (select.EPOLLIN, 31), (select.EPOLLIN, 50)]
+
+
+def test_a_fired_one_shot_that_has_another_number_now():
+    def prepare():
+        os.eventfd(1)  # 3
+        os.dup2(3, 30)
+        new_epoll(60)
+        add(60, 30, select.EPOLLIN | select.EPOLLONESHOT, 30)
+        with select.epoll.fromfd(os.dup(60)) as epoll:
+            assert epoll.poll(0) == [(30, select.EPOLLIN)]
+        os.close(30)
+
+    with brought_back(prepare) as (record, built):
+        assert built.capture() == record
+        assert wait(built, 60) == []
+        assert built.warnings == []
+
+
+def test_a_file_that_only_somebody_else_has_open_is_refused():
+    ours = os.eventfd(0)
+
+    def prepare():
+        new_epoll(60)
+        add(60, 30, select.EPOLLIN, 30)
+        os.close(30)
+
+    try:
+        with opened_by(prepare, fds={30: ours}) as pid:
+            (found,) = look(pid)
+    finally:
+        os.close(ours)
+    assert found.startswith("fd 60 (anon_inode:[eventpoll]): is an epoll that still watches a file")
+    assert "whose descriptor 30 was closed or given to another file" in found
 
 
 def test_many_items():
