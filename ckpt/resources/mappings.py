@@ -10,6 +10,7 @@ show_smap_vma_flags, Linux 6.18).
 import os
 
 from ckpt.kernel.procfs import maps
+from ckpt.kernel.sysvipc import is_segment
 from ckpt.units import Pid
 
 KERNEL_VMAS = ("[vvar]", "[vvar_vclock]", "[vdso]")
@@ -45,6 +46,8 @@ def problem_of(pid: Pid, vma: maps.Vma) -> str:
     """Return why a mapping cannot be captured; empty if it can."""
     if vma.path in KERNEL_VMAS:
         return ""
+    if is_segment(vma.path):
+        return _flags_problem(vma)  # `sysv.py` does the rest
     return _flags_problem(vma) or _kind_problem(vma) or _problem_of_file(pid, vma)
 
 

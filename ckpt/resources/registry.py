@@ -24,6 +24,7 @@ from ckpt.resources.registers import REGISTERS
 from ckpt.resources.scheduling import SCHEDULING
 from ckpt.resources.seccomp import SECCOMP
 from ckpt.resources.signals import SIGNALS, THREAD_SIGNALS
+from ckpt.resources.sysv import SYSV
 from ckpt.resources.terminal import FOREGROUND, TERMINAL
 from ckpt.resources.threads import THREAD as THREAD_ITSELF
 from ckpt.resources.timers import TIMERS
@@ -32,6 +33,7 @@ PROCESS: tuple[Resource[Any], ...] = (
     # Before there is any memory, which is charged to the group of the process.
     CGROUPS,
     MEMORY,
+    SYSV,
     FILES,
     FILESYSTEM,
     clocks.CLOCKS,

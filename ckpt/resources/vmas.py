@@ -13,6 +13,7 @@ import attrs
 from ckpt.errors import Finding, UnsupportedState
 from ckpt.kernel.procfs import maps
 from ckpt.kernel.procfs import status as procfs_status
+from ckpt.kernel.sysvipc import is_segment
 from ckpt.resources.file_identity import FileIdentity, identify
 from ckpt.resources.mappings import KERNEL_VMAS, file_problem, is_file, problem_of
 from ckpt.units import AddrRange, Pid, RemoteAddr
@@ -162,5 +163,7 @@ def confirm_vmas(pid: Pid, looked: Looked | None, lines: list[str], locked_bytes
 
 def _as_looked_at(locked_bytes: int, vmas: dict[str, maps.Vma]) -> Looked:
     files = FileTable()
-    records = tuple(map(files.record, iter_own_vmas(vmas.values())))
+    own = iter_own_vmas(vmas.values())
+    # Attached segments are recorded by `sysv.py`.
+    records = tuple(files.record(vma) for vma in own if not is_segment(vma.path))
     return Looked(locked_bytes, vmas, records, files)

@@ -61,6 +61,7 @@ STATES: dict[str, list[str]] = {
     "s_special": ["move", "pass"],
     "s_seccomp": ["confine", "sync"],
     "s_sysv": ["write", "reattach"],
+    "s_namespaces": ["rename"],
     "heartbeat": ["write", "cluster"],
 }
 DAMAGES: dict[str, list[str]] = {
@@ -121,6 +122,7 @@ DAMAGES: dict[str, list[str]] = {
     "s_signalfd": ["mask", "signal", "order", "epoll", "sharing"],
     "s_seccomp": ["own", "main"],
     "s_sysv": ["content", "removed", "parts", "mode", "detached"],
+    "s_namespaces": ["host", "domain", "loopback"],
     "heartbeat": ["page"],
 }
 
@@ -130,5 +132,7 @@ VARIANTS: dict[str, list[str]] = {
     "s_listen": ["bound"],
     "s_memory": ["guard"],
     "s_seccomp": ["strict", "shared", "listener"],
+    "s_sysv": ["keep", "own"],
+    "s_namespaces": ["down"],
     "s_signals": ["all"],
 }

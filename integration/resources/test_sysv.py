@@ -1,0 +1,179 @@
+"""System V IPC: segments that a process has attached, and all of a namespace of its own."""
+
+import contextlib
+import os
+
+import attrs
+import pytest
+
+from ckpt.errors import RestoreFailed
+from ckpt.kernel import sysvipc
+from ckpt.kernel.sysvipc import Permissions
+from ckpt.resources.namespaces import NAMESPACES, entered
+from ckpt.resources.sysv import (
+    SYSV,
+    AttachmentRecord,
+    DataRecord,
+    SegmentRecord,
+    SysvRecord,
+    check_host,
+    prepare,
+)
+from integration.errors.refusals import refused
+from integration.freezer.targets import child
+from integration.harness import Restored, become_subreaper, dump
+from integration.resources.confined import libc, succeed
+from integration.resources.embryos import FEATURES, capture, look
+from integration.workloads.driver import Program
+
+become_subreaper()
+_CLONE_NEWIPC = 0x0800_0000
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_behind():
+    before = {one.id for one in sysvipc.read_sysvipc("shm")}
+    yield
+    left = [one for one in sysvipc.read_sysvipc("shm") if one.id not in before]
+    for one in left:
+        if one.fields["nattch"] == 0:
+            sysvipc.remove_segment(one.id)
+
+
+def segments():
+    return {one.id: one for one in sysvipc.read_sysvipc("shm")}
+
+
+def test_a_segment_that_the_process_left_behind_is_taken_over(tmp_path):
+    image = tmp_path / "image"
+    before = segments()
+    with Program("s_sysv", "keep", cwd=tmp_path) as work:
+        dump(work.pid, image)
+        assert work.ask("step write") == "stepped"
+        assert dump(work.pid, image)["kind"] == "delta"
+        assert work.ask("check") == "ok"
+    (left,) = segments().keys() - before.keys()
+    with Restored(image, "--at", "0") as work:
+        assert work.ask("check") == "ok"
+        assert segments()[left].fields["nattch"] == 2
+    assert segments()[left].fields["nattch"] == 0
+
+
+def test_a_key_that_somebody_else_has_is_named(tmp_path):
+    image = tmp_path / "image"
+    before = segments()
+    with Program("s_sysv", "keep", cwd=tmp_path) as work:
+        dump(work.pid, image)
+    (left,) = segments().keys() - before.keys()
+    key = segments()[left].permissions.key
+    sysvipc.remove_segment(left)
+    other = sysvipc.shmget(key, 4096, sysvipc.IPC_CREAT | sysvipc.IPC_EXCL | 0o600)
+    try:
+        message = refused(43, "restore", image)
+        assert f"shared memory segment {left}" in message
+    finally:
+        sysvipc.remove_segment(other)
+
+
+def test_a_failed_restore_removes_what_it_made(tmp_path):
+    image = tmp_path / "image"
+    before = segments()
+    with Program("s_sysv", cwd=tmp_path) as work:
+        dump(work.pid, image)
+    missing = tmp_path / "nothing"
+    refused(40, "restore", "--inherit", f"0={missing}", image)
+    assert segments().keys() == before.keys()
+
+
+def test_a_namespace_of_its_own_comes_back():
+    """What is in it is read from outside and made anew in another one."""
+
+    def prepare_objects():
+        succeed(libc.unshare(_CLONE_NEWIPC))
+        segment = sysvipc.shmget(0x77, 10_000, sysvipc.IPC_CREAT | 0o640)
+        at = sysvipc.shmat(segment)
+        sysvipc.write_attached(at, 5000, b"hello")
+        sysvipc.shmdt(at)
+        number = sysvipc.semget(0x78, 2, sysvipc.IPC_CREAT | 0o600)
+        sysvipc.set_semaphores(number, (3, 4), Permissions(0x78, 1000, 1001, 0o660))
+        queue = sysvipc.msgget(0, sysvipc.IPC_CREAT | 0o600)
+        for kind in (2, 1, 2):
+            sysvipc.send_message(queue, kind, b"x" * kind * 100)
+        sysvipc.send_message(queue, 7, b"")
+
+    with child(prepare_objects) as pid:
+        record = capture(SYSV, pid)
+        spaces = capture(NAMESPACES, pid)
+        assert look(SYSV, pid) == []
+        assert capture(SYSV, pid) == record, "a capture has changed something"
+    assert spaces.own == ("ipc",)
+    assert [message.kind for message in record.queues[0].messages] == [2, 1, 2, 7]
+    assert record.semaphores[0].values == (3, 4)
+    assert record.segments[0].size_bytes == 10_000
+    assert dict(record.settings)["shmmni"]
+    with entered(spaces):
+        opened = prepare(record, None)
+        for one in opened.values():
+            os.close(one.fd)
+            one.at_last()
+        with child(lambda: None) as pid:
+            # It is where we are, so that what is not attached is not its.
+            assert capture(SYSV, pid).segments == ()
+        assert sysvipc.read_semaphores(record.semaphores[0].id, 2) == (3, 4)
+        again = [sysvipc.copy_message(record.queues[0].id, index, 4096) for index in range(5)]
+        assert again == [*((one.kind, one.text) for one in record.queues[0].messages), None]
+        at = sysvipc.shmat(record.segments[0].id)
+        with open("/proc/self/mem", "rb") as memory:
+            memory.seek(at + 5000)
+            assert memory.read(6) == b"hello\0"
+        sysvipc.shmdt(at)
+
+
+def test_too_much_data_is_named():
+    def attach_much():
+        number = sysvipc.shmget(0, 17 << 20, sysvipc.IPC_CREAT | 0o600)
+        at = sysvipc.shmat(number)
+        sysvipc.remove_segment(number)
+        sysvipc.write_attached(at, 0, b"x" * (17 << 20))
+
+    with child(attach_much) as pid:
+        (finding,) = look(SYSV, pid)
+    assert "17 MiB of data" in finding
+
+
+SEGMENT = SegmentRecord(5, Permissions(0, 0, 0, 0o600), 0, 8192, ())
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        (DataRecord(8000, 200, b""), "behind its end"),
+        (DataRecord(-1, 10, b""), "before it"),
+        (DataRecord(5, -1, b""), "before it"),
+    ],
+)
+def test_data_that_cannot_be(data, problem):
+    with pytest.raises(ValueError, match=problem):
+        attrs.evolve(SEGMENT, data=(data,))
+
+
+def test_an_attachment_to_no_place():
+    with pytest.raises(ValueError, match="no place"):
+        AttachmentRecord(1, 4096, 4096, 0, 1, writable=True, locked=False)
+
+
+def test_an_id_in_use_is_named_and_refused():
+    number = sysvipc.shmget(0, 4096, sysvipc.IPC_CREAT | 0o600)
+    at = sysvipc.shmat(number)
+    try:
+        wanted = attrs.evolve(SEGMENT, id=number)
+        record = SysvRecord((), (wanted,), (), (), ())
+        (finding,) = check_host(record, FEATURES)
+        assert "somebody uses a segment of this id" in str(finding)
+        with pytest.raises(RestoreFailed, match="in use"):
+            prepare(record, None)
+        assert number in segments()
+    finally:
+        sysvipc.shmdt(at)
+        with contextlib.suppress(OSError):
+            sysvipc.remove_segment(number)
