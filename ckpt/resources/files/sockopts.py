@@ -23,10 +23,12 @@ import contextlib
 import os
 from _socket import socket as Socket  # noqa: N812 - `socket` takes 20 ms to load
 from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 
 import attrs
 
 from ckpt.kernel import sock_filter
+from ckpt.kernel.getsockopts import Getsockopts
 from ckpt.resources.files.open_file import FdTable, OpenFile, Problem
 
 Warn = Callable[[str], None]
@@ -40,6 +42,8 @@ SO_LOCK_FILTER = 44
 _SO_SNDBUF, _SO_RCVBUF = 7, 8
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE, _SO_BUF_LOCK = 32, 33, 72
 _SNDBUF_LOCK, _RCVBUF_LOCK = 1, 2
+_OTHERS = tuple((SOL_SOCKET, n) for n in (_SO_SNDBUF, _SO_RCVBUF, _SO_BUF_LOCK, SO_LOCK_FILTER))
+_INT_BYTES = 4
 _CLOEXEC = os.O_CLOEXEC
 _MAX_INT = 2**31 - 1
 
@@ -191,17 +195,16 @@ def problem(sock: Socket) -> Problem | None:
 
 def capture(sock: Socket) -> SocketOptions:
     """Read all options of a socket of the target."""
-    locks = number_of(sock, SOL_SOCKET, _SO_BUF_LOCK) or 0
-    # The kernel doubles what was asked for, to have room for its own records.
-    sent = sock.getsockopt(SOL_SOCKET, _SO_SNDBUF) // 2
-    received = sock.getsockopt(SOL_SOCKET, _SO_RCVBUF) // 2
+    others = _numbers_of(_OTHERS).read_ints(sock.fileno())
+    sent, received, locks, is_locked = (value or 0 for value in others)
     return SocketOptions(
         numbers=read_numbers(sock, NUMBERS),
         structs=read_structs(sock, STRUCTS),
-        send_buffer_bytes=sent if locks & _SNDBUF_LOCK else 0,
-        receive_buffer_bytes=received if locks & _RCVBUF_LOCK else 0,
+        # The kernel doubles what was asked for, to have room for its own records.
+        send_buffer_bytes=sent // 2 if locks & _SNDBUF_LOCK else 0,
+        receive_buffer_bytes=received // 2 if locks & _RCVBUF_LOCK else 0,
         packet_filter=_read_filter(sock),
-        filter_locked=bool(number_of(sock, SOL_SOCKET, SO_LOCK_FILTER)),
+        filter_locked=bool(is_locked),
     )
 
 
@@ -214,17 +217,24 @@ def _read_filter(sock: Socket) -> bytes:
 
 def read_numbers(sock: Socket, table: Numbers) -> dict[str, int]:
     """Return all int options of a table that the socket has."""
-    values = {name: number_of(sock, *option) for name, option in table.items()}
-    return {name: value for name, value in values.items() if value is not None}
+    values = _numbers_of(tuple(table.values())).read_ints(sock.fileno())
+    return {name: value for name, value in zip(table, values, strict=True) if value is not None}
 
 
 def read_structs(sock: Socket, table: Structs) -> dict[str, bytes]:
     """Return all other options of a table that the socket has."""
-    values: dict[str, bytes] = {}
-    for name, (level, option, size) in table.items():
-        with contextlib.suppress(OSError):
-            values[name] = sock.getsockopt(level, option, size)
-    return values
+    values = _structs_of(tuple(table.values())).read(sock.fileno())
+    return {name: value for name, value in zip(table, values, strict=True) if value is not None}
+
+
+@lru_cache
+def _numbers_of(options: tuple[tuple[int, int], ...]) -> Getsockopts:
+    return Getsockopts([(level, number, _INT_BYTES) for level, number in options])
+
+
+@lru_cache
+def _structs_of(options: tuple[tuple[int, int, int], ...]) -> Getsockopts:
+    return Getsockopts(options)
 
 
 def restore(options: SocketOptions, sock: Socket, warn: Warn, *, later: bool = False) -> None:

@@ -138,7 +138,8 @@ def problem(file: OpenFile, table: FdTable) -> Problem | None:
         return Problem("is a unix socket, of which this kernel does not tell (no unix_diag)")
     known = view.sockets[file.status.st_ino]
     found = _problem_of_others(file, known, view, table)
-    if found:
+    if found or not table.running:
+        # Of a frozen process the capture asks the rest: it borrows the socket anyway.
         return found
     with borrow_socket(file, table) as sock:
         return _problem_of_content(known, sock) or sockopts.problem(sock)
@@ -211,11 +212,18 @@ _READ_THEM = "dump again when they have been received"
 
 
 def capture(file: OpenFile, table: FdTable, _replies: list[Reply]) -> UnixRecord:
-    """See `Kind.capture`."""
+    """See `Kind.capture`.
+
+    Raises:
+        UnsupportedState: what waits to be read cannot be captured.
+    """
     view = _view_of(table)
     known = view.sockets[file.status.st_ino]
     waits = known.inode in view.waits_at
     with borrow_socket(file, table) as sock:
+        found = _problem_of_content(known, sock) or sockopts.problem(sock)
+        if found:
+            raise _unsupported(file, table, found)
         peer_name = _read_peer_name(sock)
         accepted = _is_accepted(known, peer_name, view)
         has_file = not accepted and known.name[:1] not in (b"", b"\0")
@@ -269,17 +277,17 @@ def _read_messages(
         )
     except unix_passed.NotPassable as reason:
         what = f"holds a message with a descriptor (SCM_RIGHTS) that {reason}"
-        raise _unsupported(file, table, what) from None
+        raise _unsupported(file, table, Problem(what, _READ_THEM)) from None
     sender = view.sockets.get(known.peer or 0)
     if known.kind == SOCK_STREAM and any(message.passed for message in messages):
         if not sender or not unix_queue.are_whole(messages, sender.send_queue):
             what = "holds a descriptor (SCM_RIGHTS) behind other bytes, and none can tell where"
-            raise _unsupported(file, table, what)
+            raise _unsupported(file, table, Problem(what, _READ_THEM))
     elif sender and _sends_only_to(known, sender):
         unseen = unix_queue.count_unseen(messages, known.kind, sender.send_queue)
         if unseen:
             what = "holds packets of no bytes that an earlier dump looked at, and none can any more"
-            raise _unsupported(file, table, what)
+            raise _unsupported(file, table, Problem(what, _READ_THEM))
     return messages
 
 
@@ -290,8 +298,9 @@ def _sends_only_to(known: UnixSocket, sender: UnixSocket) -> bool:
     return known.kind == SOCK_SEQPACKET or not (known.name or sender.name)
 
 
-def _unsupported(file: OpenFile, table: FdTable, what: str) -> UnsupportedState:
-    return UnsupportedState(table.pid, (Finding(f"fd {file.fd} ({file.link})", what, _READ_THEM),))
+def _unsupported(file: OpenFile, table: FdTable, found: Problem) -> UnsupportedState:
+    finding = Finding(f"fd {file.fd} ({file.link})", found.text, found.remedy)
+    return UnsupportedState(table.pid, (finding,))
 
 
 def _find_file(sock: Socket) -> tuple[str, os.stat_result | None]:
