@@ -46,6 +46,7 @@ STATES: dict[str, list[str]] = {
     "s_timers": ["tick"],
     "s_memory": ["write", "grow", "fork", "shared"],
     "s_listen": ["reopen"],
+    "s_datagram": ["send"],
     "s_unix": ["send"],
     "s_unix_named": ["exchange"],
     "s_epoll": ["fire", "drain", "knock"],
@@ -88,6 +89,7 @@ DAMAGES: dict[str, list[str]] = {
         *["break", "arguments"],
     ],
     "s_listen": ["closed", "flags", "backlog", "option", "deaf", "port"],
+    "s_datagram": ["lost", "more", "peer", "group", "netlink", "option"],
     "s_unix_named": [
         *["renamed", "mode", "backlog", "waiting", "order", "queue"],
         *["connection", "message", "caller", "sender"],
