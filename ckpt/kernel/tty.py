@@ -37,6 +37,7 @@ _INT: Final = struct.Struct("<i")
 _WINSIZE: Final = struct.Struct("<4H")
 TIOCGWINSZ: Final = 0x5413
 _TIOCSWINSZ: Final = 0x5414
+_TIOCSTI: Final = 0x5412
 _FIONREAD: Final = 0x541B
 _TIOCPKT: Final = 0x5420
 _TIOCGETD: Final = 0x5424
@@ -137,9 +138,9 @@ def is_in_packet_mode(master: int) -> bool:
     return bool(_get_int(master, _TIOCGPKT))
 
 
-def set_packet_mode(master: int) -> None:
-    """Switch packet mode on."""
-    fcntl.ioctl(master, _TIOCPKT, _INT.pack(1))
+def set_packet_mode(master: int, *, on: bool = True) -> None:
+    """Switch packet mode on or off; on, it forgets changes of state that nobody has read."""
+    fcntl.ioctl(master, _TIOCPKT, _INT.pack(on))
 
 
 def open_peer(master: int, flags: int) -> Fd:
@@ -152,6 +153,15 @@ def open_peer(master: int, flags: int) -> Fd:
     fd = Fd(fcntl.ioctl(master, _TIOCGPTPEER, flags & ~os.O_CLOEXEC | os.O_NOCTTY))
     os.set_inheritable(fd, False)
     return fd
+
+
+def push_input(fd: int, byte: bytes) -> None:
+    """Do as if a byte had come in just now from the other side (TIOCSTI).
+
+    Raises:
+        OSError: EPERM or EIO, we have no CAP_SYS_ADMIN.
+    """
+    fcntl.ioctl(fd, _TIOCSTI, byte)
 
 
 def count_readable(fd: int) -> int:

@@ -245,19 +245,86 @@ def problems(pid):
     return [finding.split("): ")[1] for finding in look(pid)]
 
 
-def test_what_nobody_has_read_is_refused():
+def read_all(fd):
+    """Read by a description of ours what waits, one read after the other."""
+    parts = []
+    while tty.poll_now(fd) & select.POLLIN:
+        parts.append(os.read(fd, 200_000))
+    return parts
+
+
+def taken(pid):
+    """Read all that waits on the slave (4) and on the master (3) of a process."""
+    return asked(pid, 4, read_all), asked(pid, 3, read_all)
+
+
+def write_unread(master, slave, typed, shown):
+    os.write(master, typed)
+    assert tty.poll_now(slave) is not None  # waits until that is in the queue
+    assert tty.get_settings(slave)[12] & 8 == 0, "an echo would be shown, too"
+    os.write(slave, shown)
+
+
+def without_echo(slave):
+    settings = termios.tcgetattr(slave)
+    settings[3] &= ~termios.ECHO
+    termios.tcsetattr(slave, termios.TCSANOW, settings)
+
+
+CASES = {
+    "raw": (make_raw, b"ab\x00\x03\x13\xff\r\n", b"shown\n\t\x00\xff", [b"ab\x00\x03\x13\xff\r\n"]),
+    "raw, less than a read wants": (make_raw, b"ab", b"", [b"ab"]),
+    "lines": (without_echo, b"one\rtwo\x04\x04three\n", b"x", [b"one\n", b"two", b"", b"three\n"]),
+    "much": (make_raw, b"y" * 4000, b"z" * 8000, [b"y" * 4000]),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("packets", [False, True])
+def test_what_nobody_has_read_waits_again_and_still(case, packets):
+    change, typed, shown, reads = CASES[case]
+
     def prepare():
         master = open_master()
         slave = open_slave(master)
-        os.write(slave, b"shown")
-        silent = open_slave(open_master(_NUMBER + 1))
-        make_raw(silent)
-        os.write(5, b"abc")
+        change(slave)
+        write_unread(master, slave, typed, shown)
+        if packets:
+            tty.set_packet_mode(master)
+
+    def wait_in(pid):
+        if case == "raw, less than a read wants":
+            with borrowed(pid, 4) as slave:
+                assert tty.count_readable(slave) == len(typed)
+            return
+        got, got_shown = taken(pid)
+        assert got == reads
+        assert b"".join(one[packets:] for one in got_shown).replace(b"\r", b"") == shown
 
     with opened_by(prepare) as pid:
-        found = problems(pid)
-    assert len(found) == 2
-    assert all("data that nobody has read" in one for one in found)
+        before = asked(pid, 4, tty.get_settings)
+        record = capture(pid)
+        assert asked(pid, 4, tty.get_settings) == before
+        wait_in(pid)
+    with rebuilt(record, pid) as built:
+        assert asked(built.pid, 4, tty.get_settings) == before
+        wait_in(built.pid)
+
+
+def test_a_line_that_is_being_typed_behind_others_can_be_edited_further():
+    def prepare():
+        master = open_master()
+        without_echo(open_slave(master))
+        os.write(master, b"one\ntwx")
+
+    with opened_by(prepare) as pid:
+        record = capture(pid)
+        with borrowed(pid, 3) as master:
+            os.write(master, b"\x7fo\n")
+        assert taken(pid) == ([b"one\n", b"two\n"], [])
+    with rebuilt(record, pid) as built:
+        built.write(3, b"\x7fo\n")
+        assert taken(built.pid) == ([b"one\n", b"two\n"], [])
 
 
 def test_output_that_was_stopped_is_refused():

@@ -16,12 +16,14 @@ the terminal is not of the tree, it becomes the controlling terminal of the rest
 
 Kernel: pty(7), ioctl_tty(2), proc_pid_fdinfo(5) (`tty-index`), drivers/tty/{pty,n_tty}.c.
 
-What waits to be read cannot be read without taking it out. So these are refused, before the target
-is stopped and again when it is: unread output, unread input, output that was stopped (^S, tcflow),
-an unread change in packet mode. A line that is being typed in canonical mode, not yet ended by
-return, is invisible, and lost. Refused too: other line disciplines, ends in processes outside the
-tree (a slave as a standard stream: see `external`), a slave that was hung up while its master goes
-on. At a restore: a number that another terminal has.
+What waits to be read is copied by `pty_queues`, if there is any to be seen. A line that is being
+typed in canonical mode, while nothing else waits, is invisible, and lost. So is what was written to
+a master whose slave nobody has open.
+
+Refused, before the target is stopped and again when it is: output that was stopped (^S, tcflow), an
+unread change in packet mode, other line disciplines, ends in processes outside the tree (a slave as
+a standard stream: see `external`), a slave that was hung up while its master goes on. At a restore:
+a number that another terminal has.
 """
 
 import contextlib
@@ -39,9 +41,11 @@ from ckpt.kernel.procfs.fdinfo import read_fdinfo
 from ckpt.kernel.procfs.files import list_pids
 from ckpt.process.remote import Reply
 from ckpt.resources.base import RestoreOptions
+from ckpt.resources.files import pty_queues
 from ckpt.resources.files.controlling import open_as_leader
 from ckpt.resources.files.kind import Kind, Opening, duplicate, flags_for_open
 from ckpt.resources.files.open_file import FdTable, OpenFile, Problem, path_problem
+from ckpt.resources.files.pty_queues import Queues
 from ckpt.units import Fd, Pid, RemoteFd
 
 MASTER, SLAVE, CONTROLLING = "master", "slave", "controlling"
@@ -85,6 +89,7 @@ class PairState:
     """Permissions of the slave's name in the file system."""
     uid: int
     gid: int
+    queues: Queues
 
     def __attrs_post_init__(self) -> None:
         """Refuse what the kernel's structs cannot hold."""
@@ -268,7 +273,7 @@ def _find_use_problem(fd: Fd) -> Problem | None:
     events = tty.poll_now(fd)
     if events & select.POLLPRI:
         return Problem("has a change of state in packet mode that nobody has read", _AGAIN)
-    if events & select.POLLIN or tty.count_readable(fd):
+    if (events & select.POLLIN or tty.count_readable(fd)) and not pty_queues.can_copy():
         return Problem("is a pseudo-terminal with data that nobody has read", _AGAIN)
     if not events & select.POLLOUT:
         return Problem("is a pseudo-terminal whose output was stopped (^S, tcflow)", _AGAIN)
@@ -285,7 +290,8 @@ def capture(file: OpenFile, table: FdTable, _replies: list[Reply]) -> PtyRecord:
     with table.borrow(file) as fd:
         if side == MASTER:
             number = _number_of_master(file)
-            pair = _capture_pair(fd, number)
+            queues = _copy_queues(fd, number, file, table)
+            pair = _capture_pair(fd, number, queues)
             master: OpenFile | None = file
         else:
             hung_up = _is_hung_up(fd)
@@ -303,7 +309,24 @@ def capture(file: OpenFile, table: FdTable, _replies: list[Reply]) -> PtyRecord:
     )
 
 
-def _capture_pair(fd: Fd, number: int) -> PairState:
+def _copy_queues(fd: Fd, number: int, file: OpenFile, table: FdTable) -> Queues:
+    """Copy what waits to be read on either side, as far as it can be seen."""
+    waits = bool(tty.poll_now(fd) & select.POLLIN)
+    for slave in _find_slaves(number, file, table):
+        with table.borrow(slave) as one:
+            waits |= bool(tty.poll_now(one) & select.POLLIN or tty.count_readable(one))
+    return pty_queues.copy(fd) if waits else Queues(b"", b"")
+
+
+def _find_slaves(number: int, file: OpenFile, table: FdTable) -> list[OpenFile]:
+    try:
+        named = attrs.evolve(file, status=os.stat(f"{_DIRECTORY}/{number}"))
+        return table.same_inode(named)[:1]
+    except (OSError, KeyError):
+        return []
+
+
+def _capture_pair(fd: Fd, number: int, queues: Queues) -> PairState:
     name = os.stat(f"{_DIRECTORY}/{number}")
     return PairState(
         settings=tty.get_settings(fd),
@@ -316,6 +339,7 @@ def _capture_pair(fd: Fd, number: int) -> PairState:
         mode=name.st_mode & _PERMISSIONS,
         uid=name.st_uid,
         gid=name.st_gid,
+        queues=queues,
     )
 
 
@@ -377,8 +401,12 @@ class _Pair:
             os.close(self.master)
 
     def _set(self, state: PairState) -> None:
-        if state.slave_closed:
-            os.close(tty.open_peer(self.master, os.O_RDWR))
+        waits = bool(state.queues.typed or state.queues.shown)
+        if state.slave_closed or waits:
+            peer = tty.open_peer(self.master, os.O_RDWR | os.O_NONBLOCK)
+            if waits:
+                pty_queues.put(state.queues, self.master, peer, state.settings)
+            os.close(peer)
         name = f"{_DIRECTORY}/{self.number}"
         os.chown(name, state.uid, state.gid)
         os.chmod(name, state.mode)

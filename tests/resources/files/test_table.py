@@ -28,6 +28,7 @@ from ckpt.resources.files.pidfd import PidfdRecord
 from ckpt.resources.files.pipe import PipeRecord
 from ckpt.resources.files.process_file import ProcessFileRecord
 from ckpt.resources.files.pty import MasterFile, PairState, PtyRecord
+from ckpt.resources.files.pty_queues import Queues
 from ckpt.resources.files.raw import RawRecord
 from ckpt.resources.files.regular import RegularRecord
 from ckpt.resources.files.signalfd import SignalfdRecord
@@ -66,6 +67,7 @@ RECORDS = {
             mode=0o620,
             uid=0,
             gid=5,
+            queues=Queues(b"typed", b"shown"),
         ),
     ),
     "pipe": PipeRecord(4711, 65536, packets=True, content=(b"one", b"\xff")),
