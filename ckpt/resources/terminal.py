@@ -37,7 +37,7 @@ from ckpt.resources.base import (
     Tree,
     expect,
 )
-from ckpt.resources.files.pty import numbers_of_masters
+from ckpt.resources.files.pty_ends import numbers_of_masters
 from ckpt.units import Pid, RemoteFd
 
 _NONE = -1

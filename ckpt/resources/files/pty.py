@@ -26,34 +26,34 @@ a standard stream: see `external`), a slave that was hung up while its master go
 a number that another terminal has.
 """
 
-import contextlib
 import os
 import select
 import stat
 from collections.abc import Iterator
-from weakref import WeakKeyDictionary
 
 import attrs
 
 from ckpt.errors import RestoreFailed
 from ckpt.kernel import tty
-from ckpt.kernel.procfs.fdinfo import read_fdinfo
-from ckpt.kernel.procfs.files import list_pids
 from ckpt.process.remote import Reply
 from ckpt.resources.base import RestoreOptions
 from ckpt.resources.files import pty_queues
 from ckpt.resources.files.controlling import open_as_leader
 from ckpt.resources.files.kind import Kind, Opening, duplicate, flags_for_open
 from ckpt.resources.files.open_file import FdTable, OpenFile, Problem, path_problem
+from ckpt.resources.files.pty_ends import (
+    DIRECTORY,
+    MASTER,
+    PTMX,
+    SLAVE,
+    UNKNOWN,
+    find_elsewhere,
+)
 from ckpt.resources.files.pty_queues import Queues
-from ckpt.units import Fd, Pid, RemoteFd
+from ckpt.units import Fd
 
-MASTER, SLAVE, CONTROLLING = "master", "slave", "controlling"
-_DIRECTORY = "/dev/pts"
-_PTMX = (f"{_DIRECTORY}/ptmx", "/dev/ptmx")
-"""Where masters are opened. The first is of use where its mode allows it."""
+CONTROLLING = "controlling"
 _CONTROLLING_PATH = "/dev/tty"
-_UNKNOWN = -1
 _HIGHEST = (1 << 20) - 1
 _PERMISSIONS = 0o7777
 _LOOK_AGAIN_S, _LOOKS = 0.005, 20
@@ -121,7 +121,7 @@ class PtyRecord:
         """Refuse what cannot be."""
         if self.side not in (MASTER, SLAVE, CONTROLLING):
             raise ValueError(f"unknown side {self.side!r} of a pseudo-terminal")
-        if not _UNKNOWN <= self.number <= _HIGHEST:
+        if not UNKNOWN <= self.number <= _HIGHEST:
             raise ValueError(f"no terminal has number {self.number}")
         if self.side == MASTER and (self.pair is None or self.master is None):
             raise ValueError("a master comes without its settings")
@@ -147,7 +147,7 @@ def _side_of(file: OpenFile) -> str:
 
 
 def _number_of_master(file: OpenFile) -> int:
-    return int(file.info.other_value("tty-index") or _UNKNOWN)
+    return int(file.info.other_value("tty-index") or UNKNOWN)
 
 
 def _number_of_slave(file: OpenFile, fd: Fd) -> int:
@@ -155,12 +155,12 @@ def _number_of_slave(file: OpenFile, fd: Fd) -> int:
     device = file.status.st_rdev
     if device == tty.CONTROLLING_DEVICE:
         device = tty.get_device(fd)
-    return os.minor(device) if os.major(device) == tty.SLAVE_MAJOR else _UNKNOWN
+    return os.minor(device) if os.major(device) == tty.SLAVE_MAJOR else UNKNOWN
 
 
 def _find_master(number: int, file: OpenFile, table: FdTable) -> OpenFile | None:
     """Return the one description of the master, if some process of the tree has it."""
-    for path in _PTMX:
+    for path in PTMX:
         try:
             masters = table.same_inode(attrs.evolve(file, status=os.stat(path)))
         except (OSError, KeyError):
@@ -183,7 +183,7 @@ _HUNG_UP = select.POLLHUP | select.POLLERR | select.POLLIN | select.POLLOUT
 def problem(file: OpenFile, table: FdTable) -> Problem | None:
     """See `Kind.problem`."""
     # Before we borrow anything: our own descriptors would be found, too.
-    _look_elsewhere(table)
+    find_elsewhere(table)
     if _side_of(file) == MASTER:
         return _master_problem(file, table)
     with table.borrow(file) as fd:
@@ -202,7 +202,7 @@ def problem(file: OpenFile, table: FdTable) -> Problem | None:
 
 def _master_problem(file: OpenFile, table: FdTable) -> Problem | None:
     number = _number_of_master(file)
-    if number == _UNKNOWN:
+    if number == UNKNOWN:
         return Problem("is the master of a pseudo-terminal whose number this kernel does not tell")
     found = path_problem(file) or _elsewhere_problem(MASTER, number, table)
     if found is None:
@@ -220,39 +220,11 @@ def _hung_up_problem(file: OpenFile, table: FdTable) -> Problem | None:
     return None
 
 
-_elsewhere: WeakKeyDictionary[FdTable, dict[tuple[str, int], Pid]] = WeakKeyDictionary()
-"""Side and number -> who has it open outside the tree; looked for once in a table's life."""
-
-
-def _look_elsewhere(table: FdTable) -> None:
-    if table not in _elsewhere:
-        others = (pid for pid in list_pids() if table.running and pid != table.pid)
-        _elsewhere[table] = {end: pid for pid in others for end in _iter_ends(pid)}
-
-
 def _elsewhere_problem(side: str, number: int, table: FdTable) -> Problem | None:
-    holder = _elsewhere[table].get((side, number))
+    holder = find_elsewhere(table).get((side, number))
     if holder is None:
         return None
     return Problem(f"is a pseudo-terminal that process {holder}, outside the tree, has open too")
-
-
-def numbers_of_masters(pid: Pid) -> list[int]:
-    """Return N of /dev/pts/N for each master that a process has open."""
-    return [number for side, number in _iter_ends(pid) if side == MASTER]
-
-
-def _iter_ends(pid: Pid) -> Iterator[tuple[str, int]]:
-    """Yield side and number of the pseudo-terminals that a process has open, as far as we may."""
-    with contextlib.suppress(OSError):
-        for name in os.listdir(f"/proc/{pid}/fd"):
-            with contextlib.suppress(OSError, ValueError):
-                link = os.readlink(f"/proc/{pid}/fd/{name}")
-                if link.startswith(f"{_DIRECTORY}/") and link not in _PTMX:
-                    yield SLAVE, int(link.rpartition("/")[2])
-                elif link in _PTMX:
-                    info = read_fdinfo(pid, RemoteFd(int(name)))
-                    yield MASTER, int((info and info.other_value("tty-index")) or _UNKNOWN)
 
 
 def _use_problem(fd: Fd, table: FdTable) -> Problem | None:
@@ -320,14 +292,14 @@ def _copy_queues(fd: Fd, number: int, file: OpenFile, table: FdTable) -> Queues:
 
 def _find_slaves(number: int, file: OpenFile, table: FdTable) -> list[OpenFile]:
     try:
-        named = attrs.evolve(file, status=os.stat(f"{_DIRECTORY}/{number}"))
+        named = attrs.evolve(file, status=os.stat(f"{DIRECTORY}/{number}"))
         return table.same_inode(named)[:1]
     except (OSError, KeyError):
         return []
 
 
 def _capture_pair(fd: Fd, number: int, queues: Queues) -> PairState:
-    name = os.stat(f"{_DIRECTORY}/{number}")
+    name = os.stat(f"{DIRECTORY}/{number}")
     return PairState(
         settings=tty.get_settings(fd),
         locked_settings=tty.get_locked_settings(fd),
@@ -363,8 +335,8 @@ def _check_master(number: int, path: str) -> Iterator[Problem]:
         return
     if device != tty.PTMX_DEVICE:
         yield Problem("is not the device 5:2", "mount devpts")
-    elif os.path.exists(f"{_DIRECTORY}/{number}"):
-        text = f"its slave was {_DIRECTORY}/{number}, which is another terminal now"
+    elif os.path.exists(f"{DIRECTORY}/{number}"):
+        text = f"its slave was {DIRECTORY}/{number}, which is another terminal now"
         yield Problem(text, "end what has that open")
 
 
@@ -395,7 +367,7 @@ class _Pair:
             if self.state is not None:
                 tty.set_locked(self.master, locked=self.state.locked)
         except OSError as error:
-            step = f"setting up {_DIRECTORY}/{self.number}"
+            step = f"setting up {DIRECTORY}/{self.number}"
             raise RestoreFailed(step, error.strerror or str(error)) from error
         finally:
             os.close(self.master)
@@ -407,7 +379,7 @@ class _Pair:
             if waits:
                 pty_queues.put(state.queues, self.master, peer, state.settings)
             os.close(peer)
-        name = f"{_DIRECTORY}/{self.number}"
+        name = f"{DIRECTORY}/{self.number}"
         os.chown(name, state.uid, state.gid)
         os.chmod(name, state.mode)
         tty.set_size(self.master, state.size)
@@ -451,7 +423,7 @@ def _open_master(record: PtyRecord) -> Fd:
     if record.master is not None:
         return _take_number(record.number, record.master.path, record.master.flags)
     # Hung up: nothing but a name that is gone tells the number.
-    path = _PTMX[-1]
+    path = PTMX[-1]
     try:
         return _take_number(record.number, path, os.O_RDWR)
     except OSError:
@@ -470,7 +442,7 @@ def _take_number(number: int, path: str, flags: int) -> Fd:
                 return fd
             lower.append(fd)
             if found > number:
-                raise OSError(_EBUSY, f"{_DIRECTORY}/{number} is another terminal now")
+                raise OSError(_EBUSY, f"{DIRECTORY}/{number} is another terminal now")
     finally:
         for other in lower:
             os.close(other)
