@@ -63,6 +63,7 @@ STATES: dict[str, list[str]] = {
     "s_seccomp": ["confine", "sync"],
     "s_sysv": ["write", "reattach"],
     "s_namespaces": ["rename"],
+    "s_mqueue": ["exchange"],
     "heartbeat": ["write", "cluster"],
 }
 DAMAGES: dict[str, list[str]] = {
@@ -125,6 +126,7 @@ DAMAGES: dict[str, list[str]] = {
     "s_seccomp": ["own", "main"],
     "s_sysv": ["content", "removed", "parts", "mode", "detached"],
     "s_namespaces": ["host", "domain", "loopback"],
+    "s_mqueue": ["flag", "message", "mode", "closed"],
     "heartbeat": ["page"],
 }
 

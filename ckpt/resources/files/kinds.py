@@ -12,6 +12,7 @@ from ckpt.resources.files.external import EXTERNAL
 from ckpt.resources.files.fifo import FIFO
 from ckpt.resources.files.inotify import INOTIFY
 from ckpt.resources.files.kind import AnyKind
+from ckpt.resources.files.mqueue import MQUEUE
 from ckpt.resources.files.netlink import NETLINK
 from ckpt.resources.files.open_file import FdTable, OpenFile, Problem
 from ckpt.resources.files.packet import PACKET
@@ -30,6 +31,8 @@ from ckpt.resources.files.unix import UNIX
 KINDS: tuple[AnyKind, ...] = (
     PIDFD,
     PROCESS_FILE,
+    # Looks like a file, and its name like a path.
+    MQUEUE,
     REGULAR,
     DIRECTORY,
     PTY,
