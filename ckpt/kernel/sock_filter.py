@@ -16,6 +16,8 @@ from ckpt.kernel.libc import readable_address, syscall, writable_address
 
 SIZE: Final = 8
 """Bytes of one instruction."""
+MAX_INSTRUCTIONS: Final = 4096
+"""BPF_MAXINSNS."""
 
 _SOL_SOCKET: Final = 1
 _SO_ATTACH_FILTER: Final = 26

@@ -119,8 +119,9 @@ class SocketOptions:
         refuse_too_large(self.numbers)
         if not 0 <= max(self.send_buffer_bytes, self.receive_buffer_bytes) <= _MAX_INT:
             raise ValueError("a socket cannot have buffers of such a size")
-        if len(self.packet_filter) % sock_filter.SIZE:
-            raise ValueError("a packet filter is cut short")
+        n_instructions, rest = divmod(len(self.packet_filter), sock_filter.SIZE)
+        if rest or n_instructions > sock_filter.MAX_INSTRUCTIONS:
+            raise ValueError("a packet filter is cut short, or too long")
 
 
 def refuse_unknown(values: Mapping[str, object], table: Mapping[str, object]) -> None:
