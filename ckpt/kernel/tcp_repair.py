@@ -226,15 +226,34 @@ class _Reading:
                 raise BlockingIOError(11, f"a queue had {result} bytes instead of {wanted}")
 
 
-def silence(fd: int) -> None:
+def silence(fd: int) -> int:
     """Have a connection end without a word when it is closed: it stays under repair.
+
+    Returns:
+        SO_REUSEADDR as it was, for `end_silence`.
 
     Raises:
         OSError: EPERM, no CAP_NET_ADMIN.
     """
     sock = Socket(fileno=fd)
     try:
+        reuse_address = sock.getsockopt(SOL_SOCKET, SO_REUSEADDR)
         sock.setsockopt(SOL_TCP, TCP_REPAIR, TCP_REPAIR_ON)
+    finally:
+        sock.detach()
+    return reuse_address
+
+
+def end_silence(fd: int, reuse_address: int) -> None:
+    """Take `silence` back.
+
+    Raises:
+        OSError: EPERM, no CAP_NET_ADMIN.
+    """
+    sock = Socket(fileno=fd)
+    try:
+        sock.setsockopt(SOL_TCP, TCP_REPAIR, TCP_REPAIR_OFF_NO_WP)
+        sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, reuse_address)
     finally:
         sock.detach()
 

@@ -5,7 +5,10 @@ import struct
 
 import pytest
 
-from integration.files.processes import brought_back, look, opened_by
+from ckpt.kernel.arch import NR
+from ckpt.kernel.libc import syscall
+from ckpt.kernel.namespaces import Namespace, set_loopback_up
+from integration.files.processes import brought_back, capture, look, opened_by
 
 SOL_NETLINK, SOL_PACKET = 270, 263
 NETLINK_ADD_MEMBERSHIP, NETLINK_EXT_ACK = 1, 11
@@ -21,6 +24,10 @@ def packet(kind=socket.SOCK_RAW, protocol=0x800):
     sock = socket.socket(socket.AF_PACKET, kind, 0)
     sock.bind(("lo", protocol))
     return sock
+
+
+def unshare_net():
+    syscall(NR.unshare, Namespace.NET)
 
 
 def records_of(record, kind):
@@ -137,3 +144,29 @@ def test_raw_sockets_keep_protocol_addresses_and_filters(family, host, protocol,
         assert built.capture() == record
         assert (fresh.peer, connected.peer.host) == (None, host)
         assert connected.local.host == host
+
+
+def test_sockets_of_a_namespace_of_its_own_are_looked_at_from_there():
+    def prepare():
+        unshare_net()
+        set_loopback_up()
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        sock.bind(("127.0.0.1", 0))
+        local = socket.inet_aton("127.0.0.1")
+        sock.setsockopt(socket.IPPROTO_IP, 35, socket.inet_aton("239.7.7.3") + local)
+        return sock, packet(protocol=0x88B5)
+
+    with opened_by(prepare) as pid:
+        record = capture(pid)
+    (udp,) = records_of(record, "udp")
+    assert [one.group for one in udp.memberships] == ["239.7.7.3"]
+
+
+def test_a_socket_of_another_namespace_is_refused():
+    def prepare():
+        before = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        unshare_net()
+        return before
+
+    (found,) = problems(prepare)
+    assert "is a socket of another network namespace than its process" in found

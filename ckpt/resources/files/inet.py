@@ -258,7 +258,7 @@ def _text_of(family: int, storage: bytes) -> str:
 def _iter_groups4() -> Iterator[tuple[str, bytes]]:
     """Yield interface and group from /proc/net/igmp (net/ipv4/igmp.c)."""
     interface = ""
-    for line in _lines("/proc/self/net/igmp"):
+    for line in _lines("/proc/thread-self/net/igmp"):
         words = line.split()
         if not line[0].isspace():
             interface = words[1].rstrip(":")
@@ -269,7 +269,7 @@ def _iter_groups4() -> Iterator[tuple[str, bytes]]:
 
 def _iter_groups6() -> Iterator[tuple[str, bytes]]:
     """Yield interface and group from /proc/net/igmp6."""
-    for line in _lines("/proc/self/net/igmp6", skip=0):
+    for line in _lines("/proc/thread-self/net/igmp6", skip=0):
         words = line.split()
         yield words[1], bytes.fromhex(words[2])
 

@@ -13,7 +13,6 @@ filters of eBPF, other network namespaces. Not seen, and so lost: tables of nf_t
 the socket, a pending error (ENOBUFS).
 """
 
-import os
 import stat
 import struct
 from _socket import socket as Socket  # noqa: N812 - `socket` takes 20 ms to load
@@ -22,8 +21,9 @@ from collections.abc import Iterator
 import attrs
 
 from ckpt.process.remote import Reply
-from ckpt.resources.files import sockopts
+from ckpt.resources.files import network_space, sockopts
 from ckpt.resources.files.kind import Kind, Opening, duplicate, set_status_flags
+from ckpt.resources.files.network_space import borrow_beside
 from ckpt.resources.files.open_file import FdTable, OpenFile, Problem
 from ckpt.resources.files.sockopts import (
     Numbers,
@@ -110,9 +110,7 @@ def is_for(file: OpenFile, table: FdTable) -> bool:
 
 def problem(file: OpenFile, table: FdTable) -> Problem | None:
     """See `Kind.problem`."""
-    if table.running and not os.path.samefile(f"/proc/{table.pid}/ns/net", "/proc/self/ns/net"):
-        return Problem("is a socket of another network namespace, which is not supported yet")
-    with borrow_socket(file, table) as sock:
+    with borrow_beside(file, table) as sock:
         if sock.proto not in _KNOWN:
             name = _OTHERS.get(sock.proto, f"protocol {sock.proto}")
             return Problem(f"is a netlink socket ({name}), which is not supported yet")
@@ -124,7 +122,7 @@ def problem(file: OpenFile, table: FdTable) -> Problem | None:
                 "is a netlink socket to which the firewall sends (nfqueue, nflog), which is not"
                 " supported yet"
             )
-        return sockopts.problem(sock)
+        return network_space.problem(sock, table) or sockopts.problem(sock)
 
 
 def _has_message(sock: Socket) -> bool:
@@ -140,7 +138,7 @@ def _iter_firewall_ports() -> Iterator[int]:
     """Yield the ports that the firewall sends to: the second column of both lists."""
     for name in ("nfnetlink_queue", "nfnetlink_log"):
         try:
-            with open(f"/proc/self/net/netfilter/{name}") as file:
+            with open(f"/proc/thread-self/net/netfilter/{name}") as file:
                 lines = file.read().splitlines()
         except OSError:
             continue
@@ -149,7 +147,7 @@ def _iter_firewall_ports() -> Iterator[int]:
 
 def capture(file: OpenFile, table: FdTable, _replies: list[Reply]) -> NetlinkRecord:
     """See `Kind.capture`."""
-    with borrow_socket(file, table) as sock:
+    with borrow_beside(file, table) as sock:
         port, _ = sock.getsockname()
         peer_port, peer_groups = sock.getpeername()
         return NetlinkRecord(

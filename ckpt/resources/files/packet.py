@@ -11,7 +11,6 @@ fanout groups, filters of eBPF, other network namespaces, a kernel without packe
 """
 
 import fcntl
-import os
 import stat
 import struct
 import termios
@@ -22,8 +21,9 @@ import attrs
 
 from ckpt.kernel.packet_diag import PacketSocket, read_packet_socket
 from ckpt.process.remote import Reply
-from ckpt.resources.files import sockopts
+from ckpt.resources.files import network_space, sockopts
 from ckpt.resources.files.kind import Kind, Opening, duplicate, set_status_flags
+from ckpt.resources.files.network_space import beside, borrow_beside
 from ckpt.resources.files.open_file import FdTable, OpenFile, Problem
 from ckpt.resources.files.sockopts import (
     Numbers,
@@ -107,26 +107,29 @@ def is_for(file: OpenFile, table: FdTable) -> bool:
 
 def problem(file: OpenFile, table: FdTable) -> Problem | None:
     """See `Kind.problem`."""
-    if table.running and not os.path.samefile(f"/proc/{table.pid}/ns/net", "/proc/self/ns/net"):
-        return Problem("is a socket of another network namespace, which is not supported yet")
-    try:
-        told = read_packet_socket(file.status.st_ino)
-    except OSError:
-        told = None
+    told = _ask(file, table)
     if told is None:
         return Problem("is a packet socket of which this kernel tells nothing (packet_diag)")
     if told.has_ring or told.version:
         return Problem("is a packet socket with a ring, which is not supported yet")
     if told.has_fanout:
         return Problem("is a packet socket of a fanout group, which is not supported yet")
-    with borrow_socket(file, table) as sock:
-        return sockopts.problem(sock)
+    with borrow_beside(file, table) as sock:
+        return network_space.problem(sock, table) or sockopts.problem(sock)
+
+
+def _ask(file: OpenFile, table: FdTable) -> PacketSocket | None:
+    try:
+        with beside(table.pid):
+            return read_packet_socket(file.status.st_ino)
+    except OSError:
+        return None
 
 
 def capture(file: OpenFile, table: FdTable, _replies: list[Reply]) -> PacketRecord:
     """See `Kind.capture`."""
-    told = read_packet_socket(file.status.st_ino)
-    with borrow_socket(file, table) as sock:
+    told = _ask(file, table)
+    with borrow_beside(file, table) as sock:
         interface, protocol = sock.getsockname()[:2]
         (n_bytes,) = struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.FIONREAD, bytes(4)))
         return PacketRecord(

@@ -10,7 +10,6 @@ lost: multicast routing (MRT_INIT), IP_ROUTER_ALERT.
 """
 
 import fcntl
-import os
 import stat
 import struct
 import termios
@@ -20,9 +19,10 @@ from collections.abc import Iterator
 import attrs
 
 from ckpt.process.remote import Reply
-from ckpt.resources.files import inet, sockopts
+from ckpt.resources.files import inet, network_space, sockopts
 from ckpt.resources.files.inet import InetAddress, Membership, address_of
 from ckpt.resources.files.kind import Kind, Opening, duplicate, set_status_flags
+from ckpt.resources.files.network_space import borrow_beside
 from ckpt.resources.files.open_file import FdTable, OpenFile, Problem
 from ckpt.resources.files.sockopts import (
     Numbers,
@@ -35,7 +35,7 @@ from ckpt.resources.files.sockopts import (
 from ckpt.units import Fd
 
 _SOL_RAW, _IPPROTO_ICMPV6 = 255, 58
-_LISTS = {inet.AF_INET: "/proc/self/net/raw", inet.AF_INET6: "/proc/self/net/raw6"}
+_LISTS = {inet.AF_INET: "/proc/thread-self/net/raw", inet.AF_INET6: "/proc/thread-self/net/raw6"}
 _REMOTE, _INODE = 2, 9
 """Columns of these lists."""
 
@@ -88,15 +88,13 @@ def is_for(file: OpenFile, table: FdTable) -> bool:
 
 def problem(file: OpenFile, table: FdTable) -> Problem | None:
     """See `Kind.problem`."""
-    if table.running and not os.path.samefile(f"/proc/{table.pid}/ns/net", "/proc/self/ns/net"):
-        return Problem("is a socket of another network namespace, which is not supported yet")
-    with borrow_socket(file, table) as sock:
-        return sockopts.problem(sock)
+    with borrow_beside(file, table) as sock:
+        return network_space.problem(sock, table) or sockopts.problem(sock)
 
 
 def capture(file: OpenFile, table: FdTable, _replies: list[Reply]) -> RawRecord:
     """See `Kind.capture`."""
-    with borrow_socket(file, table) as sock:
+    with borrow_beside(file, table) as sock:
         (n_bytes,) = struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.FIONREAD, bytes(4)))
         return RawRecord(
             protocol=sock.proto,

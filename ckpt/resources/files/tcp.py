@@ -22,7 +22,9 @@ from collections.abc import Iterator
 import attrs
 
 from ckpt.process.remote import Reply
+from ckpt.resources.files import network_space
 from ckpt.resources.files.kind import Kind, Opening, duplicate, set_status_flags
+from ckpt.resources.files.network_space import borrow_beside
 from ckpt.resources.files.open_file import FdTable, OpenFile, Problem
 from ckpt.units import Fd
 
@@ -147,19 +149,8 @@ def is_tcp(sock: Socket) -> bool:
 
 def problem(file: OpenFile, table: FdTable) -> Problem | None:
     """See `Kind.problem`."""
-    with _borrow(file, table) as sock:
+    with borrow_beside(file, table) as sock:
         return _problem_of(sock, table)
-
-
-@contextlib.contextmanager
-def _borrow(file: OpenFile, table: FdTable) -> Iterator[Socket]:
-    """Lend a socket object on the target's socket."""
-    with table.borrow(file) as fd:
-        sock = Socket(fileno=fd)
-        try:
-            yield sock
-        finally:
-            sock.detach()
 
 
 @contextlib.contextmanager
@@ -174,8 +165,9 @@ def _new_socket(family: int) -> Iterator[Socket]:
 def _problem_of(sock: Socket, table: FdTable) -> Problem | None:
     if not is_tcp(sock):
         return Problem(f"is {_name_of(sock)}, which is not supported yet")
-    if table.running and not os.path.samefile(f"/proc/{table.pid}/ns/net", "/proc/self/ns/net"):
-        return Problem("is a socket of another network namespace, which is not supported yet")
+    elsewhere = network_space.problem(sock, table)
+    if elsewhere:
+        return elsewhere
     info = _read_info(sock)
     state = info[0]
     if state == _TCP_LISTEN and info[_UNACKED]:
@@ -222,7 +214,7 @@ def _has(sock: Socket, level: int, option: int) -> bool:
 
 def capture(file: OpenFile, table: FdTable, _replies: list[Reply]) -> TcpRecord:
     """See `Kind.capture`."""
-    with _borrow(file, table) as sock:
+    with borrow_beside(file, table) as sock:
         info = _read_info(sock)
         address, port, flow_info, scope_id = (*sock.getsockname(), 0, 0)[:4]
         locks = _number(sock, _SOL, _SO_BUF_LOCK) or 0

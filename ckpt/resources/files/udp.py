@@ -16,7 +16,6 @@ empty datagram is seen once: the kernel does not show it to a second dump.
 
 import contextlib
 import fcntl
-import os
 import select
 import stat
 import struct
@@ -29,7 +28,7 @@ import attrs
 
 from ckpt.kernel.udp_packet import send_datagram
 from ckpt.process.remote import Reply
-from ckpt.resources.files import inet, sockopts
+from ckpt.resources.files import inet, network_space, sockopts
 from ckpt.resources.files.inet import (
     InetAddress,
     Membership,
@@ -38,6 +37,7 @@ from ckpt.resources.files.inet import (
     peer_of,
 )
 from ckpt.resources.files.kind import Kind, Opening, duplicate, set_status_flags
+from ckpt.resources.files.network_space import borrow_beside
 from ckpt.resources.files.open_file import FdTable, OpenFile, Problem
 from ckpt.resources.files.sockopts import (
     Numbers,
@@ -133,9 +133,7 @@ def is_for(file: OpenFile, table: FdTable) -> bool:
 
 def problem(file: OpenFile, table: FdTable) -> Problem | None:
     """See `Kind.problem`."""
-    if table.running and not os.path.samefile(f"/proc/{table.pid}/ns/net", "/proc/self/ns/net"):
-        return Problem("is a socket of another network namespace, which is not supported yet")
-    with borrow_socket(file, table) as sock:
+    with borrow_beside(file, table) as sock:
         if _has_data_under_way(sock):
             return Problem(
                 "is a UDP socket with a datagram that is not complete (MSG_MORE or UDP_CORK),"
@@ -148,7 +146,7 @@ def problem(file: OpenFile, table: FdTable) -> Problem | None:
                 " the ones would take the other away",
                 "try again",
             )
-        return sockopts.problem(sock)
+        return network_space.problem(sock, table) or sockopts.problem(sock)
 
 
 def _has_data_under_way(sock: Socket) -> bool:
@@ -163,7 +161,7 @@ def _has_data_under_way(sock: Socket) -> bool:
 
 def capture(file: OpenFile, table: FdTable, _replies: list[Reply]) -> UdpRecord:
     """See `Kind.capture`."""
-    with borrow_socket(file, table) as sock:
+    with borrow_beside(file, table) as sock:
         return UdpRecord(
             protocol=sock.proto,
             local=address_of(sock.family, sock.getsockname()),
