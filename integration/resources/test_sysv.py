@@ -10,15 +10,9 @@ from ckpt.errors import RestoreFailed
 from ckpt.kernel import sysvipc
 from ckpt.kernel.sysvipc import Permissions
 from ckpt.resources.namespaces import NAMESPACES, entered
-from ckpt.resources.sysv import (
-    SYSV,
-    AttachmentRecord,
-    DataRecord,
-    SegmentRecord,
-    SysvRecord,
-    check_host,
-    prepare,
-)
+from ckpt.resources.sysv import SYSV
+from ckpt.resources.sysv_rebuild import check_host, prepare
+from ckpt.resources.sysv_record import SegmentRecord, SysvRecord
 from integration.errors.refusals import refused
 from integration.freezer.targets import child
 from integration.harness import Restored, become_subreaper, dump
@@ -142,24 +136,6 @@ def test_too_much_data_is_named():
 
 
 SEGMENT = SegmentRecord(5, Permissions(0, 0, 0, 0o600), 0, 8192, ())
-
-
-@pytest.mark.parametrize(
-    ("data", "problem"),
-    [
-        (DataRecord(8000, 200, b""), "behind its end"),
-        (DataRecord(-1, 10, b""), "before it"),
-        (DataRecord(5, -1, b""), "before it"),
-    ],
-)
-def test_data_that_cannot_be(data, problem):
-    with pytest.raises(ValueError, match=problem):
-        attrs.evolve(SEGMENT, data=(data,))
-
-
-def test_an_attachment_to_no_place():
-    with pytest.raises(ValueError, match="no place"):
-        AttachmentRecord(1, 4096, 4096, 0, 1, writable=True, locked=False)
 
 
 def test_an_id_in_use_is_named_and_refused():
