@@ -130,6 +130,8 @@ DAMAGES: dict[str, list[str]] = {
     "heartbeat": ["page"],
 }
 
+# Programs of several processes; each has a test of its own in `integration/states`.
+TREES = ["s_family", "s_unix_tree"]
 # Arguments that add what is rare, and may be refused by name.
 VARIANTS: dict[str, list[str]] = {
     "s_creds": ["dropped"],

@@ -15,6 +15,7 @@ from integration.workloads.catalog import (
     DAMAGES,
     STATES,
     TRACKER_CASES,
+    TREES,
     VARIANTS,
 )
 from integration.workloads.driver import Program
@@ -216,7 +217,7 @@ def test_the_sweeper_notices_damage_and_children(tmp_path, damage):
 
 
 def test_the_catalogue_knows_every_program():
-    assert set(names()) == {*STATES, "writer", "blocking", "tracker_cases", "sweeper"}
+    assert set(names()) == {*STATES, *TREES, "writer", "blocking", "tracker_cases", "sweeper"}
     assert set(STATES) == set(DAMAGES)
 
 
