@@ -21,7 +21,7 @@ The order, so that no step takes away what a later one needs:
 What is already as it should be is not touched. A capability that the restorer lacks cannot be
 given: refused before anything starts; one that is missing only from the bounding set is told to the
 user. no_new_privs of the restorer cannot be taken off again; the user is told. Labels of security
-modules (SELinux, AppArmor) and keyrings are the restorer's.
+modules and keyrings have files of their own.
 """
 
 import os

@@ -15,7 +15,7 @@ ns,task/TID/children} from outside.
 - PR_SET_MDWE comes back last: it forbids what the restore itself has to do.
 - Refused before the target is touched: namespaces other than ours (except time), children
   (living or not yet waited for), threads that do not share their descriptors or directory.
-- Not captured: keyrings, PR_SET_PTRACER.
+- Not captured: PR_SET_PTRACER.
 """
 
 import os

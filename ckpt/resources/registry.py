@@ -17,6 +17,8 @@ from ckpt.resources.files.owners import FILE_OWNERS
 from ckpt.resources.files.table import FILES
 from ckpt.resources.filesystem import FILESYSTEM
 from ckpt.resources.identity import IDENTITY, TASK_MODES
+from ckpt.resources.keyrings import KEYRINGS
+from ckpt.resources.labels import LABEL
 from ckpt.resources.limits import LIMITS
 from ckpt.resources.memory import MEMORY
 from ckpt.resources.namespaces import NAMESPACES
@@ -38,6 +40,7 @@ PROCESS: tuple[Resource[Any], ...] = (
     FILESYSTEM,
     clocks.CLOCKS,
     NAMESPACES,
+    LABEL,
     IDENTITY,
     # Of the session that it leads by then.
     TERMINAL,
@@ -57,6 +60,7 @@ THREAD: tuple[Resource[Any], ...] = (
     THREAD_ITSELF,
     THREAD_SIGNALS,
     SCHEDULING,
+    KEYRINGS,
     CREDENTIALS,
     # A change of ids clears two of these.
     TASK_MODES,
