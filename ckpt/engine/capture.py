@@ -10,25 +10,74 @@ from typing import Any
 
 import attrs
 
-from ckpt.engine.records import ProcessImage, ThreadImage
-from ckpt.errors import Finding, UnsupportedState
+from ckpt.engine.records import Place, ProcessImage, ThreadImage, TreeImage, ZombieImage
+from ckpt.errors import Finding, TargetGone, UnsupportedState
 from ckpt.kernel.features import Features
 from ckpt.kernel.procfs.held import HeldFiles
+from ckpt.kernel.procfs.stat import Stat, read_stat
 from ckpt.process.arena import Arena
-from ckpt.process.freezer import Frozen
+from ckpt.process.freezer import Frozen, FrozenTree
 from ckpt.process.remote import Call, Reply, part_of
 from ckpt.process.task import Task
 from ckpt.process.together import run_on_each
-from ckpt.process.tree import ending_told, list_tids
-from ckpt.resources.base import Capture, Resource, Stopped, Target
+from ckpt.process.tree import ending_told, list_tids, list_tree, refuse_untouchable
+from ckpt.resources.base import Capture, CaptureOptions, Resource, Stopped, Target, Tree
 from ckpt.resources.registry import PROCESS, THREAD
 from ckpt.units import Pid, Tid
 
 
 def look(pid: Pid, features: Features) -> list[Finding]:
-    """Return everything that stands in the way of a dump; the target is not touched."""
-    with ending_told(pid):
-        return list(_iter_findings(Target(pid, features)))
+    """Return all that stands in the way of a dump of a process and its descendants.
+
+    They are not touched.
+    """
+    return _look(pid, features, CaptureOptions())[1]
+
+
+@attrs.frozen(repr=False)
+class Looked:
+    """A tree that was looked at, and in whose way nothing stands."""
+
+    tree: Tree
+    targets: Mapping[Pid, Target]
+
+
+def examine(root: Pid, features: Features, options: CaptureOptions) -> Looked:
+    """Look at a tree before it is stopped; what was read is noted for the capture.
+
+    Raises:
+        UnsupportedState: it owns what cannot be captured; all findings at once.
+    """
+    looked, findings = _look(root, features, options)
+    if findings:
+        raise UnsupportedState(root, tuple(findings))
+    return looked
+
+
+def _look(root: Pid, features: Features, options: CaptureOptions) -> tuple[Looked, list[Finding]]:
+    with ending_told([root]):
+        tree = Tree(tuple(list_tree(root)), options)
+        targets: dict[Pid, Target] = {}
+        findings: list[Finding] = []
+        for pid in tree.pids:
+            try:
+                findings += _name_process(
+                    tree, pid, _look_at(Target(pid, features, {}, tree), targets)
+                )
+            except TargetGone:
+                # A descendant may end at any time.
+                if pid == root:
+                    raise
+        return Looked(tree, targets), findings
+
+
+def _look_at(target: Target, targets: dict[Pid, Target]) -> list[Finding]:
+    if target.pid != target.tree.pids[0]:
+        refuse_untouchable(target.pid)
+    findings = list(_iter_findings(target))
+    target.notes[_STATUSES] = HeldFiles(target.pid, list(map(_status_of, list_tids(target.pid))))
+    targets[target.pid] = target
+    return findings
 
 
 def _iter_findings(target: Target) -> Iterator[Finding]:
@@ -36,19 +85,13 @@ def _iter_findings(target: Target) -> Iterator[Finding]:
         yield from resource.look(target)
 
 
-def examine(pid: Pid, features: Features) -> Target:
-    """Look at a process before it is stopped; what was read is noted for the capture.
-
-    Raises:
-        UnsupportedState: it owns what cannot be captured; all findings at once.
-    """
-    target = Target(pid, features)
-    with ending_told(pid):
-        findings = tuple(_iter_findings(target))
-        target.notes[_STATUSES] = HeldFiles(pid, list(map(_status_of, list_tids(pid))))
-    if findings:
-        raise UnsupportedState(pid, findings)
-    return target
+def _name_process(tree: Tree, pid: Pid, findings: Iterable[Finding]) -> Iterator[Finding]:
+    """Say of which process each finding is, where there are several."""
+    subject = f"process {pid}"
+    for finding in findings:
+        if len(tree.pids) > 1 and not finding.subject.startswith(subject):
+            finding = attrs.evolve(finding, subject=f"{subject}, {finding.subject}")
+        yield finding
 
 
 _STATUSES = "status of threads"
@@ -58,8 +101,12 @@ def _status_of(tid: Tid) -> str:
     return f"task/{tid}/status"
 
 
-def settle(image: ProcessImage) -> ProcessImage:
+def settle(image: TreeImage) -> TreeImage:
     """Build what is not built yet and complete the records of an image, after the thaw."""
+    return attrs.evolve(image, processes=tuple(map(_settle_process, image.processes)))
+
+
+def _settle_process(image: ProcessImage) -> ProcessImage:
     return attrs.evolve(
         image,
         resources=_complete(PROCESS, image.resources),
@@ -84,18 +131,66 @@ class _Asked:
     record: Any = None
 
 
+def retarget(frozen: FrozenTree, looked: Looked, features: Features) -> dict[Pid, Target]:
+    """Return the targets of the capture: what was noted, of those that are there now.
+
+    A process that was made since then is looked at now.
+
+    Raises:
+        UnsupportedState: it owns what cannot be captured.
+    """
+    tree = Tree(tuple(frozen.processes), looked.tree.options, looked.tree.notes)
+    targets: dict[Pid, Target] = {}
+    findings: list[Finding] = []
+    for pid in tree.pids:
+        known = looked.targets.get(pid)
+        if known is not None:
+            targets[pid] = attrs.evolve(known, tree=tree)
+        else:
+            target = Target(pid, features, {}, tree)
+            findings += _name_process(tree, pid, _look_at_new(target))
+            targets[pid] = target
+    if findings:
+        raise UnsupportedState(frozen.root, tuple(findings))
+    return targets
+
+
+def _look_at_new(target: Target) -> list[Finding]:
+    return list(_iter_findings(target))
+
+
+def capture_zombies(frozen: FrozenTree) -> tuple[ZombieImage, ...]:
+    """Return the ended processes of the tree; whoever waits for them has not done it yet."""
+    return tuple(_capture_zombie(pid) for pid in frozen.zombies)
+
+
+def _capture_zombie(pid: Pid) -> ZombieImage:
+    stat = read_stat(pid)
+    return ZombieImage(pid, _place_of(stat), stat.exit_code, stat.comm)
+
+
+def _place_of(stat: Stat) -> Place:
+    return Place(
+        parent=Pid(stat.ppid),
+        session=Pid(stat.session),
+        group=Pid(stat.pgrp),
+        exit_signal=stat.exit_signal,
+    )
+
+
 class Capturing:
     """The captures of all resources of a frozen process; begun without, ended with an arena."""
 
     def __init__(self, frozen: Frozen, target: Target) -> None:
         """Read everything that can be read from outside."""
         self._frozen = frozen
+        self._is_root = frozen.pid == target.tree.pids[0]
         self._read_statuses(target)
-        leader = Stopped(frozen, frozen.leader, target.features, target.notes)
+        leader = Stopped(frozen, frozen.leader, target.features, target.notes, target.tree)
         self._process = [_begin(resource, leader) for resource in PROCESS]
         self._threads: dict[Tid, list[_Asked]] = {}
         for tid, task in frozen.tasks.items():
-            stopped = Stopped(frozen, task, target.features, target.notes)
+            stopped = Stopped(frozen, task, target.features, target.notes, target.tree)
             self._threads[tid] = [_begin(resource, stopped) for resource in THREAD]
 
     def _read_statuses(self, target: Target) -> None:
@@ -115,8 +210,10 @@ class Capturing:
         _finish([*self._process, *self._threads[leader]], arena, frozen.leader)
         others = [(frozen.tasks[t], asked) for t, asked in self._threads.items() if t != leader]
         _finish_each(others, arena)
+        place = _place_of(read_stat(frozen.pid))
         return ProcessImage(
             pid=frozen.pid,
+            place=attrs.evolve(place, parent=Pid(0)) if self._is_root else place,
             stopped_by=frozen.leader.group_stopped,
             resources=_records_of(self._process),
             threads=tuple(

@@ -9,7 +9,7 @@ from queue import SimpleQueue
 
 import attrs
 
-from ckpt.engine.pages import covered
+from ckpt.engine.pages import Copied, covered
 from ckpt.errors import TargetGone
 from ckpt.image.reader import PageReader
 from ckpt.image.writer import GenerationWriter
@@ -72,7 +72,7 @@ class _Chunk:
 
 
 class Copy:
-    """The pages of one generation's page stream, in rounds: some while the target runs, one after.
+    """The pages of one generation's page stream: some while the target runs, some after.
 
     `read_running` or `read_whole` fill buffers, `store_all` hands them to the writer.
     """
@@ -81,16 +81,16 @@ class Copy:
         """Begin at the first page of the stream."""
         self._writer = writer
         self._read: list[_Chunk] = []
-        self.rounds: list[Spans] = []
-        """What each round read, in the order of the page stream."""
+        self.stream: list[Copied] = []
+        """What was read, in the order of the page stream."""
 
-    def read_running(self, pid: Pid, wanted: Spans, pool: "Pool") -> Spans:
-        """Read what is still there of `wanted`, as a round of its own; return what was read.
+    def read_running(self, space: str, pid: Pid, wanted: Spans, pool: "Pool") -> Spans:
+        """Read what is still there of `wanted`, and return what was read.
 
         All of it has been handed to the writer when this returns, and compressed.
         """
         spans: Spans = []
-        self.rounds.append(spans)
+        self.stream.append(Copied(space, spans))
         for ranges in iter_chunks(wanted):
             buffer = pool.take()
             kept, len_bytes = _read_what_is_there(pid, ranges, buffer)
@@ -101,7 +101,7 @@ class Copy:
         return join(spans)
 
     def read_whole(
-        self, pid: Pid, wanted: Spans, pool: "Pool", drop: "DropEqual | None" = None
+        self, space: str, pid: Pid, wanted: Spans, pool: "Pool", drop: "DropEqual | None" = None
     ) -> Spans:
         """Read all of `wanted`, of a process that stands still, but what `drop` finds unchanged.
 
@@ -111,7 +111,7 @@ class Copy:
             TargetGone: the process ended.
         """
         spans: Spans = []
-        self.rounds.append(spans)
+        self.stream.append(Copied(space, spans))
         for ranges in iter_chunks(wanted):
             if pool.is_empty():
                 self.store_all()

@@ -33,6 +33,34 @@ def decide_plan(chain: Chain, lent: Tracking, epoch: Epoch | None, *, incrementa
     return plan
 
 
+def follow_plan(
+    chain: Chain, lent: Tracking, epoch: Epoch | None, parent: GenerationNo | None
+) -> bool:
+    """Take over the tracker of a process that is not the root; tell whether it goes on from there.
+
+    One that does not is stored whole, in a delta too.
+    """
+    plan = Plan(None, "")
+    if parent is not None:
+        plan = plan_generation(
+            incremental=True,
+            tracker=lent.name,
+            process=lent.process,
+            exec_id=lent.exec_id,
+            chain_id=chain.chain_id,
+            generations=[parent],
+            epoch=epoch,
+            lineage_of_process=True,
+        )
+        if plan.parent is not None:
+            plan = _check_parent(chain, plan, plan.parent, epoch)
+    if lent.take_over(epoch):
+        return plan.parent is not None
+    if epoch is not None:
+        drop_epoch(epoch)
+    return False
+
+
 def _check_parent(chain: Chain, plan: Plan, parent: GenerationNo, epoch: Epoch | None) -> Plan:
     """Take a parent only if it is whole, and is the very one that the tracker is armed against."""
     try:

@@ -24,40 +24,43 @@ from pathlib import Path
 
 import attrs
 
-from ckpt.engine.capture import Capturing, examine, settle
+from ckpt.engine.capture import (
+    Capturing,
+    Looked,
+    capture_zombies,
+    examine,
+    retarget,
+    settle,
+)
 from ckpt.engine.convergence import DEFAULT_BUDGET_MS
 from ckpt.engine.copying import Copy, DropEqual, Pool
-from ckpt.engine.deciding import decide_plan
-from ckpt.engine.identity import read_exec_id
 from ckpt.engine.live import Outcome, Round, Rounds
+from ckpt.engine.members import Member, Members
 from ckpt.engine.pages import (
-    Held,
+    all_copied,
     build_runs,
-    covered,
     find_newest,
     own_mappings,
     spans_without_twin,
     untrusted_spans,
 )
-from ckpt.engine.records import ProcessImage, encode_processes, space_name
-from ckpt.engine.tracking import Tracking, tracking
-from ckpt.errors import HostFull
+from ckpt.engine.records import ProcessImage, TreeImage, encode_tree
+from ckpt.errors import HostFull, TargetGone
 from ckpt.image.chain import Chain
 from ckpt.image.format import Kind, Manifest
 from ckpt.image.reader import PageReader
-from ckpt.image.runs import Fate
+from ckpt.image.runs import Fate, RunTable
 from ckpt.image.writer import PRESSED_LEVEL, GenerationWriter, WriterOptions
 from ckpt.kernel import ptrace
 from ckpt.kernel.features import Features, probe_features
-from ckpt.process.arena import arena
-from ckpt.process.freezer import DEFAULT_TIMEOUT_S, Frozen, forget, freeze
-from ckpt.process.tree import list_tids, read_identity, refuse_untouchable
+from ckpt.process.arena import Arena, arena
+from ckpt.process.freezer import DEFAULT_TIMEOUT_S, Frozen, FrozenTree, forget, freeze_tree
+from ckpt.process.tree import refuse_untouchable
 from ckpt.process.twin import Twin, cost_ms, find_obstacle, twin
-from ckpt.resources.base import Target
+from ckpt.resources.base import CaptureOptions
 from ckpt.resources.memory import MemoryRecord
-from ckpt.tracker.base import TELLING, TrackerName
+from ckpt.tracker.base import Scan, TrackerName
 from ckpt.tracker.choose import AUTO, Plan, choose_tracker
-from ckpt.tracker.epoch import read_epoch
 from ckpt.tracker.spans import Spans, intersect, subtract, total_bytes
 from ckpt.units import GenerationNo, Pid
 
@@ -115,42 +118,42 @@ class DumpResult:
 class _Work:
     """One dump under way."""
 
-    target: Target
+    looked: Looked
     options: DumpOptions
-    tracking: Tracking
+    members: Members
     plan: Plan
     writer: GenerationWriter
     copy: Copy
-    held: Held
     parent: PageReader | None
     """Reads the generation that a delta is made against."""
     stopped_ms: float = 0.0
     """How long the target stood still so far."""
     obstacle: str = ""
-    """Why the target could not be cloned, if that was wanted."""
+    """Why a process could not be cloned, if that was wanted."""
     warnings: list[str] = attrs.Factory(list)
 
     @property
-    def pid(self) -> Pid:
-        """The process."""
-        return self.target.pid
+    def root(self) -> Pid:
+        """The process that all others descend from."""
+        return self.members.root
 
     @property
     def features(self) -> Features:
         """What this kernel can do."""
-        return self.target.features
+        return self.members.features
 
     @property
     def compares(self) -> bool:
         """Whether each page is compared with what the parent holds of it."""
-        return self.parent is not None and self.tracking.name is TrackerName.COMPARE
+        return self.parent is not None and self.members.tracker is TrackerName.COMPARE
 
-    def read(self, pid: Pid, wanted: Spans, pool: Pool) -> None:
-        """Read pages of the target, or of what has its memory; see `Copy.read_whole`."""
+    def read(self, member: Member, pid: Pid, wanted: Spans, pool: Pool) -> None:
+        """Read pages of a member, or of what has its memory; see `Copy.read_whole`."""
         drop = None
-        if self.parent is not None and self.compares:
-            drop = DropEqual(self.parent, space_name(self.pid))
-        self.held.add(self.copy.read_whole(pid, wanted, pool, drop))
+        parent = self.parent if self.compares else None
+        if parent is not None and member.space in parent.manifest.spaces:
+            drop = DropEqual(parent, member.space)
+        member.held.add(self.copy.read_whole(member.space, pid, wanted, pool, drop))
 
     def look_again(self) -> None:
         """Look at the target anew, for the freeze to confirm.
@@ -158,7 +161,7 @@ class _Work:
         Raises:
             UnsupportedState: it has come to own what cannot be captured.
         """
-        self.target = examine(self.pid, self.features)
+        self.looked = examine(self.root, self.features, self.looked.tree.options)
 
     def warn_of(self, n_bytes: int) -> None:
         """Say that so much was copied while the target stood, if it was more than wanted."""
@@ -173,14 +176,41 @@ class _Work:
         )
 
     @contextlib.contextmanager
-    def stop(self) -> Iterator[Frozen]:
+    def stop(self) -> Iterator[FrozenTree]:
         """Freeze the target for the length of the block, and count how long that was."""
         trace = ptrace.Option.NONE
         if "sys_admin" in self.features.capabilities:
             trace |= ptrace.Option.SUSPEND_SECCOMP
-        with freeze(self.pid, trace, self.options.freeze_timeout_s) as frozen:
+        with freeze_tree(self.root, trace, self.options.freeze_timeout_s) as frozen:
             yield frozen
         self.stopped_ms += frozen.freeze_ms
+
+
+@attrs.define(repr=False)
+class _Part:
+    """What one process contributes to the generation."""
+
+    member: Member
+    image: ProcessImage
+    twin: Twin | None
+    scan: Scan = attrs.field(init=False)
+    first: Spans = attrs.Factory(list)
+    """What was read before the thaw."""
+
+    @property
+    def memory(self) -> MemoryRecord:
+        """Its address space."""
+        memory: MemoryRecord = self.image.resources["memory"]
+        return memory
+
+    @property
+    def aside(self) -> Spans:
+        """What of its memory the twin does not have."""
+        return spans_without_twin(self.memory) if self.twin else []
+
+    def see(self) -> Spans:
+        """Return what the image does not hold, by the last scan."""
+        return self.member.held.see(self.scan, untrusted_spans(self.memory))
 
 
 def dump(pid: int, directory: str | Path, options: DumpOptions | None = None) -> DumpResult:
@@ -195,54 +225,49 @@ def dump(pid: int, directory: str | Path, options: DumpOptions | None = None) ->
     """
     started_s = time.monotonic()
     options = options or DumpOptions()
-    refuse_untouchable(Pid(pid))
+    root = Pid(pid)
+    refuse_untouchable(root)
     features = probe_features()
     tracker = choose_tracker(options.tracker, features)
-    target = examine(Pid(pid), features)
-    process, exec_id = read_identity(target.pid), read_exec_id(target.pid)
+    looked = examine(root, features, CaptureOptions(kill=options.kill))
     chain = Chain.create_or_open(Path(directory))
-    with chain.lock(), tracking(process, exec_id, tracker, features) as lent:
-        epoch = read_epoch(target.pid)
-        plan = decide_plan(chain, lent, epoch, incremental=options.incremental)
+    with chain.lock(), contextlib.ExitStack() as stack:
+        members = Members(root, tracker, features, stack)
+        for each in looked.targets:
+            members.add(each)
+        plan = members.decide(chain, incremental=options.incremental)
         with chain.begin(plan.parent, options=_WRITING) as writer:
-            work = _prepare(target, options, chain, lent, plan, writer)
+            parent = None
+            if plan.parent is not None:
+                parent = PageReader(chain, plan.parent)
+                members.hold(parent.manifest)
+            work = _Work(looked, options, members, plan, writer, Copy(writer), parent)
             outcome = _copy_live(work)
             manifest = _run(work, outcome, started_s)
             if not options.kill:
-                try:
-                    lent.advance(chain.chain_id, manifest.generation, manifest.digest)
-                except HostFull as error:
-                    work.warnings.append(str(error))
+                _advance(work, chain, manifest)
     return _result_of(manifest, outcome.rounds, work.warnings)
 
 
-def _prepare(
-    target: Target,
-    options: DumpOptions,
-    chain: Chain,
-    lent: Tracking,
-    plan: Plan,
-    writer: GenerationWriter,
-) -> _Work:
-    """Do everything slow that needs no frozen target."""
-    parent, held = None, Held([])
-    if plan.parent is not None:
-        parent = PageReader(chain, plan.parent)
-        if lent.name in TELLING:
-            held = Held(covered(parent.manifest.spaces[space_name(target.pid)]))
-    return _Work(target, options, lent, plan, writer, Copy(writer), held, parent)
+def _advance(work: _Work, chain: Chain, manifest: Manifest) -> None:
+    """Note of every process that its tracker is armed against this generation."""
+    for member in work.members.by_pid.values():
+        try:
+            member.tracking.advance(chain.chain_id, manifest.generation, manifest.digest)
+        except HostFull as error:
+            work.warnings.append(str(error))
+        except TargetGone:
+            # It ended after the thaw: nobody will ask for what its tracker knows.
+            continue
 
 
 def _copy_live(work: _Work) -> Outcome:
     """Copy what can be copied while the target runs."""
     rounds = Rounds(
-        tracking=work.tracking,
-        features=work.features,
+        members=work.members,
         copy=work.copy,
-        held=work.held,
         stop=work.stop,
         look=work.look_again,
-        n_threads=len(list_tids(work.pid)),
         page_size=work.writer.page_size,
     )
     # Nobody waits for a process that ends with its dump.
@@ -250,10 +275,10 @@ def _copy_live(work: _Work) -> Outcome:
 
 
 def _wants_twin(work: _Work, outcome: Outcome) -> bool:
-    """Tell whether a clone would stop the target for less long than copying the rest."""
+    """Tell whether clones would stop the target for less long than copying the rest."""
     if work.options.kill:
         return False
-    clone_ms = cost_ms(total_bytes(outcome.likely))
+    clone_ms = sum(cost_ms(total_bytes(one.likely)) for one in work.members.by_pid.values())
     if work.compares:
         # Reading what the parent holds takes longer than anything else.
         return outcome.rest.copy_ms > _BEGIN_COMPARING_MS
@@ -278,81 +303,117 @@ def _run(work: _Work, outcome: Outcome, started_s: float) -> Manifest:
     pool = Pool(2 * outcome.rest.n_bytes)
     with _without_gc(), contextlib.ExitStack() as twins, contextlib.ExitStack() as stack:
         frozen = stack.enter_context(work.stop())
-        image, cloned = _capture(work, frozen, twins if _wants_twin(work, outcome) else None)
-        memory: MemoryRecord = image.resources["memory"]
-        scan = work.tracking.collect(own_mappings(memory), outcome.likely)
-        distrusted = untrusted_spans(memory)
-        aside = spans_without_twin(memory) if cloned else []
-        if cloned is None or aside:
-            rest = work.held.see(scan, distrusted)
-            first = intersect(rest, aside) if cloned else rest
-            work.read(work.pid, first, pool)
+        wanted = twins if _wants_twin(work, outcome) else None
+        parts = _capture(work, frozen, wanted)
+        zombies = capture_zombies(frozen)
+        n_bytes = _copy_frozen(work, parts, pool)
         if not work.options.kill:
             stack.close()
         work.copy.store_all()
-        if cloned is not None:
-            # With nothing to read before the thaw, even what there is to read is found out now.
-            rest, first = (rest, first) if aside else (work.held.see(scan, distrusted), [])
-            work.read(cloned.pid, subtract(rest, first), pool)
-            work.copy.store_all()
-            twins.close()
+        _copy_twins(work, parts, pool)
+        twins.close()
         if work.compares:
-            # What was not copied is as the parent has it.
-            work.held.add(scan.populated)
-        if cloned is None and not outcome.fits:
-            work.warn_of(total_bytes(rest))
-        manifest = _commit(work, frozen, image, started_s)
+            for part in parts:
+                # What was not copied is as the parent has it.
+                part.member.held.add(part.scan.populated)
+        if not outcome.fits:
+            work.warn_of(n_bytes)
+        tree = TreeImage(tuple(part.image for part in parts), zombies)
+        manifest = _commit(work, frozen, tree, started_s)
         if work.options.kill:
             _kill(frozen)
     return manifest
 
 
-def _commit(work: _Work, frozen: Frozen, image: ProcessImage, started_s: float) -> Manifest:
-    image = settle(image)
-    memory: MemoryRecord = image.resources["memory"]
-    page_size = work.writer.page_size
-    copied, parent = work.held.tell_apart(work.copy.rounds)
-    copies = find_newest(work.copy.rounds, copied, page_size)
+def _copy_frozen(work: _Work, parts: list[_Part], pool: Pool) -> int:
+    """Scan all for the last time, and read what no clone has; return how many bytes."""
+    for part in parts:
+        own = own_mappings(part.memory)
+        part.scan = part.member.tracking.collect(own, part.member.likely)
+    n_bytes = 0
+    for part in parts:
+        if part.twin is None:
+            part.first = part.see()
+        elif part.aside:
+            part.first = intersect(part.see(), part.aside)
+        work.read(part.member, part.member.pid, part.first, pool)
+        n_bytes += total_bytes(part.first)
+    return n_bytes
+
+
+def _copy_twins(work: _Work, parts: list[_Part], pool: Pool) -> None:
+    """Read the rest out of the clones; what there is to read is found out only now."""
+    for part in parts:
+        if part.twin is not None:
+            work.read(part.member, part.twin.pid, subtract(part.see(), part.first), pool)
+    work.copy.store_all()
+
+
+def _commit(work: _Work, frozen: FrozenTree, tree: TreeImage, started_s: float) -> Manifest:
+    tree = settle(tree)
     return work.writer.commit(
-        spaces={image.space: build_runs(memory, copies, parent, page_size)},
-        records=encode_processes([image]),
+        spaces={process.space: _build_runs(work, process) for process in tree.processes},
+        records=encode_tree(tree),
         host=_host_facts(work),
-        tracker=work.tracking.name,
+        tracker=work.members.tracker,
         reason=work.plan.reason,
         freeze_ms=work.stopped_ms + (_ms_since_stop(frozen) if work.options.kill else 0),
         wall_ms=(time.monotonic() - started_s) * 1000,
     )
 
 
-def _ms_since_stop(frozen: Frozen) -> float:
+def _build_runs(work: _Work, process: ProcessImage) -> RunTable:
+    """Return where each page of a process is."""
+    stream, page_size = work.copy.stream, work.writer.page_size
+    held = work.members.by_pid[process.pid].held
+    copied, parent = held.tell_apart(all_copied(stream, process.space))
+    copies = find_newest(stream, process.space, copied, page_size)
+    return build_runs(process.resources["memory"], copies, parent, page_size)
+
+
+def _ms_since_stop(frozen: FrozenTree) -> float:
     return (time.monotonic() - frozen.frozen_at_s) * 1000
 
 
-def _capture(
-    work: _Work, frozen: Frozen, twins: contextlib.ExitStack | None
-) -> tuple[ProcessImage, Twin | None]:
-    """Capture all resources; clone the process if there is where to keep the clone."""
-    capturing = Capturing(frozen, work.target)
-    with arena(work.pid, frozen.tgid, frozen.leader) as lent:
-        image = capturing.finish(lent)
-        work.tracking.attach(lent, frozen.leader)
-        if twins is None:
-            return image, None
-        adopts = bool(image.resources["identity"].child_subreaper)
-        work.obstacle = find_obstacle(frozen, adopts_orphans=adopts)
-        cloned = None if work.obstacle else twins.enter_context(twin(lent, frozen))
-    if cloned is None and not work.obstacle:
-        work.obstacle = "the kernel refused to clone it"
-    return image, cloned
+def _capture(work: _Work, frozen: FrozenTree, twins: contextlib.ExitStack | None) -> list[_Part]:
+    """Capture all resources; clone the processes if there is where to keep the clones."""
+    targets = retarget(frozen, work.looked, work.features)
+    # All that can be read from outside first, while no process has a mapping of ours.
+    capturing = {pid: Capturing(one, targets[pid]) for pid, one in frozen.processes.items()}
+    work.members.keep_only(frozen.processes)
+    parts: list[_Part] = []
+    for pid, one in frozen.processes.items():
+        member = work.members.by_pid.get(pid) or work.members.add(pid)
+        with arena(pid, one.tgid, one.leader) as lent:
+            image = capturing[pid].finish(lent)
+            member.tracking.attach(lent, one.leader)
+            part = _Part(member, image, None)
+            parts.append(part)
+            if twins is not None:
+                part.twin = _clone(work, lent, one, parts, twins)
+    return parts
+
+
+def _clone(
+    work: _Work, lent: Arena, frozen: Frozen, parts: list[_Part], twins: contextlib.ExitStack
+) -> Twin | None:
+    """Clone a process, if it and its ancestors will not notice."""
+    adopts = any(part.image.resources["identity"].child_subreaper for part in parts)
+    obstacle = find_obstacle(frozen, adopts_orphans=adopts)
+    cloned = None if obstacle else twins.enter_context(twin(lent, frozen))
+    if cloned is None:
+        work.obstacle = obstacle or "the kernel refused to clone it"
+    return cloned
 
 
 def _host_facts(work: _Work) -> dict[str, object]:
     """Return what a restore, a user or the next dump may want to know of where this was made."""
+    root = work.members.by_pid[work.root].tracking
     return {
-        "pid": work.pid,
-        "exec_id": work.tracking.exec_id,
-        "boot_id": work.tracking.process.boot_id,
-        "start_ticks": work.tracking.process.start_ticks,
+        "pid": work.root,
+        "exec_id": root.exec_id,
+        "boot_id": root.process.boot_id,
+        "start_ticks": root.process.start_ticks,
         "kernel_release": work.features.kernel_release,
         "machine": work.features.machine,
         "xsave_bytes": work.features.xsave_bytes,
@@ -360,11 +421,14 @@ def _host_facts(work: _Work) -> dict[str, object]:
     }
 
 
-def _kill(frozen: Frozen) -> None:
+def _kill(tree: FrozenTree) -> None:
     """End the target where it stands; it does not run another instruction."""
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(frozen.pid, signal.SIGKILL)
-    forget(frozen)
+    # The deepest first: no parent is told of the end of a child.
+    for frozen in reversed(tree.processes.values()):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(frozen.pid, signal.SIGKILL)
+    for frozen in reversed(tree.processes.values()):
+        forget(frozen)
 
 
 def count_pages(manifest: Manifest) -> PageCounts:

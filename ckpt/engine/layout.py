@@ -1,7 +1,8 @@
 """Where things go that must not be in the way: the arena's addresses, the inherited descriptors."""
 
 import resource
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
+from typing import TypeVar
 
 from ckpt.errors import HostFull
 from ckpt.kernel.arch import x86_64 as arch
@@ -9,6 +10,8 @@ from ckpt.process.arena import ARENA_SIZE
 from ckpt.resources.base import Opened
 from ckpt.tracker.spans import Spans, join
 from ckpt.units import AddrRange, Fd, RemoteFd, addr_range
+
+K = TypeVar("K", bound=Hashable)
 
 _LOWEST = 0x100000
 """Above the seed's own segment."""
@@ -38,9 +41,9 @@ def choose_arena(taken: Spans) -> AddrRange:
 
 
 def number_inherited(
-    opened: Mapping[str, Opened], highest_fd: int
-) -> tuple[dict[Fd, Fd], dict[str, RemoteFd]]:
-    """Give each descriptor that the embryo inherits a number above those of the image.
+    opened: Mapping[K, Opened], highest_fd: int
+) -> tuple[dict[Fd, Fd], dict[K, RemoteFd]]:
+    """Give each descriptor that the embryos inherit a number above those of the image.
 
     Returns:
         number there -> descriptor here, and key -> number there.

@@ -13,28 +13,32 @@ each round, and told in the freeze.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from typing import TypeVar
 
 import attrs
 
 from ckpt.engine.convergence import Rest, Verdict, decide
 from ckpt.engine.copying import Copy, Pool
-from ckpt.engine.pages import Held, read_own_mappings
-from ckpt.engine.tracking import Tracking
-from ckpt.kernel.features import Features
+from ckpt.engine.members import Member, Members
+from ckpt.engine.pages import read_own_mappings
+from ckpt.errors import TargetGone
 from ckpt.process.arena import arena
-from ckpt.process.freezer import Frozen
+from ckpt.process.freezer import Frozen, FrozenTree
+from ckpt.process.tree import is_zombie, list_tids
 from ckpt.tracker.base import LIVE, TELLING
 from ckpt.tracker.populated import opened_pagemap, scan_populated
-from ckpt.tracker.spans import Spans, subtract, total_bytes
+from ckpt.tracker.spans import subtract, total_bytes
 
 _BEGIN_MS = 1.0
 _BEGIN_THREAD_MS = 0.1
 """What a stop costs that only prepares the tracker, and for each thread."""
 _LIVE_POOL_BYTES = 32 << 20
 
-Stop = Callable[[], AbstractContextManager[Frozen]]
+T = TypeVar("T")
+
+Stop = Callable[[], AbstractContextManager[FrozenTree]]
 
 
 @attrs.frozen
@@ -54,34 +58,28 @@ class Outcome:
     """What is left for the freeze, as far as can be told before it."""
     fits: bool
     """Whether that can be copied within the budget."""
-    likely: Spans
-    """Pages that existed at the end."""
 
 
 @attrs.define(repr=False)
 class Rounds:
     """The live part of one dump."""
 
-    tracking: Tracking
-    features: Features
+    members: Members
     copy: Copy
-    held: Held
     stop: Stop
-    """Freezes the target, for what cannot be done while it runs."""
+    """Freezes the tree, for what cannot be done while it runs."""
     look: Callable[[], None]
     """Looks at all but the memory again, so that the freeze has only to confirm it."""
-    n_threads: int
     page_size: int
-    _likely: Spans = attrs.Factory(list)
     _rounds: list[Round] = attrs.Factory(list)
     _rests: list[Rest] = attrs.Factory(list)
 
     def run(self, budget_ms: float | None) -> Outcome:
         """Copy until it is time to freeze; without a budget, that is at once."""
         if budget_ms is None:
-            return Outcome((), self._estimate(), fits=True, likely=self._likely)
+            return Outcome((), self._estimate(), fits=True)
         verdict = self._decide(budget_ms)
-        if verdict is not Verdict.FREEZE and self.tracking.name in TELLING:
+        if verdict is not Verdict.FREEZE and self.members.tracker in TELLING:
             pool = Pool(_LIVE_POOL_BYTES)
             self._watch()
             if self._shrink(pool, verdict, budget_ms) is Verdict.FREEZE:
@@ -90,54 +88,91 @@ class Rounds:
                 self._rests.clear()
                 self._shrink(pool, self._decide(budget_ms), budget_ms)
         rest = self._rests[-1]
-        return Outcome(tuple(self._rounds), rest, rest.copy_ms <= budget_ms, self._likely)
+        return Outcome(tuple(self._rounds), rest, rest.copy_ms <= budget_ms)
 
     def _shrink(self, pool: Pool, verdict: Verdict, budget_ms: float) -> Verdict:
         while verdict is Verdict.COPY:
-            self._copy(pool)
+            self._copy_all(pool)
             verdict = self._decide(budget_ms)
         return verdict
 
     def _decide(self, budget_ms: float) -> Verdict:
         self._rests.append(self._estimate())
-        begin_ms = 0.0 if self._rounds else _BEGIN_MS + _BEGIN_THREAD_MS * self.n_threads
+        begin_ms = 0.0 if self._rounds else _BEGIN_MS + _BEGIN_THREAD_MS * self._count_threads()
         return decide(self._rests, budget_ms=budget_ms, begin_ms=begin_ms)
+
+    def _count_threads(self) -> int:
+        return sum(len(list_tids(member.pid)) for member in self._each())
+
+    def _each(self) -> Iterator[Member]:
+        """Walk the members that still live."""
+        for member in list(self.members.by_pid.values()):
+            if is_zombie(member.pid):
+                self.members.drop_if_ended(member.pid, TargetGone(member.pid))
+            else:
+                yield member
+
+    def _on_each(self, work: Callable[[Member], T]) -> list[T]:
+        """Do something with every member; one that ends meanwhile is left out."""
+        results = []
+        for member in self._each():
+            try:
+                results.append(work(member))
+            except TargetGone as error:
+                self.members.drop_if_ended(member.pid, error)
+        return results
 
     def _estimate(self) -> Rest:
         """Return what a freeze would have to copy now."""
-        own = read_own_mappings(self.tracking.pid)
+        rests = self._on_each(self._estimate_one)
+        return Rest(sum(rest.n_runs for rest in rests), sum(rest.n_bytes for rest in rests))
+
+    def _estimate_one(self, member: Member) -> Rest:
+        own = read_own_mappings(member.pid)
         if not self._rounds:
-            with opened_pagemap(self.tracking.pid) as fd:
-                self._likely = scan_populated(fd, own, self.features)
-        left = subtract(self._likely, self.held.pages)
-        if self.held.pages:
+            with opened_pagemap(member.pid) as fd:
+                member.likely = scan_populated(fd, own, self.members.features)
+        left = subtract(member.likely, member.held.pages)
+        if member.held.pages:
             # Otherwise nothing is there that could have been written since.
-            left = left + self.tracking.peek(own)
+            left = left + member.tracking.peek(own)
         return Rest(len(left), total_bytes(left))
 
     def _watch(self) -> None:
-        """Stop the target for what the rounds need: a descriptor of its own, mappings watched."""
-        if self.tracking.name not in LIVE or self._watches_all():
+        """Stop the tree for what the rounds need: a descriptor of its own, mappings watched."""
+        if self.members.tracker not in LIVE or all(self._on_each(_watches_all)):
             return
-        with self.stop() as frozen:
-            self.tracking.follow_exec()
-            if not self.tracking.is_attached:
-                with arena(frozen.pid, frozen.tgid, frozen.leader) as lent:
-                    self.tracking.attach(lent, frozen.leader)
-            self.tracking.watch(read_own_mappings(self.tracking.pid))
+        with self.stop() as tree:
+            for pid, frozen in tree.processes.items():
+                _watch_one(self.members.by_pid.get(pid) or self.members.add(pid), frozen)
 
-    def _watches_all(self) -> bool:
-        own = read_own_mappings(self.tracking.pid)
-        return self.tracking.is_attached and self.tracking.watches_all(own)
-
-    def _copy(self, pool: Pool) -> None:
+    def _copy_all(self, pool: Pool) -> None:
         started_s = time.monotonic()
-        own = read_own_mappings(self.tracking.pid)
-        running = self.tracking.name in LIVE
-        with nullcontext() if running else self.stop():
-            scan = self.tracking.collect(own, self._likely, running=running)
-        self._likely = scan.populated
-        copied = self.copy.read_running(self.tracking.pid, self.held.see(scan, []), pool)
-        self.held.add(copied)
+        n_bytes = sum(self._on_each(lambda member: self._copy(member, pool)))
         ms = (time.monotonic() - started_s) * 1000
-        self._rounds.append(Round(total_bytes(copied) // self.page_size, ms))
+        self._rounds.append(Round(n_bytes // self.page_size, ms))
+
+    def _copy(self, member: Member, pool: Pool) -> int:
+        running = self.members.tracker in LIVE
+        with nullcontext() if running else self.stop():
+            own = read_own_mappings(member.pid)
+            scan = member.tracking.collect(own, member.likely, running=running)
+        member.likely = scan.populated
+        wanted = member.held.see(scan, [])
+        copied = self.copy.read_running(member.space, member.pid, wanted, pool)
+        member.held.add(copied)
+        return total_bytes(copied)
+
+
+def _watches_all(member: Member) -> bool:
+    own = read_own_mappings(member.pid)
+    return member.tracking.is_attached and member.tracking.watches_all(own)
+
+
+def _watch_one(member: Member, frozen: Frozen) -> None:
+    lent = member.tracking
+    lent.follow_exec()
+    if not lent.is_attached:
+        with arena(frozen.pid, frozen.tgid, frozen.leader) as room:
+            lent.attach(room, frozen.leader)
+    lent.watch(read_own_mappings(frozen.pid))

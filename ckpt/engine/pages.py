@@ -17,7 +17,7 @@ from ckpt.image.runs import Fate, RunTable, RunTableBuilder
 from ckpt.kernel.procfs import maps
 from ckpt.resources.memory import MemoryRecord, iter_own_vmas
 from ckpt.tracker.base import Scan
-from ckpt.tracker.spans import Own, Spans, intersect, join, subtract
+from ckpt.tracker.spans import Own, Spans, intersect, join, subtract, total_bytes
 from ckpt.units import Pid
 
 Copies = list[tuple[int, int, int]]
@@ -91,32 +91,51 @@ class Held:
         """Note pages that were copied after the last scan."""
         self.pages = join([*self.pages, *copied])
 
-    def tell_apart(self, rounds: Sequence[Spans]) -> tuple[Spans, Spans]:
+    def tell_apart(self, copied: Spans) -> tuple[Spans, Spans]:
         """Return what is held by copies of this dump, and what by the parent.
 
         A page that was copied was not, or no more, the parent's.
+
+        Args:
+            copied: all that was copied of this address space, in whatever round.
         """
-        copied = intersect(self.pages, join(span for spans in rounds for span in spans))
+        copied = intersect(self.pages, copied)
         return copied, subtract(self.pages, copied)
 
 
-def find_newest(rounds: Sequence[Spans], held: Spans, page_size: int) -> Copies:
+@attrs.frozen(slots=True, repr=False)
+class Copied:
+    """What was copied of one address space in one go, one page after the other."""
+
+    space: str
+    spans: Spans
+    """Ascending; shorter than asked for where the process has unmapped something meanwhile."""
+
+
+def find_newest(stream: Sequence[Copied], space: str, held: Spans, page_size: int) -> Copies:
     """Return where in the page stream the newest copy of each held page is, by address.
 
     Args:
-        rounds: what each round copied, in the order of the page stream; ascending in itself.
-        held: the pages wanted; each is in one of the rounds at least.
+        stream: all that was copied, of all address spaces, in the order of the page stream.
+        space: whose pages.
+        held: the pages wanted; each was copied once at least.
         page_size: in bytes.
     """
     firsts = [0]
-    for spans in rounds:
-        firsts.append(firsts[-1] + sum(end - start for start, end in spans) // page_size)
+    for copied in stream:
+        firsts.append(firsts[-1] + total_bytes(copied.spans) // page_size)
     copies: Copies = []
     wanted = held
-    for spans, first in zip(reversed(rounds), reversed(firsts[:-1]), strict=True):
-        copies += _locate(spans, first, wanted, page_size)
-        wanted = subtract(wanted, spans)
+    for copied, first in zip(reversed(stream), reversed(firsts[:-1]), strict=True):
+        if copied.space == space:
+            copies += _locate(copied.spans, first, wanted, page_size)
+            wanted = subtract(wanted, copied.spans)
     return sorted(copies)
+
+
+def all_copied(stream: Sequence[Copied], space: str) -> Spans:
+    """Return all that was copied of an address space."""
+    return join(span for copied in stream if copied.space == space for span in copied.spans)
 
 
 def _locate(spans: Spans, first: int, wanted: Spans, page_size: int) -> Copies:

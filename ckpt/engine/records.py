@@ -1,9 +1,10 @@
 """Records to and from the plain values of a manifest, by cattrs, strictly.
 
-The manifest's `records` hold one entry per process:
+The manifest's `records` hold one entry per process, the root first, each behind its parent:
 
-    {"processes": [{"pid": 7, "stopped_by": 0, "resources": {NAME: {...}},
-                    "threads": [{"tid": 7, "resources": {NAME: {...}}}]}]}
+    {"processes": [{"pid": 7, "place": {...}, "stopped_by": 0, "resources": {NAME: {...}},
+                    "threads": [{"tid": 7, "resources": {NAME: {...}}}]}],
+     "zombies": [{"pid": 9, "place": {...}, "wait_status": 256, "comm": "sh"}]}
 
 Nothing in an image is trusted: a field of a wrong type is `ImageCorrupt`, an unknown field is one
 of a newer minor version and is left alone.
@@ -32,10 +33,23 @@ class ThreadImage:
 
 
 @attrs.frozen(repr=False)
+class Place:
+    """Where a process stands among the others."""
+
+    parent: Pid
+    """0: of the root, whose parent is nobody of the image."""
+    session: Pid
+    group: Pid
+    exit_signal: int
+    """What its parent is sent when it ends; 0: nothing."""
+
+
+@attrs.frozen(repr=False)
 class ProcessImage:
     """One process of an image."""
 
     pid: Pid
+    place: Place
     stopped_by: int
     """The stop signal of its group-stop, 0 if it was running."""
     resources: Mapping[str, Any]
@@ -47,17 +61,43 @@ class ProcessImage:
         return space_name(self.pid)
 
 
+@attrs.frozen(repr=False)
+class ZombieImage:
+    """A process that has ended, for which its parent has not waited yet."""
+
+    pid: Pid
+    place: Place
+    wait_status: int
+    """What the parent will be told, as wait(2) has it."""
+    comm: str
+
+
+@attrs.frozen(repr=False)
+class TreeImage:
+    """All processes of an image."""
+
+    processes: tuple[ProcessImage, ...]
+    """The root first, each behind its parent."""
+    zombies: tuple[ZombieImage, ...] = ()
+
+    @property
+    def root(self) -> ProcessImage:
+        """The one that all others descend from."""
+        return self.processes[0]
+
+
 def space_name(pid: Pid) -> str:
     """Return the name of the page space of a process's memory."""
     return f"mm-{pid}"
 
 
-def encode_processes(processes: list[ProcessImage]) -> dict[str, object]:
+def encode_tree(tree: TreeImage) -> dict[str, object]:
     """Return the manifest's `records` for these processes."""
     return {
         "processes": [
             {
                 "pid": process.pid,
+                "place": unstructure(process.place),
                 "stopped_by": process.stopped_by,
                 "resources": {k: unstructure(v) for k, v in process.resources.items()},
                 "threads": [
@@ -68,12 +108,13 @@ def encode_processes(processes: list[ProcessImage]) -> dict[str, object]:
                     for thread in process.threads
                 ],
             }
-            for process in processes
-        ]
+            for process in tree.processes
+        ],
+        "zombies": [unstructure(zombie) for zombie in tree.zombies],
     }
 
 
-def decode_processes(manifest: Manifest, path: str) -> list[ProcessImage]:
+def decode_tree(manifest: Manifest, path: str) -> TreeImage:
     """Return the processes of a generation.
 
     Args:
@@ -84,13 +125,33 @@ def decode_processes(manifest: Manifest, path: str) -> list[ProcessImage]:
         ImageCorrupt: a record does not have the shape that it must have.
     """
     try:
-        processes = [_decode_process(raw) for raw in _list(manifest.records, "processes")]
+        tree = TreeImage(
+            tuple(_decode_process(raw) for raw in _list(manifest.records, "processes")),
+            tuple(structure(raw, ZombieImage) for raw in _list(manifest.records, "zombies")),
+        )
+        _check_relations(tree)
     except Exception as error:  # cattrs raises groups of whatever went wrong
         reason = f"its records are not as they must be ({_explain(error)})"
         raise ImageCorrupt(path, reason) from error
-    if not processes:
-        raise ImageCorrupt(path, "it holds no process")
-    return processes
+    return tree
+
+
+def _check_relations(tree: TreeImage) -> None:
+    if not tree.processes:
+        raise ValueError("it holds no process")
+    known: set[int] = set()
+    for process in tree.processes:
+        if process.place.parent not in known and known:
+            raise ValueError(f"the parent of process {process.pid} does not come before it")
+        tids = {int(thread.tid) for thread in process.threads}
+        if tids & known:
+            raise ValueError(f"process {process.pid} has a number that another one has")
+        known |= tids
+    pids = {int(process.pid) for process in tree.processes}
+    for zombie in tree.zombies:
+        if zombie.place.parent not in pids or zombie.pid in known:
+            raise ValueError(f"the ended process {zombie.pid} cannot be")
+        known.add(zombie.pid)
 
 
 def _explain(error: BaseException) -> str:
@@ -117,6 +178,7 @@ def _list(raw: Mapping[str, Any], key: str) -> list[Any]:
 def _decode_process(raw: dict[str, Any]) -> ProcessImage:
     process = ProcessImage(
         pid=Pid(strict(raw["pid"], int)),
+        place=structure(strict(raw["place"], dict), Place),
         stopped_by=strict(raw["stopped_by"], int),
         resources=_decode_resources(raw["resources"], PROCESS),
         threads=tuple(

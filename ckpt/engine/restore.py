@@ -16,26 +16,27 @@ import errno
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import attrs
 
 from ckpt.engine.fill import fill
+from ckpt.engine.growing import Growing
 from ckpt.engine.guard import Lazy, Server, start_server, watching
 from ckpt.engine.identity import read_exec_id
 from ckpt.engine.layout import choose_arena, number_inherited, spans_of
 from ckpt.engine.lazy import plan_lazy
 from ckpt.engine.pages import own_mappings
-from ckpt.engine.records import ProcessImage, ThreadImage, decode_processes
+from ckpt.engine.preparing import Files, check_host, opened
+from ckpt.engine.records import ProcessImage, ThreadImage, TreeImage, decode_tree
 from ckpt.engine.tracking import drop_epoch, tracking
 from ckpt.errors import (
     CkptError,
     FeatureMissing,
-    FileChanged,
     HostFull,
-    HostMismatch,
     NoGeneration,
     NotPermitted,
     RestoreFailed,
@@ -58,7 +59,7 @@ from ckpt.process.remote import Call, In, call
 from ckpt.process.seed import Embryo, adopt, plant, see_off
 from ckpt.process.task import Task
 from ckpt.process.tree import read_identity
-from ckpt.resources.base import Opened, Rebuilt, Resource, RestoreOptions, Stage
+from ckpt.resources.base import Rebuilt, Resource, RestoreOptions, Stage
 from ckpt.resources.registry import PROCESS, THREAD, clock_offsets, highest_fd
 from ckpt.tracker.base import TrackerName
 from ckpt.tracker.choose import choose_tracker
@@ -87,19 +88,28 @@ class RestoreResult:
 
 
 @attrs.define(repr=False)
+class _Part:
+    """One process of a restore under way."""
+
+    image: ProcessImage
+    at_once: ResolvedRuns
+    """What is filled before it runs."""
+    lazy: Lazy | None = None
+    """What is filled while it runs."""
+    inherited: dict[str, RemoteFd] = attrs.Factory(dict)
+    embryo: Embryo = attrs.field(init=False)
+
+
+@attrs.define(repr=False)
 class _Work:
     """One restore under way."""
 
-    process: ProcessImage
+    tree: TreeImage
+    parts: dict[Pid, _Part]
     reader: PageReader
     features: Features
-    inherited: dict[str, RemoteFd]
     warn: Callable[[str], None]
-    at_once: ResolvedRuns
-    """What is filled before the process runs."""
-    lazy: Lazy | None
-    """What is filled while it runs."""
-    server: Server | None = None
+    servers: list[Server] = attrs.Factory(list)
 
 
 def restore(
@@ -135,18 +145,18 @@ def restore(
     options = attrs.evolve(options, warn=warnings.append)
     chain = Chain.open(Path(directory))
     number = _number(chain, at)
-    reader, process, content = _verify(chain, number, ahead, lazy=lazy)
+    reader, tree, parts = _verify(chain, number, ahead, lazy=lazy)
     features = probe_features()
-    _check_host(process, features, options)
-    with _opened(process, options) as opened:
-        work = _Work(process, reader, features, {}, warnings.append, *content)
+    check_host(tree, features, options)
+    work = _Work(tree, parts, reader, features, warnings.append)
+    with opened(tree, options) as files:
         try:
-            _rebuild(work, opened, chain.chain_id)
+            _rebuild(work, files, chain.chain_id)
         finally:
-            if work.server is not None:
-                work.server.close()
+            for server in work.servers:
+                server.close()
     restore_ms = (time.monotonic() - started_s) * 1000
-    return RestoreResult(process.pid, number, restore_ms, tuple(warnings))
+    return RestoreResult(tree.root.pid, number, restore_ms, tuple(warnings))
 
 
 def _number(chain: Chain, at: int | None) -> GenerationNo:
@@ -158,112 +168,98 @@ def _number(chain: Chain, at: int | None) -> GenerationNo:
 
 def _verify(
     chain: Chain, number: GenerationNo, ahead: Ahead | None, *, lazy: bool
-) -> tuple[PageReader, ProcessImage, tuple[ResolvedRuns, Lazy | None]]:
-    """Check what is used before the process runs; return what is filled then, and what later."""
+) -> tuple[PageReader, TreeImage, dict[Pid, _Part]]:
+    """Check what is used before the tree runs; return what is filled then, and what later."""
     path = str(chain.manifest_path(number))
     n_threads = count_free_threads()
+    if lazy:
+        reader = PageReader(chain, number, threads=n_threads)
+        tree = decode_tree(reader.manifest, path)
+        image = f"generation {number} of {chain.path}"
+        parts = {process.pid: _plan_lazy(process, reader, image) for process in tree.processes}
+        verify_sizes(chain, number)
+        verify_frames(chain, reader, [part.at_once for part in parts.values()], threads=n_threads)
+        return reader, tree, parts
     if ahead is not None:
-        process = decode_processes(ahead.reader.manifest, path)[0]
+        tree = decode_tree(ahead.reader.manifest, path)
         reader = ahead.finish()
-        return reader, process, (reader.resolve(process.space), None)
-    if not lazy:
+    else:
         reader = verify_for(chain, number, threads=n_threads)
-        process = decode_processes(reader.manifest, path)[0]
-        return reader, process, (reader.resolve(process.space), None)
-    reader = PageReader(chain, number, threads=n_threads)
-    process = decode_processes(reader.manifest, path)[0]
+        tree = decode_tree(reader.manifest, path)
+    parts = {one.pid: _Part(one, reader.resolve(one.space)) for one in tree.processes}
+    return reader, tree, parts
+
+
+def _plan_lazy(process: ProcessImage, reader: PageReader, image: str) -> _Part:
     runs = reader.resolve(process.space)
     spans, others = plan_lazy(process.resources["memory"].vmas, runs)
-    at_once = runs.clip(others)
-    verify_sizes(chain, number)
-    verify_frames(chain, reader, [at_once], threads=n_threads)
     if not spans:
-        return reader, process, (at_once, None)
-    image = f"generation {number} of {chain.path}"
-    return reader, process, (at_once, Lazy(reader, runs.clip(spans), spans, image))
+        return _Part(process, runs.clip(others))
+    return _Part(process, runs.clip(others), Lazy(reader, runs.clip(spans), spans, image))
 
 
-def _iter_records(process: ProcessImage) -> Iterator[tuple[Resource[Any], Any]]:
-    for resource in PROCESS:
-        yield resource, process.resources[resource.name]
-    for thread in process.threads:
-        for resource in THREAD:
-            yield resource, thread.resources[resource.name]
-
-
-def _check_host(process: ProcessImage, features: Features, options: RestoreOptions) -> None:
-    """Refuse a host on which the process would not be what it was; all findings together."""
-    for thread in process.threads:
-        if os.path.exists(f"/proc/{thread.tid}"):
-            raise taken(thread.tid)
-    records = list(_iter_records(process))
-    # Threads have many in common.
-    host = dict.fromkeys(
-        f for resource, record in records for f in resource.check_host(record, features)
+def _rebuild(work: _Work, files: Files, chain_id: str) -> None:
+    """Make the tree and let it go; whatever fails before that leaves nothing behind."""
+    fds, numbers = number_inherited(
+        files.by_key, highest_fd(process.resources for process in work.tree.processes)
     )
-    if host:
-        raise HostMismatch(tuple(host))
-    files = [f for resource, record in records for f in resource.check_files(record, options)]
-    if files:
-        raise FileChanged(tuple(files))
-
-
-@contextlib.contextmanager
-def _opened(process: ProcessImage, options: RestoreOptions) -> Iterator[dict[str, Opened]]:
-    """Open everything that the embryo inherits; ours are closed again on the way out."""
-    opened: dict[str, Opened] = {}
-    try:
-        for resource, record in _iter_records(process):
-            opened |= resource.prepare(record, options)
-        yield opened
-    finally:
-        for one in opened.values():
-            os.close(one.fd)
-
-
-def _rebuild(work: _Work, opened: dict[str, Opened], chain_id: str) -> None:
-    """Make the process and let it go; whatever fails before that leaves nothing behind."""
-    process = work.process
-    memory = process.resources["memory"]
-    fds, work.inherited = number_inherited(opened, highest_fd(process.resources))
-    arena_at = choose_arena(spans_of(vma.span for vma in memory.vmas))
-    offsets = clock_offsets(process.resources)
-    with plant(process.pid, fds, offsets, arena_at) as embryo:
-        for stage in (Stage.MEMORY, Stage.FILES, Stage.PROCESS):
-            _restore_process(work, embryo, stage)
-        _make_threads(process, embryo)
-        _restore_threads(work, embryo, Stage.THREAD)
+    for pid, part in work.parts.items():
+        part.inherited = files.of_process(pid, numbers)
+    root = work.tree.root
+    arena_at = choose_arena(
+        spans_of(vma.span for one in work.tree.processes for vma in one.resources["memory"].vmas)
+    )
+    offsets = clock_offsets(root.resources)
+    with plant(root.pid, fds, offsets, arena_at) as nursery:
+        Growing(work.tree, nursery, partial(_give_memory, work)).grow()
+        parts = work.parts.values()
+        for stage in (Stage.FILES, Stage.PROCESS):
+            for part in parts:
+                _restore_process(work, part, stage)
+        for part in parts:
+            _make_threads(part)
+        for part in parts:
+            _restore_threads(work, part, Stage.THREAD)
         for stage in (Stage.LATE, Stage.CREDENTIALS):
-            _restore_process(work, embryo, stage)
-            _restore_threads(work, embryo, stage)
-        _arm_and_let_go(work, embryo, chain_id)
+            for part in parts:
+                _restore_process(work, part, stage)
+                _restore_threads(work, part, stage)
+        files.run_at_last()
+        _arm_and_let_go(work, chain_id)
 
 
-def _restore_process(work: _Work, embryo: Embryo, stage: Stage) -> None:
+def _give_memory(work: _Work, image: ProcessImage, embryo: Embryo) -> None:
+    part = work.parts[image.pid]
+    part.embryo = embryo
+    _restore_process(work, part, Stage.MEMORY)
+
+
+def _restore_process(work: _Work, part: _Part, stage: Stage) -> None:
     resources = (resource for resource in PROCESS if resource.stage is stage)
     for resource in resources:
-        record = work.process.resources[resource.name]
-        _run_restore(work, embryo, embryo.leader, resource, record)
+        record = part.image.resources[resource.name]
+        _run_restore(work, part, part.embryo.leader, resource, record)
 
 
-def _restore_threads(work: _Work, embryo: Embryo, stage: Stage) -> None:
+def _restore_threads(work: _Work, part: _Part, stage: Stage) -> None:
     resources = [resource for resource in THREAD if resource.stage is stage]
-    for thread in work.process.threads:
-        task = embryo.tasks[thread.tid]
+    for thread in part.image.threads:
+        task = part.embryo.tasks[thread.tid]
         for resource in resources:
-            _run_restore(work, embryo, task, resource, thread.resources[resource.name])
+            _run_restore(work, part, task, resource, thread.resources[resource.name])
 
 
 def _run_restore(
-    work: _Work, embryo: Embryo, task: Task, resource: Resource[Any], record: object
+    work: _Work, part: _Part, task: Task, resource: Resource[Any], record: object
 ) -> None:
     """Drive one resource's generator: run what it yields, send the replies."""
+    embryo = part.embryo
     rebuilt = Rebuilt(
         embryo=embryo,
         task=task,
         features=work.features,
-        inherited=work.inherited,
-        fill=lambda: _fill(work, embryo),
+        inherited=part.inherited,
+        fill=lambda: _fill(work, part),
         warn=work.warn,
     )
     restoring = resource.restore(record, rebuilt)
@@ -273,19 +269,20 @@ def _run_restore(
             calls = restoring.send(embryo.run(calls, task) if calls else [])
 
 
-def _fill(work: _Work, embryo: Embryo) -> None:
+def _fill(work: _Work, part: _Part) -> None:
     """Write the stored pages into the mapped embryo."""
-    vmas = work.process.resources["memory"].vmas
-    if work.lazy is None:
-        fill(embryo, work.reader, work.at_once, vmas)
+    vmas = part.image.resources["memory"].vmas
+    if part.lazy is None:
+        fill(part.embryo, work.reader, part.at_once, vmas)
         return
-    with watching(work.lazy, embryo) as fd:
-        fill(embryo, work.reader, work.at_once, vmas)
-        work.server = start_server(work.lazy, embryo.pid, fd)
+    with watching(part.lazy, part.embryo) as fd:
+        fill(part.embryo, work.reader, part.at_once, vmas)
+        work.servers.append(start_server(part.lazy, part.embryo.pid, fd))
 
 
-def _make_threads(process: ProcessImage, embryo: Embryo) -> None:
+def _make_threads(part: _Part) -> None:
     """Make all threads but the leader, each with its id; none of them runs."""
+    process, embryo = part.image, part.embryo
     others = [thread for thread in process.threads if thread.tid != Tid(process.pid)]
     if not others:
         return
@@ -295,8 +292,8 @@ def _make_threads(process: ProcessImage, embryo: Embryo) -> None:
             raise taken(thread.tid)
         if not reply.ok:
             raise RestoreFailed(f"making thread {thread.tid}", str(reply))
-    for tid in embryo.leader.made:
-        embryo.tasks[tid] = adopt(tid)
+    for thread in others:
+        embryo.tasks[thread.tid] = adopt(thread.tid)
 
 
 def _clone(thread: ThreadImage) -> Call:
@@ -305,31 +302,39 @@ def _clone(thread: ThreadImage) -> Call:
     return call(NR.clone3, In(raw, (pointer,)), len(raw))
 
 
-def _arm_and_let_go(work: _Work, embryo: Embryo, chain_id: str) -> None:
-    """Arm the tracker, take our arena away, and let all threads run.
+def _arm_and_let_go(work: _Work, chain_id: str) -> None:
+    """Arm the trackers, take our arenas away, and let all threads run.
 
-    That the tracker cannot be armed does not stop a restore: the next dump is then full.
+    That a tracker cannot be armed does not stop a restore: the next dump is then full.
     """
-    manifest = work.reader.manifest
-    old = read_epoch(embryo.pid)
-    if old is not None:
-        drop_epoch(old)
-    if work.server is not None:
-        # A mapping has one userfaultfd, and the server's is needed until all pages are there.
-        work.warn("the next incremental dump will be full: the restore is lazy")
-        _unmap_arena(embryo)
-        _let_go(work.process, embryo)
-        work.server.start()
-        return
+    with contextlib.ExitStack() as stack:
+        if work.servers:
+            # A mapping has one userfaultfd, and the server's is needed until all pages are there.
+            work.warn("the next incremental dump will be full: the restore is lazy")
+        for part in work.parts.values():
+            old = read_epoch(part.embryo.pid)
+            if old is not None:
+                drop_epoch(old)
+            if work.servers:
+                _unmap_arena(part.embryo)
+            else:
+                _arm(work, part, chain_id, stack)
+        _let_go(list(work.parts.values()))
+    for server in work.servers:
+        server.start()
+
+
+def _arm(work: _Work, part: _Part, chain_id: str, stack: contextlib.ExitStack) -> None:
+    """Arm the tracker of one process against what it comes from; its arena is gone then."""
+    manifest, embryo = work.reader.manifest, part.embryo
     name = _tracker_name(manifest, work.features)
     identity, exec_id = read_identity(embryo.pid), read_exec_id(embryo.pid)
-    with tracking(identity, exec_id, name, work.features) as lent:
-        armed = _succeeds(work, lambda: lent.attach(embryo.arena, embryo.leader))
-        _unmap_arena(embryo)
-        if armed:
-            lent.collect(own_mappings(work.process.resources["memory"]), [])
-            _succeeds(work, lambda: lent.advance(chain_id, manifest.generation, manifest.digest))
-        _let_go(work.process, embryo)
+    lent = stack.enter_context(tracking(identity, exec_id, name, work.features))
+    armed = _succeeds(work, lambda: lent.attach(embryo.arena, embryo.leader))
+    _unmap_arena(embryo)
+    if armed:
+        lent.collect(own_mappings(part.image.resources["memory"]), [])
+        _succeeds(work, lambda: lent.advance(chain_id, manifest.generation, manifest.digest))
 
 
 def _succeeds(work: _Work, step: Callable[[], None]) -> bool:
@@ -358,13 +363,20 @@ def _unmap_arena(embryo: Embryo) -> None:
         raise RestoreFailed("removing the arena", str(reply))
 
 
-def _let_go(process: ProcessImage, embryo: Embryo) -> None:
+def _let_go(parts: list[_Part]) -> None:
     """Give every thread its own state; then none fails any more, and all run."""
-    for task in embryo.tasks.values():
-        task.disturbed = True
-        task.put_back()
-    if process.stopped_by or any(task.deferred_stop for task in embryo.tasks.values()):
-        os.kill(process.pid, signal.SIGSTOP)
+    for part in parts:
+        tasks = part.embryo.tasks.values()
+        for task in tasks:
+            task.disturbed = True
+            task.put_back()
+        if part.image.stopped_by or any(task.deferred_stop for task in tasks):
+            os.kill(part.embryo.pid, signal.SIGSTOP)
+    for part in parts:
+        _detach(part.embryo)
+
+
+def _detach(embryo: Embryo) -> None:
     # The leader last: it can be waited for only when the other threads have been.
     for task in reversed(embryo.tasks.values()):
         try:

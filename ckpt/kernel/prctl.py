@@ -6,8 +6,10 @@ numbers.
 Source: prctl(2), include/uapi/linux/prctl.h.
 """
 
+import contextlib
 import ctypes
 import enum
+from collections.abc import Iterator
 from typing import Final
 
 from ckpt.kernel.arch import NR
@@ -139,3 +141,15 @@ def prctl(option: Prctl, *args: int) -> int:
         OSError: EINVAL, an option or value that this kernel does not know; others by option.
     """
     return syscall(NR.prctl, option, *args)
+
+
+@contextlib.contextmanager
+def adopting_orphans() -> Iterator[None]:
+    """Be the one whom orphans among our descendants are given to, for the length of the block."""
+    before = ctypes.c_int()
+    prctl(Prctl.GET_CHILD_SUBREAPER, ctypes.addressof(before))
+    prctl(Prctl.SET_CHILD_SUBREAPER, 1)
+    try:
+        yield
+    finally:
+        prctl(Prctl.SET_CHILD_SUBREAPER, before.value)

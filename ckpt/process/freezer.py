@@ -1,31 +1,39 @@
-"""Stop a process, all its threads, and let it go on as if nothing had been.
+"""Stop a tree of processes, all their threads, and let it go on as if nothing had been.
 
-    with freeze(pid, features) as frozen:
-        ...                              every thread is in a ptrace stop
+    with freeze_tree(root, options) as tree:
+        ...                              every thread of every process is in a ptrace stop
                                          thawed here, whatever happened
 
 New threads that appear while we stop the others are found by listing again until nothing is new: a
-thread that is stopped makes none. A thread in group-stop stays in it; a signal that was already
-taken from the queue is delivered before the thread stops.
+thread that is stopped makes none. So are new processes. A thread in group-stop stays in it; a
+signal that was already taken from the queue is delivered before the thread stops.
 """
 
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import attrs
 
-from ckpt.errors import FreezeTimeout, NotPermitted, TargetGone, TargetRefused
+from ckpt.errors import FreezeTimeout, NotPermitted, TargetError, TargetGone, TargetRefused
 from ckpt.kernel import ptrace
 from ckpt.kernel.procfs import status
 from ckpt.kernel.procfs.stat import read_stat, read_task_stat
 from ckpt.kernel.ptrace_burst import PtraceBurst
 from ckpt.process import interrupted, sleeping
-from ckpt.process.sleeping import Sleep
+from ckpt.process.sleeping import Asleep, Sleep
 from ckpt.process.task import Task, look_at, read_states
 from ckpt.process.timeouts import NS_PER_S
-from ckpt.process.tree import ending_told, has_ended, list_tids, refuse_untouchable
+from ckpt.process.tree import (
+    Children,
+    ending_told,
+    has_ended,
+    is_zombie,
+    list_tids,
+    list_tree,
+    refuse_untouchable,
+)
 from ckpt.process.uninterrupted import uninterrupted
 from ckpt.units import Pid, Tid
 
@@ -45,14 +53,17 @@ class Frozen:
     tgid: int
     """Its pid as it sees itself: the innermost of its pid namespaces."""
     is_our_child: bool
-    tasks: dict[Tid, Task]
-    frozen_at_s: float
+    asleep: Mapping[Tid, Asleep]
+    """Its threads that slept in a call with a relative timeout, just before the stop."""
+    children: Children
+    tasks: dict[Tid, Task] = attrs.field(factory=dict)
+    frozen_at_s: float = 0.0
     """CLOCK_MONOTONIC when the first thread was asked to stop."""
     stopped_at_s: float = 0.0
     """When the last one had stopped."""
     thawed_at_s: float = 0.0
     sleeps: dict[Tid, Sleep] = attrs.field(factory=dict)
-    """Of the threads that slept in a call with a relative timeout: for how long."""
+    """For how long these threads had slept."""
 
     @property
     def leader(self) -> Task:
@@ -65,46 +76,187 @@ class Frozen:
         return max(0.0, self.thawed_at_s - self.frozen_at_s) * 1000
 
 
+@attrs.define(slots=True, eq=False, repr=False)
+class FrozenTree:
+    """A process and all its descendants, stopped together."""
+
+    root: Pid
+    processes: dict[Pid, Frozen]
+    """Those that live; the root first, each behind its parent."""
+    parents: dict[Pid, Pid]
+    """Child -> parent, of all but the root; of those too that have ended (zombies)."""
+    frozen_at_s: float = 0.0
+    thawed_at_s: float = 0.0
+
+    @property
+    def zombies(self) -> list[Pid]:
+        """Those that have ended and were not waited for yet."""
+        return [pid for pid in self.parents if pid not in self.processes]
+
+    @property
+    def freeze_ms(self) -> float:
+        """From the first thread stopped to the last one running again; 0 while they stand."""
+        return max(0.0, self.thawed_at_s - self.frozen_at_s) * 1000
+
+
+@contextlib.contextmanager
+def freeze_tree(
+    root: Pid, options: ptrace.Option, timeout_s: float = DEFAULT_TIMEOUT_S
+) -> Iterator[FrozenTree]:
+    """Stop all threads of `root` and of all its descendants for the length of the block.
+
+    Raises:
+        TargetGone: the root does not exist, or one of them ends while they are being stopped (a
+            descendant that has ended before counts as a zombie of its parent).
+        TargetRefused: see `tree.refuse_untouchable`, of any of them.
+        FreezeTimeout: a thread is in an uninterruptible wait; all others were let go.
+        NotPermitted: we may not trace one of them.
+    """
+    refuse_untouchable(root)
+    prepared = dict(_iter_prepared(root, list_tree(root)))
+    tree = FrozenTree(root, {}, {}, time.monotonic())
+    try:
+        # A thread that is stopped ends only together with all others.
+        with ending_told(tree.processes):
+            _stop_tree(tree, prepared, options, timeout_s)
+            yield tree
+    finally:
+        thaw(tree.processes.values())
+        tree.thawed_at_s = time.monotonic()
+
+
 @contextlib.contextmanager
 def freeze(
     pid: Pid, options: ptrace.Option, timeout_s: float = DEFAULT_TIMEOUT_S
 ) -> Iterator[Frozen]:
-    """Stop all threads of `pid` for the length of the block.
+    """Stop all threads of `pid`, but no other process, for the length of the block.
 
     Raises:
-        TargetGone: the process does not exist or ends while it is being stopped.
-        TargetRefused: see `tree.refuse_untouchable`.
-        FreezeTimeout: a thread is in an uninterruptible wait; all others were let go.
-        NotPermitted: we may not trace it.
+        TargetError, HostError: as `freeze_tree`.
     """
     refuse_untouchable(pid)
-    ns_pid = status.read_status(pid).ns_pid
-    is_our_child = read_stat(pid).ppid == os.getpid()
-    asleep = sleeping.look(pid)
-    frozen = Frozen(pid, ns_pid[-1], is_our_child, {}, time.monotonic())
+    frozen = _prepare(pid)
     try:
-        # A thread that is stopped ends only together with all others.
-        with ending_told(pid):
-            _stop_all(frozen, options, timeout_s)
-            frozen.stopped_at_s = time.monotonic()
-            frozen.sleeps = sleeping.confirm(pid, asleep, frozen.tasks, frozen.frozen_at_s)
+        with ending_told([pid]):
+            if _stop([frozen], options, timeout_s):
+                raise TargetGone(pid)
             yield frozen
     finally:
-        thaw(frozen)
+        thaw([frozen])
 
 
-def _stop_all(frozen: Frozen, options: ptrace.Option, timeout_s: float) -> None:
+def _prepare(pid: Pid) -> Frozen:
+    """Read everything that can be read before the stop."""
+    ns_pid = status.read_status(pid).ns_pid
+    is_our_child = read_stat(pid).ppid == os.getpid()
+    return Frozen(pid, ns_pid[-1], is_our_child, sleeping.look(pid), Children(pid))
+
+
+def _iter_prepared(root: Pid, pids: Iterable[Pid]) -> Iterator[tuple[Pid, Frozen]]:
+    for pid in pids:
+        try:
+            if pid != root:
+                refuse_untouchable(pid)
+            yield pid, _prepare(pid)
+        except TargetError:
+            # A descendant may end at any time.
+            if pid == root or not is_zombie(pid):
+                raise
+
+
+def _stop_tree(
+    tree: FrozenTree, prepared: dict[Pid, Frozen], options: ptrace.Option, timeout_s: float
+) -> None:
+    """Stop the processes that are known, then those that they have made meanwhile."""
+    new = prepared
+    stopped: dict[Pid, Frozen] = {}
+    while new:
+        stopped |= new
+        # From here on they are let go if anything fails.
+        tree.processes |= new
+        for pid in _stop(list(new.values()), options, timeout_s):
+            if pid == tree.root:
+                raise TargetGone(pid)
+            del tree.processes[pid], stopped[pid]
+        tree.parents = _relate(tree.root, stopped)
+        born = [child for child in tree.parents if child not in stopped and not is_zombie(child)]
+        new = dict(_iter_prepared(tree.root, born))
+    # Who is not found any more below the root was given to another parent meanwhile.
+    kept = [tree.root, *(pid for pid in tree.parents if pid in stopped)]
+    lost = [frozen for pid, frozen in stopped.items() if pid not in kept]
+    tree.processes = {pid: stopped[pid] for pid in kept}
+    thaw(lost)
+
+
+def _relate(root: Pid, stopped: Mapping[Pid, Frozen]) -> dict[Pid, Pid]:
+    """Return all descendants with their parents, each behind its parent."""
+    parents: dict[Pid, Pid] = {}
+    order = [root]
+    for pid in order:
+        if pid in stopped:
+            children = stopped[pid].children.list(stopped[pid].tasks)
+            parents |= dict.fromkeys(children, pid)
+            order += children
+    return parents
+
+
+def _stop(processes: Sequence[Frozen], options: ptrace.Option, timeout_s: float) -> list[Pid]:
+    """Stop all threads of these processes; return those that have ended instead."""
     deadline_s = time.monotonic() + timeout_s
+    asked = []
+    for frozen in processes:
+        frozen.frozen_at_s = time.monotonic()
+        tids = _tids_of(frozen)
+        asked.append((frozen, tids, _ask_to_stop(frozen, tids, options)))
+    gone = []
+    for frozen, tids, stopping in asked:
+        try:
+            _stop_all(frozen, tids, stopping, options, _Deadline(deadline_s, timeout_s))
+        except TargetGone:
+            thaw([frozen])
+            gone.append(frozen.pid)
+            continue
+        frozen.stopped_at_s = time.monotonic()
+        frozen.sleeps = sleeping.confirm(
+            frozen.pid, frozen.asleep, frozen.tasks, frozen.frozen_at_s
+        )
+    return gone
+
+
+def _tids_of(frozen: Frozen) -> list[Tid]:
+    try:
+        return list_tids(frozen.pid)
+    except TargetGone:
+        return []
+
+
+@attrs.frozen(slots=True, repr=False)
+class _Deadline:
+    at_s: float
+    timeout_s: float
+
+
+def _stop_all(
+    frozen: Frozen,
+    tids: Sequence[Tid],
+    asked: Sequence[Tid],
+    options: ptrace.Option,
+    deadline: _Deadline,
+) -> None:
+    """Wait until all threads stand that were asked to, and stop those that they have made."""
     # A first thread that has ended stays in the list as long as there are others.
-    seen: set[Tid] = set()
-    while new := [tid for tid in list_tids(frozen.pid) if tid not in seen]:
-        seen.update(new)
-        asked = _ask_to_stop(frozen, new, options)
+    seen = set(tids)
+    while True:
         # The leader last: if all are killed, its end is told only after ours of the others is seen.
         for tid in reversed(asked):
             task = frozen.tasks[tid]
-            if not _wait_until_stopped(frozen, task, deadline_s, timeout_s):
+            if not _wait_until_stopped(frozen, task, deadline):
                 del frozen.tasks[tid]
+        new = [tid for tid in list_tids(frozen.pid) if tid not in seen]
+        if not new:
+            break
+        seen.update(new)
+        asked = _ask_to_stop(frozen, new, options)
     if Tid(frozen.pid) not in frozen.tasks:
         raise _without_leader(frozen)
     read_states(list(frozen.tasks.values()))
@@ -168,15 +320,15 @@ def _without_leader(frozen: Frozen) -> TargetGone | TargetRefused:
     return TargetGone(frozen.pid)
 
 
-def _wait_until_stopped(frozen: Frozen, task: Task, deadline_s: float, timeout_s: float) -> bool:
+def _wait_until_stopped(frozen: Frozen, task: Task, deadline: _Deadline) -> bool:
     """Wait for the stop; False if the thread ended instead."""
     spin_until_s = time.monotonic() + _SPIN_S
     while True:
         stop = _look_at(frozen, task)
         if stop is None:
             now_s = time.monotonic()
-            if now_s > deadline_s:
-                raise FreezeTimeout(task.tid, timeout_s)
+            if now_s > deadline.at_s:
+                raise FreezeTimeout(task.tid, deadline.timeout_s)
             if now_s > spin_until_s:
                 # The end of the first thread is not told before ours of all others is seen.
                 if task.tid == Tid(frozen.pid) and has_ended(frozen.pid):
@@ -196,29 +348,34 @@ def _wait_until_stopped(frozen: Frozen, task: Task, deadline_s: float, timeout_s
             ptrace.cont(task.tid, stop.sig)
 
 
-def thaw(frozen: Frozen) -> None:
+def thaw(processes: Iterable[Frozen]) -> None:
     """Give every thread its own state back and let it go; never raises for a thread that ended."""
     with uninterrupted():
-        if any(task.deferred_stop for task in frozen.tasks.values()):
-            # While they are still stopped: none runs another instruction before it stops for that.
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(frozen.pid, _SIGSTOP)
-        # The leader last, see `_stop_all`.
-        tasks = sorted(frozen.tasks.values(), key=lambda task: task.tid == Tid(frozen.pid))
-        lost = _let_all_go(frozen, tasks)
-        frozen.thawed_at_s = time.monotonic()
-        for task in lost:
+        tasks: list[tuple[Frozen, Task]] = []
+        for frozen in processes:
+            if any(task.deferred_stop for task in frozen.tasks.values()):
+                # While they are still stopped: none runs another instruction before it stops.
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(frozen.pid, _SIGSTOP)
+            # The leader last, see `_stop_all`.
+            of_one = sorted(frozen.tasks.values(), key=lambda task: task.tid == Tid(frozen.pid))
+            tasks += [(frozen, task) for task in of_one]
+        lost = _let_all_go(tasks)
+        now_s = time.monotonic()
+        for frozen, _ in tasks:
+            frozen.thawed_at_s = now_s
+        for frozen, task in lost:
             _regain(frozen, task)
 
 
-def _let_all_go(frozen: Frozen, tasks: list[Task]) -> list[Task]:
+def _let_all_go(tasks: Sequence[tuple[Frozen, Task]]) -> list[tuple[Frozen, Task]]:
     """Detach from stopped threads, in one go; return those that do not stand still (any more)."""
-    ready = [task for task in tasks if _make_ready(frozen, task)]
+    ready = [task for frozen, task in tasks if _make_ready(frozen, task)]
     burst = PtraceBurst()
     for task in ready:
         burst.detach(task.tid)
     gone = {task.tid for task, result in zip(ready, burst.run(), strict=True) if result == 0}
-    return [task for task in tasks if task.tid not in gone]
+    return [(frozen, task) for frozen, task in tasks if task.tid not in gone]
 
 
 def _make_ready(frozen: Frozen, task: Task) -> bool:

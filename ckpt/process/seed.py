@@ -1,11 +1,12 @@
 """The seed: the tiny program that a restore starts and turns into the restored process.
 
     seed                    a few instructions, our child, with all open files of the image
-     └ clone3(set_tid) ──>  embryo: the same, with the pid of the image; also our child
+     └ clone3(set_tid) ──>  embryo of the root: the same, with its pid of the image; also our child
+        └ clone3(set_tid)   the embryos of its children, and so on
 
-The seed dies with us by its parent-death signal, which a fork does not inherit. The embryo is under
-our ptrace from its first instant and dies with us (PTRACE_O_EXITKILL) until it is let go. So a
-restore that fails, or is killed, leaves nothing behind.
+The seed dies with us by its parent-death signal, which a fork does not inherit. The embryos are
+under our ptrace from their first instant and die with us (PTRACE_O_EXITKILL) until they are let go.
+So a restore that fails, or is killed, leaves nothing behind.
 """
 
 import contextlib
@@ -21,11 +22,13 @@ from ckpt.errors import NotPermitted, RestoreFailed, TargetGone
 from ckpt.kernel import ptrace
 from ckpt.kernel.arch import NR
 from ckpt.kernel.arch import x86_64 as arch
+from ckpt.kernel.clone3 import CloneFlag, clone_args, pack_clone_args, pack_set_tid
+from ckpt.kernel.prctl import adopting_orphans
 from ckpt.process import memory
 from ckpt.process.arena import Arena, map_arena
 from ckpt.process.holder import taken
 from ckpt.process.programs import CODE_AT, spawn
-from ckpt.process.remote import Call, Reply
+from ckpt.process.remote import Call, In, Reply, call
 from ckpt.process.task import Task
 from ckpt.process.tree import list_tids
 from ckpt.units import AddrRange, Fd, Pid, RemoteAddr, Tid
@@ -42,6 +45,9 @@ _CLONE_ARGS = struct.Struct("<11Q")
 _SYSCALL_AT = RemoteAddr(CODE_AT + arch.BIND_CODE.index(arch.SYSCALL_INSN))
 """The first that `spawn` puts into a program that dies with us."""
 _EEXIST = 17
+_WALL = 0x4000_0000
+"""__WALL (wait.h): also what does not tell its end by SIGCHLD."""
+_NO_ARENA = Arena(Pid(0), 0, RemoteAddr(0), RemoteAddr(0), 0)
 
 
 @attrs.frozen(slots=True, repr=False)
@@ -78,14 +84,55 @@ class Embryo:
         return replies
 
 
+@attrs.define(slots=True, eq=False, repr=False)
+class Nursery:
+    """All embryos of a tree; those that have not been let go end if the restore fails."""
+
+    embryos: dict[Pid, Embryo] = attrs.field(factory=dict)
+    """Each behind its parent."""
+
+    def bear(self, parent: Embryo, pid: Pid, exit_signal: int) -> Embryo:
+        """Let an embryo make a child: of its memory, its descriptors, its session.
+
+        Raises:
+            PidTaken: `pid` is in use, or its zombie still waits for a parent.
+            RestoreFailed: the kernel refused something else.
+        """
+        raw = pack_clone_args(flags=CloneFlag(0), n_set_tid=1, exit_signal=exit_signal)
+        pointer = (clone_args.set_tid.offset, pack_set_tid([Tid(pid)]))
+        (reply,) = parent.run([call(NR.clone3, In(raw, (pointer,)), len(raw))])
+        if reply.error == _EEXIST:
+            raise taken(pid)
+        if not reply.ok:
+            raise RestoreFailed(f"making process {pid}", str(reply))
+        leader = adopt(Tid(pid))
+        arena = attrs.evolve(parent.arena, pid=pid, tgid=pid)
+        embryo = self.embryos[pid] = Embryo(pid, leader, {leader.tid: leader}, arena)
+        return embryo
+
+    def end(self, pid: Pid) -> None:
+        """Kill one that is not needed any more; its parent must still wait for it."""
+        del self.embryos[pid]
+        _end(pid)
+
+    def end_all(self) -> None:
+        """Kill all, and reap those that become ours with their parents' end."""
+        with adopting_orphans():
+            for pid in reversed(self.embryos):
+                _end(pid)
+            for pid in self.embryos:
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(pid, _WALL)
+
+
 @contextlib.contextmanager
 def plant(
     pid: Pid, fds: dict[Fd, Fd], offsets: ClockOffsets | None, arena_at: AddrRange
-) -> Iterator[Embryo]:
-    """Start a seed and make the embryo with process id `pid`; kill it if the block fails.
+) -> Iterator[Nursery]:
+    """Start a seed and make the embryo with process id `pid`; kill all embryos if the block fails.
 
     Args:
-        pid: which id the restored process has.
+        pid: which id the restored root has.
         fds: descriptors that it inherits: number there -> descriptor here.
         offsets: of a new time namespace for it; None: it stays in ours.
         arena_at: addresses that neither the seed nor the image uses, for the arena.
@@ -95,22 +142,22 @@ def plant(
         RestoreFailed: the kernel refused something else.
     """
     seed_pid = _spawn_beside(pid, fds)
-    made: Pid | None = None
+    nursery = Nursery()
     try:
         seed = _take_over(seed_pid)
         if offsets is not None:
             _enter_time_namespace(seed, offsets)
         made = _clone(seed, pid)
         leader = adopt(Tid(made))
+        nursery.embryos[made] = Embryo(made, leader, {leader.tid: leader}, _NO_ARENA)
         _end(seed_pid)
         seed_pid = Pid(0)
         base = map_arena(leader, _SYSCALL_AT, arena_at.start)
         insn = RemoteAddr(base + arch.BATCH_CODE.index(arch.SYSCALL_INSN))
-        embryo = Embryo(made, leader, {leader.tid: leader}, Arena(made, made, base, insn))
-        yield embryo
+        nursery.embryos[made].arena = Arena(made, made, base, insn)
+        yield nursery
     except BaseException:
-        if made is not None:
-            _end(made)
+        nursery.end_all()
         raise
     finally:
         if seed_pid:

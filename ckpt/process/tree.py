@@ -1,11 +1,11 @@
-"""Which threads a target has, who it is, and whether we may touch it at all.
+"""Which processes and threads belong to a target, who it is, and whether we may touch it at all.
 
 Reads /proc only; stops nothing. `freezer.py` stops what is listed here.
 """
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import attrs
@@ -14,6 +14,7 @@ from ckpt.errors import TargetError, TargetGone, TargetRefused
 from ckpt.kernel.procfs import files
 from ckpt.kernel.procfs import stat as procfs_stat
 from ckpt.kernel.procfs import status as procfs_status
+from ckpt.kernel.procfs.held import HeldFiles
 from ckpt.units import Pid, Tid
 
 _PF_KTHREAD = 0x00200000
@@ -61,18 +62,101 @@ def has_ended(pid: Pid) -> bool:
 
 
 @contextlib.contextmanager
-def ending_told(pid: Pid) -> Iterator[None]:
-    """Whatever fails in the block because the process has ended, say that.
+def ending_told(pids: Iterable[Pid]) -> Iterator[None]:
+    """Whatever fails in the block because one of the processes has ended, say that.
+
+    Args:
+        pids: walked when something has failed.
 
     Raises:
-        TargetGone: something failed, and the process is not there any more.
+        TargetGone: something failed, and that process is not there any more.
     """
     try:
         yield
     except (OSError, TargetError) as error:
-        if has_ended(pid):
-            raise TargetGone(pid) from error
+        for pid in pids:
+            if has_ended(pid):
+                raise TargetGone(pid) from error
         raise
+
+
+class Children:
+    """The children of one process; what is read for that is opened when this is made.
+
+    So the second look, at the frozen process, is one burst however many threads there are.
+    """
+
+    def __init__(self, pid: Pid) -> None:
+        """Open what there is to read.
+
+        Raises:
+            TargetGone: the process ended.
+        """
+        self._pid = pid
+        self._held = HeldFiles(pid, [_children_of(tid) for tid in list_tids(pid)])
+
+    def list(self, tids: Iterable[Tid]) -> list[Pid]:
+        """Return the children of these threads, those included that have ended; ascending.
+
+        Raises:
+            TargetGone: the process ended.
+        """
+        sizes = self._held.read_sizes()
+        names = [_children_of(tid) for tid in tids]
+        try:
+            texts = [files.read_text(self._pid, name) for name in names if sizes.get(name) != 0]
+        except TargetGone:
+            # A thread ended meanwhile, or a kernel without CONFIG_PROC_CHILDREN: ask everybody.
+            return [child for child in files.list_pids() if _is_child(child, self._pid)]
+        return sorted(Pid(int(word)) for text in texts for word in text.split())
+
+
+def _children_of(tid: Tid) -> str:
+    return f"task/{tid}/children"
+
+
+def list_children(pid: Pid) -> list[Pid]:
+    """Return the children of a process, ended ones included, ascending; a moment's view.
+
+    Raises:
+        TargetGone: the process ended.
+    """
+    return Children(pid).list(list_tids(pid))
+
+
+def _is_child(child: Pid, pid: Pid) -> bool:
+    try:
+        return procfs_stat.read_stat(child).ppid == pid
+    except TargetGone:
+        return False
+
+
+def list_tree(root: Pid) -> list[Pid]:
+    """Return a process and all its living descendants, each behind its parent; a moment's view.
+
+    Raises:
+        TargetGone: `root` ended.
+    """
+    tree = [root]
+    for pid in tree:
+        try:
+            tree += [child for child in list_children(pid) if not is_zombie(child)]
+        except TargetGone:
+            if pid == root:
+                raise
+    return tree
+
+
+def is_zombie(pid: Pid) -> bool:
+    """Tell whether a process has ended as a whole; True if it was waited for."""
+    return has_ended(pid) and len(_tids_or_none(pid)) < 2
+
+
+def _tids_or_none(pid: Pid) -> list[Tid]:
+    try:
+        return files.list_tids(pid)
+    except TargetGone:
+        return []
 
 
 def refuse_untouchable(pid: Pid) -> None:

@@ -25,6 +25,7 @@ A resource is of a process or of a thread. Restores run in the order of `Stage`,
 in the order of the registry.
 """
 
+import contextlib
 import enum
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
@@ -193,6 +194,20 @@ class Opened:
     fd: Fd
     at_last: Callable[[], None] | None = None
     """Called when everything is built, right before the first thread is let go."""
+    shared: bool = False
+    """All processes need it, under a key that is unique in the tree; else it is its process's."""
+
+
+@attrs.define(slots=True, eq=False, repr=False)
+class Opening:
+    """What belongs together while the files of a tree are opened in the restorer."""
+
+    options: RestoreOptions
+    stack: contextlib.ExitStack
+    """Closes what is needed only until all are open."""
+    made: dict[tuple[str, int], Any] = attrs.field(factory=dict)
+    """Name of the kind, number of the object -> what that kind has made of it (a pipe: both ends),
+    for all descriptions that belong to it."""
 
 
 @attrs.frozen(slots=True, repr=False)
@@ -220,7 +235,7 @@ def no_findings(_target: Target) -> Iterable[Finding]:
     return ()
 
 
-def nothing_to_open(_record: object, _options: RestoreOptions) -> dict[str, Opened]:
+def nothing_to_open(_record: object, _opening: Opening) -> dict[str, Opened]:
     """Stand for a resource that needs no descriptor of the restorer."""
     return {}
 
@@ -257,7 +272,7 @@ class Resource(Generic[R]):
     """Names the files that are missing or changed, before anything is started."""
     check_host: Callable[[R, Features], Iterable[Finding]] = host_fits
     """Names what this host lacks, before anything is started."""
-    prepare: Callable[[R, RestoreOptions], dict[str, Opened]] = nothing_to_open
+    prepare: Callable[[R, Opening], dict[str, Opened]] = nothing_to_open
     """Opens, in the restorer, what the embryo must inherit."""
 
     def complete(self, captured: R | Later[R]) -> R:

@@ -35,6 +35,7 @@ from ckpt.resources.base import (
     Capture,
     Later,
     Opened,
+    Opening,
     Rebuilt,
     Resource,
     Restore,
@@ -157,10 +158,10 @@ def _is_frozen(directory: Path) -> bool:
     return False
 
 
-def prepare(record: CgroupsRecord, options: RestoreOptions) -> dict[str, Opened]:
+def prepare(record: CgroupsRecord, opening: Opening) -> dict[str, Opened]:
     """Open the groups that the process is to join."""
     opened: dict[str, Opened] = {}
-    if options.no_cgroups:
+    if opening.options.no_cgroups:
         return opened
     hierarchies = _read_hierarchies()
     for group in _elsewhere(record):

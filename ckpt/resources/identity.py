@@ -1,30 +1,28 @@
-"""What a process is among processes, and the switches of prctl(2) that can be read back.
+"""The switches of prctl(2) that can be read back.
 
-Two resources: of the process (session, group, subreaper, and what belongs to its memory), and of
-each thread (personality and the modes of a task). The latter come behind the credentials, since a
-change of ids clears `dumpable` and the parent-death signal.
+Two resources: of the process (subreaper, and what belongs to its memory), and of each thread
+(personality and the modes of a task). The latter come behind the credentials, since a change of ids
+clears `dumpable` and the parent-death signal.
 
-Kernel: prctl(2), personality(2), setsid(2), setpgid(2) inside; /proc/PID/{stat,status,personality,
-ns,task/TID/children} from outside.
+Kernel: prctl(2), personality(2) inside; /proc/PID/{status,ns} and kcmp(2) from outside.
 
-- A process that led its session, or its group, leads one again; a session without a controlling
-  terminal. Any other one joins session and group of the restorer.
 - `dumpable` 2, which only the kernel sets (fs.suid_dumpable), comes back as 0.
 - The parent is the restorer: a parent-death signal comes when that ends. The user is told.
 - The I/O-flusher mark can only be read, and set, with CAP_SYS_RESOURCE; without it it is lost.
 - PR_SET_MDWE comes back last: it forbids what the restore itself has to do.
-- Refused before the target is touched: namespaces other than ours (except time), children
-  (living or not yet waited for), threads that do not share their descriptors or directory.
+- Refused before the target is touched: namespaces other than ours (except time), threads that do
+  not share their descriptors or directory, processes that share what only threads should.
 - Not captured: PR_SET_PTRACER.
 """
 
 import os
 import struct
 from collections.abc import Iterator, Sequence
+from functools import cmp_to_key, partial
 
 import attrs
 
-from ckpt.errors import Finding, TargetGone, UnsupportedState
+from ckpt.errors import Finding, TargetGone
 from ckpt.kernel.arch import NR
 from ckpt.kernel.kcmp import KcmpType, Ordering, kcmp
 from ckpt.kernel.prctl import (
@@ -35,8 +33,6 @@ from ckpt.kernel.prctl import (
     Prctl,
 )
 from ckpt.kernel.procfs import files as procfs_files
-from ckpt.kernel.procfs import stat as procfs_stat
-from ckpt.kernel.procfs.held import HeldFiles
 from ckpt.process.remote import Call, Out, Reply, call
 from ckpt.resources.base import (
     Capture,
@@ -58,6 +54,12 @@ _NAMESPACES = {
     "pid_for_children": "pid (of its children)",
     "user": "user",
 }
+_SHAREABLE = {
+    KcmpType.VM: "memory",
+    KcmpType.FILES: "file descriptors",
+    KcmpType.FS: "directories",
+    KcmpType.SIGHAND: "signal handlers",
+}
 _INT = struct.Struct("<i")
 _UNKNOWN = -1
 _UNSIGNED = 0xFFFF_FFFF
@@ -73,8 +75,6 @@ _SPEC_PER_THREAD = 1
 class IdentityRecord:
     """What is one for all threads. -1: this kernel does not tell."""
 
-    leads_session: bool
-    leads_group: bool
     child_subreaper: bool
     thp_disabled: int
     """0, or 1 and the flags of PR_SET_THP_DISABLE."""
@@ -112,25 +112,7 @@ def look(target: Target) -> Iterator[Finding]:
         except TargetGone:
             if tid == Tid(pid):
                 raise
-    yield from _iter_children_findings(pid)
-    names = [_children_of(tid) for tid in procfs_files.list_tids(pid)]
-    target.notes[_CHILDREN] = HeldFiles(pid, names)
-
-
-_CHILDREN = "children of threads"
-
-
-def _children_of(tid: Tid) -> str:
-    return f"task/{tid}/children"
-
-
-def _is_childless(stopped: Stopped) -> bool:
-    """Tell whether no thread has a child, as far as that can be told quickly."""
-    held: HeldFiles | None = stopped.notes.get(_CHILDREN)
-    if held is None:
-        return False
-    sizes = held.read_sizes()
-    return all(sizes.get(_children_of(tid)) == 0 for tid in stopped.frozen.tasks)
+    yield from _iter_sharing_findings(target)
 
 
 def _iter_task_findings(target: Target, tid: Tid, subject: str) -> Iterator[Finding]:
@@ -161,60 +143,44 @@ def _namespace(pid: Pid | Tid, name: str) -> str:
         return ""
 
 
-def _iter_children_findings(pid: Pid) -> Iterator[Finding]:
-    for child in list_children(pid):
-        try:
-            stat = procfs_stat.read_stat(child)
-        except TargetGone:
-            continue
-        if stat.state == "Z":
-            problem = f"has a child {child} ({stat.comm}) that ended and was not waited for"
-        else:
-            problem = f"has a child process {child} ({stat.comm})"
-        yield Finding(f"process {pid}", f"{problem}; process trees are not supported yet")
+def _iter_sharing_findings(target: Target) -> Iterator[Finding]:
+    """Name what two processes of the tree have in common and only threads should."""
+    if not target.features.kcmp:
+        return
+    for kind, spoken in _SHAREABLE.items():
+        key = f"processes in the order of their {spoken}"
+        order = target.tree.notes.get(key)
+        if order is None:
+            compare = partial(_compare, kind)
+            order = target.tree.notes[key] = sorted(target.tree.pids, key=cmp_to_key(compare))
+        at = order.index(target.pid)
+        for other in order[max(at - 1, 0) : at]:
+            if _compare(kind, target.pid, other) == 0:
+                yield Finding(
+                    f"process {target.pid}",
+                    f"shares its {spoken} with process {other} (vfork, or clone with a flag for"
+                    " that), which is not supported yet",
+                )
 
 
-def list_children(pid: Pid) -> list[Pid]:
-    """Return the children of a process, ended ones included.
-
-    Raises:
-        TargetGone: the process ended.
-    """
+def _compare(kind: KcmpType, one: Pid, other: Pid) -> int:
+    order = {Ordering.EQUAL: 0, Ordering.LESS: -1, Ordering.GREATER: 1, Ordering.DIFFERENT: 1}
     try:
-        texts = [
-            procfs_files.read_text(pid, f"task/{t}/children") for t in procfs_files.list_tids(pid)
-        ]
-    except TargetGone:
-        # A thread ended meanwhile, or a kernel without CONFIG_PROC_CHILDREN: ask everybody.
-        return [child for child in procfs_files.list_pids() if _is_child(child, pid)]
-    return [Pid(int(word)) for text in texts for word in text.split()]
-
-
-def _is_child(child: Pid, pid: Pid) -> bool:
-    try:
-        return procfs_stat.read_stat(child).ppid == pid
-    except TargetGone:
-        return False
+        return order[kcmp(one, other, kind)]
+    except (OSError, TargetGone):
+        # One has ended meanwhile: it shares nothing any more.
+        return 1
 
 
 def capture(stopped: Stopped) -> Capture[IdentityRecord]:
-    """Ask the process for its switches.
-
-    Raises:
-        UnsupportedState: it has made a child since it was looked at.
-    """
-    findings = () if _is_childless(stopped) else tuple(_iter_children_findings(stopped.pid))
-    if findings:
-        raise UnsupportedState(stopped.pid, findings)
-    stat = procfs_stat.read_stat(stopped.pid)
+    """Ask the process for its switches."""
+    del stopped
     subreaper, thp, merge = yield [
         call(NR.prctl, Prctl.GET_CHILD_SUBREAPER, Out(_INT.size)),
         call(NR.prctl, Prctl.GET_THP_DISABLE, 0, 0, 0, 0),
         call(NR.prctl, Prctl.GET_MEMORY_MERGE, 0, 0, 0, 0),
     ]
     return IdentityRecord(
-        leads_session=stat.session == stopped.pid,
-        leads_group=stat.pgrp == stopped.pid,
         child_subreaper=_int_of(subreaper) > 0,
         thp_disabled=_value_of(thp),
         memory_merge=_value_of(merge),
@@ -230,12 +196,8 @@ def _int_of(reply: Reply) -> int:
 
 
 def restore(record: IdentityRecord, _rebuilt: Rebuilt) -> Restore:
-    """Become a leader again, and set what is not the default."""
+    """Set what is not the default."""
     calls = []
-    if record.leads_session:
-        calls.append(call(NR.setsid))
-    elif record.leads_group:
-        calls.append(call(NR.setpgid, 0, 0))
     if record.child_subreaper:
         calls.append(call(NR.prctl, Prctl.SET_CHILD_SUBREAPER, 1, 0, 0, 0))
     if record.thp_disabled > 0:

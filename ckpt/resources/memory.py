@@ -34,6 +34,7 @@ from ckpt.process.remote import Call, In, call
 from ckpt.resources.base import (
     Capture,
     Opened,
+    Opening,
     Rebuilt,
     Resource,
     Restore,
@@ -258,7 +259,7 @@ def _written_files(record: MemoryRecord) -> set[int]:
     return {vma.file for vma in record.vmas if vma.shared and "mw" in vma.flags}
 
 
-def prepare(record: MemoryRecord, _options: RestoreOptions) -> dict[str, Opened]:
+def prepare(record: MemoryRecord, _opening: Opening) -> dict[str, Opened]:
     """Open the mapped files and the executable, for the embryo to inherit.
 
     Raises:
@@ -401,10 +402,18 @@ def _mm_map(record: MemoryRecord, rebuilt: Rebuilt) -> Call:
     raw = prctl.prctl_mm_map(
         **attrs.asdict(record.mm),
         auxv_size=len(record.auxv),
-        exe_fd=rebuilt.inherited["exe"],
+        exe_fd=prctl.EXE_FD_UNCHANGED if _runs(record.exe, rebuilt) else rebuilt.inherited["exe"],
     )
     argument = In(bytes(raw), ((prctl.prctl_mm_map.auxv.offset, record.auxv),))
     return call(NR.prctl, prctl.Prctl.SET_MM, prctl.MmField.MAP, argument, ctypes.sizeof(raw), 0)
+
+
+def _runs(exe: FileIdentity, rebuilt: Rebuilt) -> bool:
+    """Tell whether the process has this program already: from its parent.
+
+    The kernel does not take the file of a program that is mapped for a new one (EBUSY).
+    """
+    return os.path.samefile(exe.path, f"/proc/{rebuilt.pid}/exe")
 
 
 MEMORY = Resource(

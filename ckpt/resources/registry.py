@@ -4,7 +4,7 @@ Within one stage (`base.Stage`) the order is that of these lists: so what relies
 of its stage stands behind it. The engine walks them and knows no resource by name.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -70,10 +70,9 @@ THREAD: tuple[Resource[Any], ...] = (
 """What each thread has for itself."""
 
 
-def highest_fd(resources: Mapping[str, Any]) -> int:
-    """Return the highest descriptor number of a process image, -1 if it has none."""
-    files = resources.get(FILES.name)
-    return -1 if files is None else int(files.highest_fd)
+def highest_fd(processes: Iterable[Mapping[str, Any]]) -> int:
+    """Return the highest descriptor number of some processes' resources, -1 if there is none."""
+    return max((int(resources[FILES.name].highest_fd) for resources in processes), default=-1)
 
 
 def clock_offsets(resources: Mapping[str, Any]) -> ClockOffsets | None:

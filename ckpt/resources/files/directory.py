@@ -14,9 +14,10 @@ from collections.abc import Iterator
 import attrs
 
 from ckpt.process.remote import Reply
-from ckpt.resources.base import RestoreOptions
-from ckpt.resources.files.kind import Kind, Opening, open_at
-from ckpt.resources.files.open_file import FdTable, OpenFile, Problem, path_problem
+from ckpt.resources.base import Opening, RestoreOptions
+from ckpt.resources.files.fd_table import FdTable
+from ckpt.resources.files.kind import Kind, open_at
+from ckpt.resources.files.open_file import OpenFile, Problem, path_problem
 from ckpt.units import Fd
 
 

@@ -29,9 +29,10 @@ from ckpt.kernel.arch import NR
 from ckpt.kernel.kcmp import Ordering, kcmp_epoll_slot, kcmp_epoll_target
 from ckpt.kernel.procfs.fdinfo import EpollTarget
 from ckpt.process.remote import Call, In, Out, Reply, call
-from ckpt.resources.base import Restore, expect
-from ckpt.resources.files.kind import Attaching, Kind, Opening, duplicate
-from ckpt.resources.files.open_file import FdTable, OpenFile, Problem
+from ckpt.resources.base import Opening, Restore, expect
+from ckpt.resources.files.fd_table import FdTable
+from ckpt.resources.files.kind import Attaching, Kind, duplicate
+from ckpt.resources.files.open_file import OpenFile, Problem
 from ckpt.units import Fd, RemoteFd
 
 _EVENT = struct.Struct("<IQ")

@@ -20,14 +20,10 @@ import stat
 import attrs
 
 from ckpt.process.remote import Reply
-from ckpt.resources.files.kind import Kind, Opening, duplicate, set_status_flags
-from ckpt.resources.files.open_file import (
-    STANDARD_STREAMS,
-    FdTable,
-    OpenFile,
-    Problem,
-    may_write,
-)
+from ckpt.resources.base import Opening
+from ckpt.resources.files.fd_table import FdTable
+from ckpt.resources.files.kind import Kind, duplicate, set_status_flags
+from ckpt.resources.files.open_file import STANDARD_STREAMS, OpenFile, Problem, may_write
 from ckpt.units import Fd
 
 NAMES = {0: "standard input", 1: "standard output", 2: "standard error"}
@@ -41,11 +37,13 @@ class ExternalRecord:
     """Which stream of the restorer its other descriptors get; 0, 1 and 2 get their own."""
     was: str
     """What /proc showed: `/dev/pts/3`, `pipe:[4711]`."""
+    streams: tuple[int, ...]
+    """All that are needed: `stream`, and those that it is in some process; ascending."""
 
     def __attrs_post_init__(self) -> None:
         """Refuse what is no standard stream."""
-        if self.stream not in STANDARD_STREAMS:
-            raise ValueError(f"{self.stream} is no standard stream")
+        if not set(STANDARD_STREAMS).issuperset(self.streams) or self.stream not in self.streams:
+            raise ValueError(f"{self.stream}, {self.streams}: no standard streams")
 
 
 def matches(file: OpenFile) -> bool:
@@ -57,21 +55,26 @@ def matches(file: OpenFile) -> bool:
 
 def stream_of(file: OpenFile, table: FdTable) -> int | None:
     """Return which standard stream stands for a description; None if it is none."""
-    own = [fd for fd in file.fds if fd in STANDARD_STREAMS]
+    own = _streams_among(file)
     if not own:
         same = (other for other in table.same_inode(file) if other.link == file.link)
-        own = [fd for other in same for fd in other.fds if fd in STANDARD_STREAMS]
+        own = [fd for other in same for fd in _streams_among(other)]
     if not own:
         return None
     writable = [stream for stream in own if stream] if file.writable else []
     return (writable or own)[0]
 
 
+def _streams_among(file: OpenFile) -> list[int]:
+    return sorted({int(fd) for _, fd in file.slots if fd in STANDARD_STREAMS})
+
+
 def capture(file: OpenFile, table: FdTable, _replies: list[Reply]) -> ExternalRecord:
     """See `Kind.capture`."""
     stream = stream_of(file, table)
     assert stream is not None
-    return ExternalRecord(stream, file.link)
+    streams = sorted({stream, *_streams_among(file)})
+    return ExternalRecord(stream, file.link, tuple(streams))
 
 
 def check_stream(record: ExternalRecord, stream: int) -> Problem | None:

@@ -29,10 +29,11 @@ import attrs
 
 from ckpt.kernel.procfs.files import list_pids
 from ckpt.process.remote import Reply
-from ckpt.resources.base import RestoreOptions
+from ckpt.resources.base import Opening, RestoreOptions
 from ckpt.resources.files import late
-from ckpt.resources.files.kind import Kind, Opening, flags_for_open, set_status_flags
-from ckpt.resources.files.open_file import FdTable, OpenFile, Problem, path_problem
+from ckpt.resources.files.fd_table import FdTable
+from ckpt.resources.files.kind import Kind, flags_for_open, set_status_flags
+from ckpt.resources.files.open_file import OpenFile, Problem, path_problem
 from ckpt.resources.files.pipe import count_bytes, iter_content, set_capacity
 from ckpt.units import Fd, Pid
 

@@ -52,10 +52,11 @@ from ckpt.kernel.libc import readable_address, writable_address
 from ckpt.kernel.pidfd import pidfd_getfd, pidfd_open
 from ckpt.kernel.procfs.fdinfo import InotifyWatch
 from ckpt.process.remote import Reply
-from ckpt.resources.base import Restore, RestoreOptions
+from ckpt.resources.base import Opening, Restore, RestoreOptions
+from ckpt.resources.files.fd_table import FdTable
 from ckpt.resources.files.inode_path import Inode, find_paths
-from ckpt.resources.files.kind import Attaching, Kind, Opening, set_status_flags
-from ckpt.resources.files.open_file import FdTable, OpenFile, Problem
+from ckpt.resources.files.kind import Attaching, Kind, set_status_flags
+from ckpt.resources.files.open_file import OpenFile, Problem
 from ckpt.units import Fd, Pid, RemoteFd
 
 _NAME = "anon_inode:inotify"

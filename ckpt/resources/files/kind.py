@@ -4,7 +4,6 @@ A kind is one file of this folder with one `Kind` at its end, listed in `kinds.K
 an attrs class of plain fields.
 """
 
-import contextlib
 import fcntl
 import os
 from collections.abc import Callable, Iterable
@@ -13,8 +12,9 @@ from typing import Any, Generic, TypeVar
 import attrs
 
 from ckpt.process.remote import Call, Reply
-from ckpt.resources.base import Rebuilt, Restore, RestoreOptions
-from ckpt.resources.files.open_file import FdTable, OpenFile, Problem
+from ckpt.resources.base import Opening, Rebuilt, Restore, RestoreOptions
+from ckpt.resources.files.fd_table import FdTable
+from ckpt.resources.files.open_file import OpenFile, Problem
 from ckpt.units import Fd, RemoteFd
 
 R = TypeVar("R")
@@ -22,18 +22,6 @@ R = TypeVar("R")
 _SETTABLE = os.O_APPEND | os.O_NONBLOCK | os.O_DIRECT | os.O_NOATIME
 _AFTERWARDS = 0o20000
 """O_ASYNC (FASYNC): needs its owner first, see `owners`."""
-
-
-@attrs.define(slots=True, eq=False, repr=False)
-class Opening:
-    """What the descriptions of a tree share while they are opened in the restorer."""
-
-    options: RestoreOptions
-    stack: contextlib.ExitStack
-    """Closes what is needed only until all are open."""
-    made: dict[tuple[str, int], Any] = attrs.field(factory=dict)
-    """Name of the kind, number of the object -> what that kind has made of it (a pipe: both ends),
-    for all descriptions that belong to it."""
 
 
 @attrs.frozen(slots=True, eq=False, repr=False)

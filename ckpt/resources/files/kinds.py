@@ -9,12 +9,13 @@ from ckpt.resources.files.directory import DIRECTORY
 from ckpt.resources.files.epoll import EPOLL
 from ckpt.resources.files.eventfd import EVENTFD
 from ckpt.resources.files.external import EXTERNAL
+from ckpt.resources.files.fd_table import FdTable
 from ckpt.resources.files.fifo import FIFO
 from ckpt.resources.files.inotify import INOTIFY
 from ckpt.resources.files.kind import AnyKind
 from ckpt.resources.files.mqueue import MQUEUE
 from ckpt.resources.files.netlink import NETLINK
-from ckpt.resources.files.open_file import FdTable, OpenFile, Problem
+from ckpt.resources.files.open_file import OpenFile, Problem
 from ckpt.resources.files.packet import PACKET
 from ckpt.resources.files.pidfd import PIDFD
 from ckpt.resources.files.pipe import PIPE

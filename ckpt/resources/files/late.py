@@ -24,8 +24,8 @@ from ckpt.kernel.arch import NR
 from ckpt.kernel.procfs.fdinfo import read_fdinfo
 from ckpt.process.remote import Call, In, Reply, call
 from ckpt.resources.base import Rebuilt, Restore, expect
+from ckpt.resources.files.fd_table import FdTable
 from ckpt.resources.files.kind import flags_for_open
-from ckpt.resources.files.open_file import FdTable
 from ckpt.units import Fd, RemoteFd
 
 _NAME = "ckpt-placeholder"

@@ -69,6 +69,11 @@ class LockRecord:
             raise ValueError(f"no bytes can be locked from {self.first_byte} to {self.last_byte}")
 
     @property
+    def is_of_process(self) -> bool:
+        """Tell whether it belongs to the process, not to the description."""
+        return self.kind == "POSIX"
+
+    @property
     def type(self) -> int:
         """F_RDLCK or F_WRLCK."""
         return fcntl.F_WRLCK if self.exclusive else fcntl.F_RDLCK

@@ -31,9 +31,10 @@ from ckpt.kernel.mqueue import (
 )
 from ckpt.kernel.namespaces import read_namespace
 from ckpt.process.remote import Reply
-from ckpt.resources.base import RestoreOptions
-from ckpt.resources.files.kind import Kind, Opening, flags_for_open, set_status_flags
-from ckpt.resources.files.open_file import O_LARGEFILE, FdTable, OpenFile, Problem
+from ckpt.resources.base import Opening, RestoreOptions
+from ckpt.resources.files.fd_table import FdTable
+from ckpt.resources.files.kind import Kind, flags_for_open, set_status_flags
+from ckpt.resources.files.open_file import O_LARGEFILE, OpenFile, Problem
 from ckpt.units import Fd, Pid
 
 _DELETED = " (deleted)"

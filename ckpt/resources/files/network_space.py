@@ -13,7 +13,8 @@ from _socket import socket as Socket  # noqa: N812 - `socket` takes 20 ms to loa
 from collections.abc import Iterator
 
 from ckpt.kernel.namespaces import inside, read_namespace
-from ckpt.resources.files.open_file import FdTable, OpenFile, Problem
+from ckpt.resources.files.fd_table import FdTable
+from ckpt.resources.files.open_file import OpenFile, Problem
 from ckpt.resources.files.sockopts import borrow_socket
 from ckpt.units import Pid
 

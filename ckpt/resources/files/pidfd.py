@@ -15,10 +15,11 @@ import attrs
 
 from ckpt.kernel.pidfd import PIDFD_NONBLOCK, PIDFD_THREAD, pidfd_open
 from ckpt.process.remote import Reply
-from ckpt.resources.base import Restore
+from ckpt.resources.base import Opening, Restore
 from ckpt.resources.files import late
-from ckpt.resources.files.kind import Attaching, Kind, Opening, set_status_flags
-from ckpt.resources.files.open_file import FdTable, OpenFile, Problem
+from ckpt.resources.files.fd_table import FdTable
+from ckpt.resources.files.kind import Attaching, Kind, set_status_flags
+from ckpt.resources.files.open_file import OpenFile, Problem
 from ckpt.units import Fd, Pid, RemoteFd
 
 _ENDED = -1

@@ -29,20 +29,10 @@ import attrs
 from ckpt.errors import HostFull
 from ckpt.kernel.tee import tee
 from ckpt.process.remote import Reply
-from ckpt.resources.files.kind import (
-    Kind,
-    Opening,
-    duplicate,
-    flags_for_open,
-    set_status_flags,
-)
-from ckpt.resources.files.open_file import (
-    O_LARGEFILE,
-    FdTable,
-    OpenFile,
-    Problem,
-    may_write,
-)
+from ckpt.resources.base import Opening
+from ckpt.resources.files.fd_table import FdTable
+from ckpt.resources.files.kind import Kind, duplicate, flags_for_open, set_status_flags
+from ckpt.resources.files.open_file import O_LARGEFILE, OpenFile, Problem, may_write
 from ckpt.units import Fd
 
 _DEFAULT_BYTES = 65536

@@ -22,10 +22,11 @@ import re
 import attrs
 
 from ckpt.process.remote import Reply
-from ckpt.resources.base import Restore
+from ckpt.resources.base import Opening, Restore
 from ckpt.resources.files import late
-from ckpt.resources.files.kind import Attaching, Kind, Opening
-from ckpt.resources.files.open_file import FdTable, OpenFile, Problem
+from ckpt.resources.files.fd_table import FdTable
+from ckpt.resources.files.kind import Attaching, Kind
+from ckpt.resources.files.open_file import OpenFile, Problem
 from ckpt.units import Fd, RemoteFd
 
 _PATH = re.compile(r"/proc/(\d+)(/.*)?")

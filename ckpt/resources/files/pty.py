@@ -36,11 +36,12 @@ import attrs
 from ckpt.errors import RestoreFailed
 from ckpt.kernel import tty
 from ckpt.process.remote import Reply
-from ckpt.resources.base import RestoreOptions
+from ckpt.resources.base import Opening, RestoreOptions
 from ckpt.resources.files import pty_queues
 from ckpt.resources.files.controlling import open_as_leader
-from ckpt.resources.files.kind import Kind, Opening, duplicate, flags_for_open
-from ckpt.resources.files.open_file import FdTable, OpenFile, Problem, path_problem
+from ckpt.resources.files.fd_table import FdTable
+from ckpt.resources.files.kind import Kind, duplicate, flags_for_open
+from ckpt.resources.files.open_file import OpenFile, Problem, path_problem
 from ckpt.resources.files.pty_ends import (
     DIRECTORY,
     MASTER,

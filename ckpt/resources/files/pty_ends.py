@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 
 from ckpt.kernel.procfs.fdinfo import read_fdinfo
 from ckpt.kernel.procfs.files import list_pids
-from ckpt.resources.files.open_file import FdTable
+from ckpt.resources.files.fd_table import FdTable
 from ckpt.units import Pid, RemoteFd
 
 MASTER, SLAVE = "master", "slave"

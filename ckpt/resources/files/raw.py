@@ -19,11 +19,13 @@ from collections.abc import Iterator
 import attrs
 
 from ckpt.process.remote import Reply
+from ckpt.resources.base import Opening
 from ckpt.resources.files import inet, network_space, sockopts
+from ckpt.resources.files.fd_table import FdTable
 from ckpt.resources.files.inet import InetAddress, Membership, address_of
-from ckpt.resources.files.kind import Kind, Opening, duplicate, set_status_flags
+from ckpt.resources.files.kind import Kind, duplicate, set_status_flags
 from ckpt.resources.files.network_space import borrow_beside
-from ckpt.resources.files.open_file import FdTable, OpenFile, Problem
+from ckpt.resources.files.open_file import OpenFile, Problem
 from ckpt.resources.files.sockopts import (
     Numbers,
     SocketOptions,

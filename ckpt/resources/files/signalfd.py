@@ -10,8 +10,10 @@ import attrs
 from ckpt.kernel.arch import NR
 from ckpt.kernel.libc import readable_address, syscall
 from ckpt.process.remote import Reply
-from ckpt.resources.files.kind import Kind, Opening, set_status_flags
-from ckpt.resources.files.open_file import FdTable, OpenFile
+from ckpt.resources.base import Opening
+from ckpt.resources.files.fd_table import FdTable
+from ckpt.resources.files.kind import Kind, set_status_flags
+from ckpt.resources.files.open_file import OpenFile
 from ckpt.units import Fd
 
 _NEW = 2**64 - 1

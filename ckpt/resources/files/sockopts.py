@@ -29,7 +29,8 @@ import attrs
 
 from ckpt.kernel import sock_filter
 from ckpt.kernel.getsockopts import Getsockopts
-from ckpt.resources.files.open_file import FdTable, OpenFile, Problem
+from ckpt.resources.files.fd_table import FdTable
+from ckpt.resources.files.open_file import OpenFile, Problem
 
 Warn = Callable[[str], None]
 Numbers = Mapping[str, tuple[int, int]]

@@ -22,10 +22,12 @@ from collections.abc import Iterator
 import attrs
 
 from ckpt.process.remote import Reply
+from ckpt.resources.base import Opening
 from ckpt.resources.files import network_space
-from ckpt.resources.files.kind import Kind, Opening, duplicate, set_status_flags
+from ckpt.resources.files.fd_table import FdTable
+from ckpt.resources.files.kind import Kind, duplicate, set_status_flags
 from ckpt.resources.files.network_space import borrow_beside
-from ckpt.resources.files.open_file import FdTable, OpenFile, Problem
+from ckpt.resources.files.open_file import OpenFile, Problem
 from ckpt.units import Fd
 
 _AF_INET, _AF_INET6 = 2, 10

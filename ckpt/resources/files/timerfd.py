@@ -37,9 +37,10 @@ from ckpt.kernel.ioctl import iow
 from ckpt.kernel.libc import syscall
 from ckpt.kernel.procfs.fdinfo import TimerFd, read_fdinfo
 from ckpt.process.remote import Call, In, Out, Reply, call
-from ckpt.resources.base import Restore, expect
-from ckpt.resources.files.kind import Attaching, Kind, Opening, set_status_flags
-from ckpt.resources.files.open_file import FdTable, OpenFile, Problem
+from ckpt.resources.base import Opening, Restore, expect
+from ckpt.resources.files.fd_table import FdTable
+from ckpt.resources.files.kind import Attaching, Kind, set_status_flags
+from ckpt.resources.files.open_file import OpenFile, Problem
 from ckpt.units import Fd, RemoteFd
 
 TFD_TIMER_ABSTIME, TFD_TIMER_CANCEL_ON_SET = 1, 2

@@ -28,7 +28,9 @@ import attrs
 
 from ckpt.kernel.udp_packet import send_datagram
 from ckpt.process.remote import Reply
+from ckpt.resources.base import Opening
 from ckpt.resources.files import inet, network_space, sockopts
+from ckpt.resources.files.fd_table import FdTable
 from ckpt.resources.files.inet import (
     InetAddress,
     Membership,
@@ -36,9 +38,9 @@ from ckpt.resources.files.inet import (
     flow_between,
     peer_of,
 )
-from ckpt.resources.files.kind import Kind, Opening, duplicate, set_status_flags
+from ckpt.resources.files.kind import Kind, duplicate, set_status_flags
 from ckpt.resources.files.network_space import borrow_beside
-from ckpt.resources.files.open_file import FdTable, OpenFile, Problem
+from ckpt.resources.files.open_file import OpenFile, Problem
 from ckpt.resources.files.sockopts import (
     Numbers,
     SocketOptions,

@@ -46,8 +46,9 @@ from ckpt.process.remote import Reply
 from ckpt.process.stand_in import Identity
 from ckpt.resources.base import RestoreOptions
 from ckpt.resources.files import sockopts, unix_build, unix_passed, unix_queue
+from ckpt.resources.files.fd_table import FdTable
 from ckpt.resources.files.kind import Kind
-from ckpt.resources.files.open_file import FdTable, OpenFile, Problem
+from ckpt.resources.files.open_file import OpenFile, Problem
 from ckpt.resources.files.sockopts import SOL_SOCKET, borrow_socket
 from ckpt.resources.files.unix_build import NOBODY, UnixRecord
 from ckpt.resources.files.unix_queue import SOCK_DGRAM, SOCK_SEQPACKET, SOCK_STREAM
@@ -83,7 +84,7 @@ _views: "weakref.WeakKeyDictionary[object, _View]" = weakref.WeakKeyDictionary()
 
 
 def _view_of(table: FdTable) -> _View:
-    whole = getattr(table, "tables", table)
+    whole = table.tables
     if whole not in _views:
         _views[whole] = _read_view(table)
     return _views[whole]
@@ -351,7 +352,7 @@ def _read_credentials(sock: Socket) -> Identity:
 
 def _read_client(file: OpenFile, table: FdTable) -> Identity:
     """Return who has connected, as far as can be told: the first process that has it open."""
-    pid = getattr(file, "pid", table.pid)
+    pid = file.pid
     status = os.stat(f"/proc/{pid}")
     return Identity(pid, status.st_uid, status.st_gid)
 

@@ -29,8 +29,9 @@ import attrs
 
 from ckpt.errors import RestoreFailed
 from ckpt.process.stand_in import Identity, act
+from ckpt.resources.base import Opening
 from ckpt.resources.files import sockopts, unix_passed, unix_queue
-from ckpt.resources.files.kind import Opening, set_status_flags
+from ckpt.resources.files.kind import set_status_flags
 from ckpt.resources.files.unix_names import address_of, bind
 from ckpt.resources.files.unix_queue import SOCK_DGRAM, SOCK_SEQPACKET, SOCK_STREAM, Message
 from ckpt.units import Fd

@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from ckpt.kernel.kcmp import KcmpType, Ordering, kcmp
-from ckpt.resources.base import RestoreOptions
-from ckpt.resources.files.open_file import FdTable, Problem
+from ckpt.resources.base import Opening, RestoreOptions
+from ckpt.resources.files.fd_table import FdTable, FdTables
+from ckpt.resources.files.open_file import Problem
 from ckpt.resources.plain import strict, structure
 from ckpt.units import Fd, Pid, RemoteFd
 
 if TYPE_CHECKING:
-    from ckpt.resources.files.kind import AnyKind, Opening
+    from ckpt.resources.files.kind import AnyKind
 
 _ALONE = frozenset({"regular", "directory", "chardev", "eventfd"})
 
@@ -70,7 +71,7 @@ def capture(fd: Fd, table: FdTable) -> Passed:
     """
     status, ours = os.fstat(fd), Pid(os.getpid())
     for file in table.files:
-        pid = getattr(file, "pid", table.pid)
+        pid = file.pid
         if os.path.samestat(status, file.status) and (
             kcmp(ours, pid, KcmpType.FILE, fd, file.fd) is Ordering.EQUAL
         ):
@@ -82,13 +83,17 @@ def _capture_alone(fd: Fd, ours: Pid) -> Passed:
     """Capture it as if we were the target."""
     from ckpt.resources.files.kinds import classify
 
-    with FdTable(ours) as own:
+    tables = FdTables([ours])
+    try:
+        own = FdTable(tables, ours)
         file = own.by_fd[RemoteFd(fd)]
         kind, problem = classify(file, own)
         if kind is None or kind.name not in _ALONE:
             text = problem.text if problem else f"is of a kind ({file.link}) that is tied to others"
             raise NotPassable(text)
         return Passed(kind.name, file.flags, kind.capture(file, own, []))
+    finally:
+        tables.close()
 
 
 def settle(passed: Passed) -> Passed:

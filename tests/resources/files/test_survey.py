@@ -12,7 +12,7 @@ import pytest
 from ckpt.kernel.kcmp import KcmpType, Ordering, kcmp
 from ckpt.kernel.procfs.held import Descriptors
 from ckpt.resources.files import survey as module
-from ckpt.resources.files.open_file import FdTable
+from ckpt.resources.files.fd_table import FdTable
 from ckpt.resources.files.survey import Survey, parse_status
 from ckpt.units import Pid
 

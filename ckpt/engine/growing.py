@@ -1,0 +1,166 @@
+"""Making the processes of a tree, each by its parent, in sessions and groups as they were.
+
+    root            its memory, then its children (`family` has the order), setsid among them
+     ├ child        the same
+     │  └ ...
+     └ zombie       born, put into its session and group, ended as it ended
+
+A child is made when its parent has its memory, so that what both have in common is copied on write
+again. Groups come last, when all their members exist.
+"""
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+
+import attrs
+
+from ckpt.engine.family import Family
+from ckpt.engine.records import ProcessImage, TreeImage, ZombieImage
+from ckpt.errors import RestoreFailed, TargetGone
+from ckpt.kernel import ptrace
+from ckpt.kernel.arch import NR
+from ckpt.kernel.arch import x86_64 as arch
+from ckpt.kernel.prctl import Prctl
+from ckpt.process.remote import Call, In, call
+from ckpt.process.seed import Embryo, Nursery, see_off
+from ckpt.process.tree import is_zombie
+from ckpt.units import Pid
+
+_NAP_S = 0.0002
+_END_S = 5.0
+_WALL = 0x4000_0000
+
+
+def family_of(tree: TreeImage) -> Family:
+    """Return who stands where in an image."""
+    places = {process.pid: process.place for process in tree.processes}
+    return Family(tree.root.pid, places | {zombie.pid: zombie.place for zombie in tree.zombies})
+
+
+@attrs.define(repr=False)
+class Growing:
+    """The processes of a tree under construction."""
+
+    tree: TreeImage
+    nursery: Nursery
+    give_memory: Callable[[ProcessImage, Embryo], None]
+    family: Family = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        """See who belongs where."""
+        self.family = family_of(self.tree)
+
+    def grow(self) -> None:
+        """Make everybody; the root's embryo is there.
+
+        Raises:
+            PidTaken: a number is in use.
+            RestoreFailed: the kernel refused something.
+        """
+        # Each stands behind its parent, who has made it when its turn comes.
+        for process in self.tree.processes:
+            embryo = self.nursery.embryos[process.pid]
+            self.give_memory(process, embryo)
+            births = self.family.births(process.pid)
+            for pid in births.before_leaving:
+                self._bear(embryo, pid)
+            if self.family.leads_session(process.pid):
+                embryo.run_checked("making a session", [call(NR.setsid)])
+            for pid in births.after:
+                self._bear(embryo, pid)
+        self._make_groups()
+        for zombie in self.tree.zombies:
+            self._end(zombie)
+
+    def _bear(self, parent: Embryo, pid: Pid) -> None:
+        embryo = self.nursery.bear(parent, pid, max(self.family.places[pid].exit_signal, 0))
+        has_ended = any(zombie.pid == pid for zombie in self.tree.zombies)
+        if has_ended and self.family.leads_session(pid):
+            embryo.run_checked("making a session", [call(NR.setsid)])
+
+    def _make_groups(self) -> None:
+        with self._helpers():
+            joining = {
+                pid: group
+                for pid in self.family.places
+                if (group := self.family.group_to_join(pid)) is not None
+            }
+            # Leaders first: a group must be there to be joined.
+            for pid, group in sorted(joining.items(), key=lambda item: item[0] != item[1]):
+                embryo = self.nursery.embryos[pid]
+                wanted = 0 if pid == group else group
+                embryo.run_checked("joining a process group", [call(NR.setpgid, 0, wanted)])
+
+    @contextlib.contextmanager
+    def _helpers(self) -> Iterator[None]:
+        """Let a process of its number lead a group whose leader has ended, until it is joined."""
+        made: list[tuple[Embryo, Pid]] = []
+        for group, member in self.family.groups_without_leader().items():
+            parent = self.nursery.embryos[member]
+            helper = self.nursery.bear(parent, group, 0)
+            made.append((parent, group))
+            helper.run_checked("making a process group", [call(NR.setpgid, 0, 0)])
+        yield
+        for parent, group in made:
+            self.nursery.end(group)
+            parent.run_checked("reaping a helper", [call(NR.wait4, group, 0, _WALL, 0)])
+
+    def _end(self, zombie: ZombieImage) -> None:
+        """Let a process end as the image says, and its parent not be told a second time."""
+        embryo = self.nursery.embryos.pop(zombie.pid)
+        name = zombie.comm.encode(errors="surrogateescape")[:15] + b"\0"
+        embryo.run([call(NR.prctl, Prctl.SET_NAME, In(name))])
+        killed_by = zombie.wait_status & 0x7F
+        if killed_by:
+            # No core file of ours; that there was one once, its parent will not be told.
+            embryo.run([call(NR.prlimit64, 0, _RLIMIT_CORE, In(bytes(16)), 0)])
+            _die(embryo, killed_by)
+        else:
+            _exit(embryo, zombie.wait_status >> 8 & 0xFF)
+        _wait_until_ended(zombie.pid)
+        parent = self.nursery.embryos[zombie.place.parent]
+        sig = zombie.place.exit_signal
+        if sig > 0:
+            parent.run([_take_signal(sig)])
+
+
+_RLIMIT_CORE = 4
+
+
+def _take_signal(sig: int) -> Call:
+    """Return the call that takes a pending signal off the queue, if it is there."""
+    mask = (1 << (sig - 1)).to_bytes(8, "little")
+    return call(NR.rt_sigtimedwait, In(mask), 0, In(bytes(16)), 8)
+
+
+def _die(embryo: Embryo, sig: int) -> None:
+    """Let it be killed by a signal, as it was."""
+    task = embryo.leader
+    task.disturbed = True
+    task.put_back()
+    with contextlib.suppress(ProcessLookupError, TargetGone):
+        os.kill(embryo.pid, sig)
+        if sig == signal.SIGKILL:
+            see_off(task.tid)
+        else:
+            ptrace.detach(task.tid)
+
+
+def _exit(embryo: Embryo, code: int) -> None:
+    """Let it exit with a code, as it did."""
+    task, arena = embryo.leader, embryo.arena
+    exiting = arch.single_call_registers(task.registers, arena.insn, NR.exit_group, (code,))
+    task.prepare_to_run(exiting, 0)
+    with contextlib.suppress(TargetGone):
+        ptrace.detach(task.tid)
+
+
+def _wait_until_ended(pid: Pid) -> None:
+    give_up_s = time.monotonic() + _END_S
+    while not is_zombie(pid):
+        if time.monotonic() > give_up_s:
+            raise RestoreFailed(f"ending process {pid}", "it still runs")
+        time.sleep(_NAP_S)

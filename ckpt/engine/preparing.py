@@ -1,0 +1,115 @@
+"""What a restore does before the first process exists: checking this host, opening files.
+
+Everything that is wrong is named together. Files are opened here, once each, and inherited by all
+processes: so what was shared is shared again.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import attrs
+
+from ckpt.engine.growing import family_of
+from ckpt.engine.records import ProcessImage, TreeImage
+from ckpt.errors import FileChanged, HostMismatch
+from ckpt.kernel.features import Features
+from ckpt.process.holder import taken
+from ckpt.resources.base import Opened, Opening, Resource, RestoreOptions
+from ckpt.resources.registry import PROCESS, THREAD
+from ckpt.units import Pid, RemoteFd, Tid
+
+
+def _iter_records(process: ProcessImage) -> Iterator[tuple[Resource[Any], Any]]:
+    for resource in PROCESS:
+        yield resource, process.resources[resource.name]
+    for thread in process.threads:
+        for resource in THREAD:
+            yield resource, thread.resources[resource.name]
+
+
+def check_host(tree: TreeImage, features: Features, options: RestoreOptions) -> None:
+    """Refuse a host on which the tree would not be what it was; all findings together.
+
+    Raises:
+        PidTaken: the number of a process, a thread or a group is in use.
+        HostMismatch: this host lacks something.
+        FileChanged: files are missing, or not what they were.
+    """
+    for number in _iter_numbers(tree):
+        if os.path.exists(f"/proc/{number}"):
+            raise taken(Tid(number))
+    # Threads and processes have many in common.
+    host = dict.fromkeys(
+        finding
+        for process in tree.processes
+        for resource, record in _iter_records(process)
+        for finding in resource.check_host(record, features)
+    )
+    if host:
+        raise HostMismatch(tuple(host))
+    files = dict.fromkeys(
+        finding
+        for process in tree.processes
+        for resource, record in _iter_records(process)
+        for finding in resource.check_files(record, _options_for(process, tree, options))
+    )
+    if files:
+        raise FileChanged(tuple(files))
+
+
+def _iter_numbers(tree: TreeImage) -> Iterator[int]:
+    for process in tree.processes:
+        yield from (int(thread.tid) for thread in process.threads)
+    yield from (int(zombie.pid) for zombie in tree.zombies)
+    yield from map(int, family_of(tree).groups_without_leader())
+
+
+def _options_for(process: ProcessImage, tree: TreeImage, options: RestoreOptions) -> RestoreOptions:
+    """Return the options as they hold for one process: `--inherit` names those of the root."""
+    return options if process is tree.root else attrs.evolve(options, inherit={})
+
+
+@attrs.define(repr=False)
+class Files:
+    """What the restorer has opened for the tree to inherit."""
+
+    by_key: dict[tuple[Pid, str], Opened] = attrs.Factory(dict)
+    """By the process that asked for it, and its key there."""
+
+    def of_process(
+        self, pid: Pid, numbers: Mapping[tuple[Pid, str], RemoteFd]
+    ) -> dict[str, RemoteFd]:
+        """Return what one process finds, under which number: its own, and what is shared."""
+        return {
+            key: numbers[owner, key]
+            for (owner, key), one in self.by_key.items()
+            if one.shared or owner == pid
+        }
+
+    def run_at_last(self) -> None:
+        """Finish what had to wait until everything else is built."""
+        for one in self.by_key.values():
+            if one.at_last is not None:
+                one.at_last()
+
+
+@contextlib.contextmanager
+def opened(tree: TreeImage, options: RestoreOptions) -> Iterator[Files]:
+    """Open everything that the embryos inherit; ours are closed again on the way out.
+
+    Raises:
+        RestoreFailed: something cannot be opened.
+    """
+    files = Files()
+    with contextlib.ExitStack() as stack:
+        with contextlib.ExitStack() as helpers:
+            opening = Opening(options, helpers)
+            for process in tree.processes:
+                opening.options = _options_for(process, tree, options)
+                for resource, record in _iter_records(process):
+                    for key, one in resource.prepare(record, opening).items():
+                        stack.callback(os.close, one.fd)
+                        files.by_key[process.pid, key] = one
+        yield files

@@ -1,0 +1,111 @@
+"""What an image holds of descriptors and of the open file descriptions behind them.
+
+    process 7   fds             descriptions           process 8   fds
+                0 ──────────> 0 external, stdin  <──────────────── 0
+                1 ──────────> 1 regular, /var/log/x
+                2 ─────────┘                            1 and 2 share offset and flags
+                7 cloexec ──> 2 pipe 4711, read end
+                                3 pipe 4711, write end <────────── 1   in the record of process 8
+
+Each description is in the record of the first process that has it open, under a number of its own
+in the whole tree.
+"""
+
+from typing import Any
+
+import attrs
+
+from ckpt.resources.files.external import ExternalRecord
+from ckpt.resources.files.kind import AnyKind
+from ckpt.resources.files.kinds import BY_NAME
+from ckpt.resources.files.locks import LockRecord
+from ckpt.resources.plain import strict, structure
+
+_MAX_FD = 2**31 - 1
+
+
+@attrs.frozen(slots=True, repr=False)
+class Description:
+    """One open file description."""
+
+    id: int
+    """Its number in the tree."""
+    kind: str
+    flags: int
+    """Access mode and status flags of open(2)."""
+    record: Any
+    """The record of its kind; given as plain values (from an image) it is made one."""
+
+    def __attrs_post_init__(self) -> None:
+        """Refuse an unknown kind; turn plain values into the kind's record."""
+        if self.kind not in BY_NAME:
+            raise ValueError(f"unknown kind of file {self.kind!r}")
+        record = BY_NAME[self.kind].record
+        if not isinstance(self.record, record):
+            object.__setattr__(self, "record", structure(strict(self.record, dict), record))
+
+    @property
+    def behaviour(self) -> AnyKind:
+        """What can be done with it."""
+        return BY_NAME[self.kind]
+
+    @property
+    def name(self) -> str:
+        """What a user calls it."""
+        record = self.record
+        if isinstance(record, ExternalRecord):
+            return record.was
+        file = getattr(record, "file", None)
+        return str(file.path if file else getattr(record, "path", self.kind))
+
+
+@attrs.frozen(slots=True, repr=False)
+class FdRecord:
+    """One descriptor."""
+
+    fd: int
+    description: int
+    """`Description.id`; maybe of the record of another process, which came first."""
+    close_on_exec: bool
+
+
+@attrs.frozen(slots=True, repr=False)
+class FdLocks:
+    """The locks that are held by a process through one descriptor, or by its description."""
+
+    fd: int
+    locks: tuple[LockRecord, ...]
+
+
+@attrs.frozen(slots=True, repr=False)
+class FilesRecord:
+    """All that a process has open."""
+
+    descriptions: tuple[Description, ...]
+    """Those that no process before it has open."""
+    fds: tuple[FdRecord, ...]
+    """Ascending."""
+    locks: tuple[FdLocks, ...] = ()
+
+    def __attrs_post_init__(self) -> None:
+        """Refuse numbers that cannot be."""
+        numbers = [entry.fd for entry in self.fds]
+        if numbers != sorted(set(numbers)) or (numbers and not 0 <= numbers[0] <= numbers[-1]):
+            raise ValueError("descriptors are not ascending")
+        if self.highest_fd > _MAX_FD:
+            raise ValueError(f"descriptor {self.highest_fd} cannot be")
+        used = {entry.description for entry in self.fds}
+        own = [description.id for description in self.descriptions]
+        if len(set(own)) < len(own) or not used.issuperset(own):
+            raise ValueError("descriptors and descriptions do not belong together")
+        if not {one.fd for one in self.locks} <= set(numbers):
+            raise ValueError("locks are held by a descriptor that there is not")
+
+    @property
+    def highest_fd(self) -> int:
+        """The highest descriptor; -1 if there is none."""
+        return self.fds[-1].fd if self.fds else -1
+
+    def fds_of(self, description: Description) -> list[int]:
+        """Return the descriptors of a description, ascending."""
+        return [entry.fd for entry in self.fds if entry.description == description.id]
