@@ -19,7 +19,7 @@ import gc
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import attrs
@@ -57,7 +57,7 @@ from ckpt.process.arena import Arena, arena
 from ckpt.process.freezer import DEFAULT_TIMEOUT_S, Frozen, FrozenTree, forget, freeze_tree
 from ckpt.process.tree import refuse_untouchable
 from ckpt.process.twin import Twin, cost_ms, find_obstacle, twin
-from ckpt.resources.base import CaptureOptions
+from ckpt.resources.base import CaptureOptions, Target, run_all
 from ckpt.resources.memory import MemoryRecord
 from ckpt.tracker.base import Scan, TrackerName
 from ckpt.tracker.choose import AUTO, Plan, choose_tracker
@@ -301,10 +301,19 @@ def _run(work: _Work, outcome: Outcome, started_s: float) -> Manifest:
     """Freeze, take everything, thaw, commit."""
     # And as much again, for what is written until the freeze.
     pool = Pool(2 * outcome.rest.n_bytes)
-    with _without_gc(), contextlib.ExitStack() as twins, contextlib.ExitStack() as stack:
+    with (
+        contextlib.ExitStack() as at_end,
+        _without_gc(),
+        contextlib.ExitStack() as twins,
+        contextlib.ExitStack() as stack,
+    ):
         frozen = stack.enter_context(work.stop())
+        targets = retarget(frozen, work.looked, work.features)
+        tree = targets[work.root].tree
+        stack.callback(run_all, tree.at_thaw)
+        at_end.callback(run_all, tree.at_end)
         wanted = twins if _wants_twin(work, outcome) else None
-        parts = _capture(work, frozen, wanted)
+        parts = _capture(work, frozen, targets, wanted)
         zombies = capture_zombies(frozen)
         n_bytes = _copy_frozen(work, parts, pool)
         if not work.options.kill:
@@ -318,9 +327,10 @@ def _run(work: _Work, outcome: Outcome, started_s: float) -> Manifest:
                 part.member.held.add(part.scan.populated)
         if not outcome.fits:
             work.warn_of(n_bytes)
-        tree = TreeImage(tuple(part.image for part in parts), zombies)
-        manifest = _commit(work, frozen, tree, started_s)
+        image = TreeImage(tuple(part.image for part in parts), zombies)
+        manifest = _commit(work, frozen, image, started_s)
         if work.options.kill:
+            run_all(tree.at_kill)
             _kill(frozen)
     return manifest
 
@@ -375,9 +385,13 @@ def _ms_since_stop(frozen: FrozenTree) -> float:
     return (time.monotonic() - frozen.frozen_at_s) * 1000
 
 
-def _capture(work: _Work, frozen: FrozenTree, twins: contextlib.ExitStack | None) -> list[_Part]:
+def _capture(
+    work: _Work,
+    frozen: FrozenTree,
+    targets: Mapping[Pid, Target],
+    twins: contextlib.ExitStack | None,
+) -> list[_Part]:
     """Capture all resources; clone the processes if there is where to keep the clones."""
-    targets = retarget(frozen, work.looked, work.features)
     # All that can be read from outside first, while no process has a mapping of ours.
     capturing = {pid: Capturing(one, targets[pid]) for pid, one in frozen.processes.items()}
     work.members.keep_only(frozen.processes)

@@ -91,6 +91,11 @@ class Nursery:
     embryos: dict[Pid, Embryo] = attrs.field(factory=dict)
     """Each behind its parent."""
 
+    @property
+    def root(self) -> Embryo:
+        """The first, which all others descend from."""
+        return next(iter(self.embryos.values()))
+
     def bear(self, parent: Embryo, pid: Pid, exit_signal: int) -> Embryo:
         """Let an embryo make a child: of its memory, its descriptors, its session.
 

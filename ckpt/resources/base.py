@@ -120,6 +120,12 @@ class Tree:
         self._claimed.clear()
 
 
+def run_all(hooks: Iterable[Callable[[], None]]) -> None:
+    """Call what was noted to be called, in its order."""
+    for hook in hooks:
+        hook()
+
+
 def _alone(process: "Target | Stopped") -> Tree:
     return Tree((process.pid,))
 

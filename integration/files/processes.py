@@ -25,7 +25,7 @@ from ckpt.process.arena import ARENA_SIZE, arena
 from ckpt.process.freezer import freeze
 from ckpt.process.remote import Call, In, Out, Reply, call
 from ckpt.process.seed import Embryo, plant
-from ckpt.resources.base import Rebuilt, Resource, RestoreOptions, Stopped, Target, Tree
+from ckpt.resources.base import Opening, Rebuilt, Resource, RestoreOptions, Stopped, Target, Tree
 from ckpt.resources.files.table import FILES, FilesRecord
 from ckpt.resources.plain import structure
 from ckpt.units import Pid, addr_range
@@ -186,10 +186,12 @@ def rebuilt(record: FilesRecord, pid: Pid, **options) -> Iterator[Built]:
     chosen = RestoreOptions(warn=warnings.append, **options)
     assert [str(finding) for finding in FILES.check_host(record, FEATURES)] == []
     assert [str(finding) for finding in FILES.check_files(record, chosen)] == []
-    opened = FILES.prepare(record, chosen)
+    with contextlib.ExitStack() as stack:
+        opened = FILES.prepare(record, Opening(chosen, stack))
     fds, inherited = number_inherited(opened, record.highest_fd)
     try:
-        with plant(pid, fds, None, ARENA_AT) as embryo:
+        with plant(pid, fds, None, ARENA_AT) as nursery:
+            embryo = nursery.root
             for one in opened.values():
                 os.close(one.fd)
             rebuilding = Rebuilt(

@@ -50,7 +50,8 @@ def parent_death_signal(embryo):
 def test_the_embryo_does_not_die_with_us():
     """The seed does, by a signal that a fork does not inherit (copy_process in kernel/fork.c)."""
     wanted = free_number()
-    with seed.plant(wanted, {}, None, choose_arena([])) as embryo:
+    with seed.plant(wanted, {}, None, choose_arena([])) as nursery:
+        embryo = nursery.root
         assert embryo.pid == wanted
         assert parent_death_signal(embryo) == 0
         end(embryo)
@@ -76,7 +77,8 @@ def test_a_seed_that_gets_the_number_makes_room(monkeypatch):
     for _ in range(50):
         started.clear()
         wanted = free_number()
-        with seed.plant(wanted, {}, None, choose_arena([])) as embryo:
+        with seed.plant(wanted, {}, None, choose_arena([])) as nursery:
+            embryo = nursery.root
             assert embryo.pid == wanted
             end(embryo)
         collided = collided or started[0] == wanted

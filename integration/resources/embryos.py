@@ -48,7 +48,7 @@ def embryo() -> Iterator[Embryo]:
     os.waitpid(pid, 0)  # so that the number is free
     try:
         with plant(Pid(pid), {}, None, _ARENA_AT) as planted:
-            yield planted
+            yield planted.root
             raise _Done
     except _Done:
         pass

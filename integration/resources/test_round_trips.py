@@ -1,6 +1,5 @@
 """What an empty process is given, it has: restored into it, captured from it, compared."""
 
-import os
 import signal
 import struct
 
@@ -8,7 +7,6 @@ import attrs
 import pytest
 
 from ckpt.errors import RestoreFailed
-from ckpt.kernel.procfs.stat import read_stat
 from ckpt.resources.credentials import CREDENTIALS
 from ckpt.resources.identity import IDENTITY, TASK_MODES
 from ckpt.resources.limits import LIMITS, LimitRecord
@@ -211,23 +209,11 @@ def test_a_process_that_was_not_dumpable():
         assert recapture(TASK_MODES, planted) == record
 
 
-@pytest.mark.parametrize(
-    ("leads_session", "leads_group"), [(True, True), (False, True), (False, False)]
-)
-def test_leaders(leads_session, leads_group):
+def test_identity():
     with embryo() as planted:
-        record = attrs.evolve(
-            recapture(IDENTITY, planted),
-            leads_session=leads_session,
-            leads_group=leads_group,
-            child_subreaper=True,
-            thp_disabled=1,
-        )
+        record = attrs.evolve(recapture(IDENTITY, planted), child_subreaper=True, thp_disabled=1)
         restore(IDENTITY, record, planted)
         assert recapture(IDENTITY, planted) == record
-        stat = read_stat(planted.pid)
-        assert stat.session == (planted.pid if leads_session else os.getsid(0))
-        assert stat.pgrp == (planted.pid if leads_group else os.getpgrp())
 
 
 def test_limits():

@@ -18,7 +18,7 @@ from ckpt.engine.copying import (
     Pool,
     iter_chunks,
 )
-from ckpt.engine.pages import build_runs, find_newest
+from ckpt.engine.pages import Copied, build_runs, find_newest
 from ckpt.image.reader import PageReader
 from ckpt.image.runs import Fate
 from ckpt.tracker.spans import join, subtract
@@ -106,10 +106,10 @@ def test_more_than_the_pool_holds_is_copied_too(tmp_path):
     chain = new_chain(tmp_path / "chain")
     with chain.lock(), chain.begin(None) as writer:
         copy = Copy(writer)
-        copy.read_whole(Pid(os.getpid()), [span], Pool(0))
+        copy.read_whole("mm-1", Pid(os.getpid()), [span], Pool(0))
         copy.store_all()
         record = memory(vma(first, first + len(content) // PAGE))
-        table = build_runs(record, find_newest(copy.rounds, [span], PAGE), [], PAGE)
+        table = build_runs(record, find_newest(copy.stream, "mm-1", [span], PAGE), [], PAGE)
         writer.commit(spaces={"mm-1": table}, records={}, host={}, tracker="full")
     read = PageReader(chain, 0).read("mm-1", AddrRange(*map(RemoteAddr, span)))
     assert bytes(read) == content
@@ -130,11 +130,11 @@ def test_what_a_running_process_has_unmapped_is_left_out(tmp_path):
     chain = new_chain(tmp_path / "chain")
     with chain.lock(), chain.begin(None) as writer:
         copy = Copy(writer)
-        read = copy.read_running(Pid(os.getpid()), [span], Pool(0))
+        read = copy.read_running("mm-1", Pid(os.getpid()), [span], Pool(0))
         assert read == [(span[0], gone), (gone + 20 * PAGE, span[1])]
         first = mapped.start // PAGE
         record = memory(vma(first, first + 10), vma(first + 30, first + 40))
-        table = build_runs(record, find_newest(copy.rounds, read, PAGE), [], PAGE)
+        table = build_runs(record, find_newest(copy.stream, "mm-1", read, PAGE), [], PAGE)
         writer.commit(spaces={"mm-1": table}, records={}, host={}, tracker="full")
     stored = PageReader(chain, 0)
     for start, end in read:
@@ -221,7 +221,7 @@ def test_a_delta_by_comparison_reads_back(chain_of_two):
     with chain.lock(), chain.begin(1, page_size=PAGE) as writer:
         writer.write_pages(bytes(buffer[:len_bytes]))
         unchanged = subtract(populated, join(kept))
-        copies = find_newest([kept], kept, PAGE)
+        copies = find_newest([Copied("mm-1", kept)], "mm-1", kept, PAGE)
         table = build_runs(memory(vma(BASE, BASE + 10)), copies, unchanged, PAGE)
         writer.commit(spaces={"mm-1": table}, records={}, host={}, tracker="compare")
     assert bytes(PageReader(chain, 2).read("mm-1", span)) == content

@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckpt.engine.pages import (
+    Copied,
     Held,
     build_runs,
     covered,
@@ -13,6 +14,7 @@ from ckpt.engine.pages import (
 )
 from ckpt.image.runs import Fate
 from ckpt.tracker.base import Scan
+from ckpt.tracker.spans import join
 from tests.engine.memory_model import PAGE, by_page, memory, pages, spans_of, vma
 
 # -- which pages -----------------------------------------------------------------------------------
@@ -59,7 +61,7 @@ def test_what_was_copied_is_not_the_parents(parent, scans):
         held.add(wanted)
         rounds.append(wanted)
         holder |= dict.fromkeys(pages(wanted), "copy")
-    copied, left = held.tell_apart(rounds)
+    copied, left = held.tell_apart(join(span for spans in rounds for span in spans))
     assert pages(copied) == {page for page, who in holder.items() if who == "copy"}
     assert pages(left) == {page for page, who in holder.items() if who == "parent"}
 
@@ -71,7 +73,8 @@ def test_the_newest_copy_counts(rounds, wanted):
     for number, page in enumerate(page for copied in rounds for page in sorted(copied)):
         newest[page] = number
     held = wanted & newest.keys()
-    copies = find_newest([spans_of(copied) for copied in rounds], spans_of(held), PAGE)
+    stream = [Copied("mm-1", spans_of(copied)) for copied in rounds]
+    copies = find_newest(stream, "mm-1", spans_of(held), PAGE)
     assert copies == sorted(copies)
     found = {
         start // PAGE + n: source + n
@@ -113,7 +116,7 @@ def address_spaces(draw):
 
 
 def one_round(stored):
-    return find_newest([stored], stored, PAGE)
+    return find_newest([Copied("mm-1", stored)], "mm-1", stored, PAGE)
 
 
 def by_reasoning(record, stored, left):

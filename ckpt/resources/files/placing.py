@@ -22,7 +22,6 @@ from ckpt.resources.files.descriptions import Description, FdRecord, FilesRecord
 from ckpt.resources.files.epoll import EpollRecord
 from ckpt.resources.files.external import ExternalRecord
 from ckpt.resources.files.kind import Attaching
-from ckpt.resources.files.open_file import STANDARD_STREAMS
 from ckpt.units import Fd, RemoteFd
 
 _OTHER_FILES = 256
@@ -62,7 +61,8 @@ def _find_source(entry: FdRecord, inherited: Container[str]) -> str:
     Raises:
         RestoreFailed: nothing was opened for it.
     """
-    for stream in (-1, entry.fd, *reversed(STANDARD_STREAMS)):
+    # What is no standard stream goes where it could write, if it could.
+    for stream in (-1, entry.fd, 1, 2, 0):
         for key in (_key(entry.description, stream), _key(entry.description, stream) + _INSTEAD):
             if key in inherited:
                 return key
