@@ -31,6 +31,7 @@ from ckpt.engine.layout import choose_arena, number_inherited, spans_of
 from ckpt.engine.lazy import plan_lazy
 from ckpt.engine.pages import own_mappings
 from ckpt.engine.preparing import Files, check_host, opened
+from ckpt.engine.rebuilding import in_order, run_in_rounds
 from ckpt.engine.records import ProcessImage, ThreadImage, TreeImage, decode_tree
 from ckpt.engine.tracking import drop_epoch, tracking
 from ckpt.errors import (
@@ -243,30 +244,34 @@ def _restore_process(work: _Work, part: _Part, stage: Stage) -> None:
 
 def _restore_threads(work: _Work, part: _Part, stage: Stage) -> None:
     resources = [resource for resource in THREAD if resource.stage is stage]
+    restores = []
     for thread in part.image.threads:
-        task = part.embryo.tasks[thread.tid]
-        for resource in resources:
-            _run_restore(work, part, task, resource, thread.resources[resource.name])
+        rebuilt = _rebuilt(work, part, part.embryo.tasks[thread.tid])
+        each = [one.restore(thread.resources[one.name], rebuilt) for one in resources]
+        restores.append((rebuilt.task, in_order(each)))
+    run_in_rounds(part.embryo, restores)
 
 
 def _run_restore(
     work: _Work, part: _Part, task: Task, resource: Resource[Any], record: object
 ) -> None:
     """Drive one resource's generator: run what it yields, send the replies."""
-    embryo = part.embryo
-    rebuilt = Rebuilt(
-        embryo=embryo,
+    restoring = resource.restore(record, _rebuilt(work, part, task))
+    with contextlib.suppress(StopIteration):
+        calls = next(restoring)
+        while True:
+            calls = restoring.send(part.embryo.run(calls, task) if calls else [])
+
+
+def _rebuilt(work: _Work, part: _Part, task: Task) -> Rebuilt:
+    return Rebuilt(
+        embryo=part.embryo,
         task=task,
         features=work.features,
         inherited=part.inherited,
         fill=lambda: _fill(work, part),
         warn=work.warn,
     )
-    restoring = resource.restore(record, rebuilt)
-    with contextlib.suppress(StopIteration):
-        calls = next(restoring)
-        while True:
-            calls = restoring.send(embryo.run(calls, task) if calls else [])
 
 
 def _fill(work: _Work, part: _Part) -> None:

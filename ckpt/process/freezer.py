@@ -20,10 +20,10 @@ from ckpt.errors import FreezeTimeout, NotPermitted, TargetError, TargetGone, Ta
 from ckpt.kernel import ptrace
 from ckpt.kernel.procfs import status
 from ckpt.kernel.procfs.stat import read_stat, read_task_stat
-from ckpt.kernel.ptrace_burst import PtraceBurst
+from ckpt.kernel.ptrace_burst import PtraceBurst, StopBurst
 from ckpt.process import interrupted, sleeping
 from ckpt.process.sleeping import Asleep, Sleep
-from ckpt.process.task import Task, look_at, read_states
+from ckpt.process.task import StateReading, Task, look_at
 from ckpt.process.timeouts import NS_PER_S
 from ckpt.process.tree import (
     Children,
@@ -56,6 +56,8 @@ class Frozen:
     asleep: Mapping[Tid, Asleep]
     """Its threads that slept in a call with a relative timeout, just before the stop."""
     children: Children
+    prepared: "_Prepared"
+    """What its threads are asked, laid out before the stop."""
     tasks: dict[Tid, Task] = attrs.field(factory=dict)
     frozen_at_s: float = 0.0
     """CLOCK_MONOTONIC when the first thread was asked to stop."""
@@ -113,7 +115,7 @@ def freeze_tree(
         NotPermitted: we may not trace one of them.
     """
     refuse_untouchable(root)
-    prepared = dict(_iter_prepared(root, list_tree(root)))
+    prepared = dict(_iter_prepared(root, list_tree(root), options))
     tree = FrozenTree(root, {}, {}, time.monotonic())
     try:
         # A thread that is stopped ends only together with all others.
@@ -135,29 +137,33 @@ def freeze(
         TargetError, HostError: as `freeze_tree`.
     """
     refuse_untouchable(pid)
-    frozen = _prepare(pid)
+    frozen = _prepare(pid, options)
     try:
         with ending_told([pid]):
-            if _stop([frozen], options, timeout_s):
+            if _stop([frozen], timeout_s):
                 raise TargetGone(pid)
             yield frozen
     finally:
         thaw([frozen])
 
 
-def _prepare(pid: Pid) -> Frozen:
+def _prepare(pid: Pid, options: ptrace.Option) -> Frozen:
     """Read everything that can be read before the stop."""
     ns_pid = status.read_status(pid).ns_pid
     is_our_child = read_stat(pid).ppid == os.getpid()
-    return Frozen(pid, ns_pid[-1], is_our_child, sleeping.look(pid), Children(pid))
+    prepared = _Prepared(list_tids(pid), options)
+    children = Children(pid)
+    return Frozen(pid, ns_pid[-1], is_our_child, sleeping.look(pid), children, prepared)
 
 
-def _iter_prepared(root: Pid, pids: Iterable[Pid]) -> Iterator[tuple[Pid, Frozen]]:
+def _iter_prepared(
+    root: Pid, pids: Iterable[Pid], options: ptrace.Option
+) -> Iterator[tuple[Pid, Frozen]]:
     for pid in pids:
         try:
             if pid != root:
                 refuse_untouchable(pid)
-            yield pid, _prepare(pid)
+            yield pid, _prepare(pid, options)
         except TargetError:
             # A descendant may end at any time.
             if pid == root or not is_zombie(pid):
@@ -174,13 +180,13 @@ def _stop_tree(
         stopped |= new
         # From here on they are let go if anything fails.
         tree.processes |= new
-        for pid in _stop(list(new.values()), options, timeout_s):
+        for pid in _stop(list(new.values()), timeout_s):
             if pid == tree.root:
                 raise TargetGone(pid)
             del tree.processes[pid], stopped[pid]
         tree.parents = _relate(tree.root, stopped)
         born = [child for child in tree.parents if child not in stopped and not is_zombie(child)]
-        new = dict(_iter_prepared(tree.root, born))
+        new = dict(_iter_prepared(tree.root, born, options))
     # Who is not found any more below the root was given to another parent meanwhile.
     kept = [tree.root, *(pid for pid in tree.parents if pid in stopped)]
     lost = [frozen for pid, frozen in stopped.items() if pid not in kept]
@@ -200,18 +206,45 @@ def _relate(root: Pid, stopped: Mapping[Pid, Frozen]) -> dict[Pid, Pid]:
     return parents
 
 
-def _stop(processes: Sequence[Frozen], options: ptrace.Option, timeout_s: float) -> list[Pid]:
+class _Prepared:
+    """What threads are asked to stop them and to read their states, laid out before the stop."""
+
+    def __init__(self, tids: Sequence[Tid], options: ptrace.Option) -> None:
+        # SYSGOOD: if we are killed while it stops in a system call, it would be sent a SIGTRAP.
+        self.options = options | ptrace.Option.TRACESYSGOOD
+        self.tids = tids
+        self._asking = PtraceBurst()
+        for tid in tids:
+            self._asking.seize(tid, self.options)
+            self._asking.interrupt(tid)
+        self.stops = StopBurst(tids)
+        self.states = StateReading(tids)
+
+    def ask_to_stop(self, frozen: Frozen) -> list[Tid]:
+        """Ask the threads to stop, all in one go; return those that will."""
+        results = self._asking.run()
+        asked = []
+        for tid, seized, interrupted_too in zip(
+            self.tids, results[::2], results[1::2], strict=True
+        ):
+            if seized == 0:
+                frozen.tasks[tid] = Task(tid)
+            if seized == interrupted_too == 0 or _ask_alone(frozen, tid, self.options):
+                asked.append(tid)
+        return asked
+
+
+def _stop(processes: Sequence[Frozen], timeout_s: float) -> list[Pid]:
     """Stop all threads of these processes; return those that have ended instead."""
     deadline_s = time.monotonic() + timeout_s
     asked = []
     for frozen in processes:
         frozen.frozen_at_s = time.monotonic()
-        tids = _tids_of(frozen)
-        asked.append((frozen, tids, _ask_to_stop(frozen, tids, options)))
+        asked.append((frozen, frozen.prepared.ask_to_stop(frozen)))
     gone = []
-    for frozen, tids, stopping in asked:
+    for frozen, stopping in asked:
         try:
-            _stop_all(frozen, tids, stopping, options, _Deadline(deadline_s, timeout_s))
+            _stop_all(frozen, stopping, _Deadline(deadline_s, timeout_s))
         except TargetGone:
             thaw([frozen])
             gone.append(frozen.pid)
@@ -223,65 +256,44 @@ def _stop(processes: Sequence[Frozen], options: ptrace.Option, timeout_s: float)
     return gone
 
 
-def _tids_of(frozen: Frozen) -> list[Tid]:
-    try:
-        return list_tids(frozen.pid)
-    except TargetGone:
-        return []
-
-
 @attrs.frozen(slots=True, repr=False)
 class _Deadline:
     at_s: float
     timeout_s: float
 
 
-def _stop_all(
-    frozen: Frozen,
-    tids: Sequence[Tid],
-    asked: Sequence[Tid],
-    options: ptrace.Option,
-    deadline: _Deadline,
-) -> None:
+def _stop_all(frozen: Frozen, asked: Sequence[Tid], deadline: _Deadline) -> None:
     """Wait until all threads stand that were asked to, and stop those that they have made."""
+    now = frozen.prepared
     # A first thread that has ended stays in the list as long as there are others.
-    seen = set(tids)
+    seen = set(now.tids)
     while True:
-        # The leader last: if all are killed, its end is told only after ours of the others is seen.
-        for tid in reversed(asked):
-            task = frozen.tasks[tid]
-            if not _wait_until_stopped(frozen, task, deadline):
-                del frozen.tasks[tid]
+        _wait_for_all(frozen, asked, now.stops, deadline)
         new = [tid for tid in list_tids(frozen.pid) if tid not in seen]
         if not new:
             break
         seen.update(new)
-        asked = _ask_to_stop(frozen, new, options)
+        now = _Prepared(new, now.options)
+        asked = now.ask_to_stop(frozen)
     if Tid(frozen.pid) not in frozen.tasks:
         raise _without_leader(frozen)
-    read_states(list(frozen.tasks.values()))
+    frozen.prepared.states.read(frozen.tasks)
 
 
-def _ask_to_stop(frozen: Frozen, tids: list[Tid], options: ptrace.Option) -> list[Tid]:
-    """Ask threads to stop, all in one go; return those that will."""
-    # SYSGOOD: if we are killed while it stops in a system call, it would be sent a SIGTRAP.
-    options |= ptrace.Option.TRACESYSGOOD
-    burst = PtraceBurst()
-    for tid in tids:
-        frozen.tasks[tid] = Task(tid)
-        burst.seize(tid, options)
-        burst.interrupt(tid)
-    results = burst.run()
-    seized = dict(zip(tids, results[::2], strict=True))
-    for tid in tids:
-        if seized[tid] != 0:
+def _wait_for_all(
+    frozen: Frozen, asked: Sequence[Tid], stops: StopBurst, deadline: _Deadline
+) -> None:
+    """Wait until these threads have stopped; those that end instead are forgotten."""
+    stopped: dict[Tid, int] = {}
+    spin_until_s = time.monotonic() + _SPIN_S
+    while len(stopped) < len(asked) and time.monotonic() < spin_until_s:
+        stopped |= stops.take()
+    # The leader last: if all are killed, its end is told only after ours of the others is seen.
+    for tid in reversed(asked):
+        word = stopped.get(tid)
+        first = None if word is None else ptrace.parse_wait_status(tid, word)
+        if not _wait_until_stopped(frozen, frozen.tasks[tid], first, deadline):
             del frozen.tasks[tid]
-    interrupted_too = dict(zip(tids, results[1::2], strict=True))
-    return [
-        tid
-        for tid in tids
-        if seized[tid] == interrupted_too[tid] == 0 or _ask_alone(frozen, tid, options)
-    ]
 
 
 def _ask_alone(frozen: Frozen, tid: Tid, options: ptrace.Option) -> bool:
@@ -320,11 +332,13 @@ def _without_leader(frozen: Frozen) -> TargetGone | TargetRefused:
     return TargetGone(frozen.pid)
 
 
-def _wait_until_stopped(frozen: Frozen, task: Task, deadline: _Deadline) -> bool:
-    """Wait for the stop; False if the thread ended instead."""
+def _wait_until_stopped(
+    frozen: Frozen, task: Task, stop: ptrace.WaitStatus | None, deadline: _Deadline
+) -> bool:
+    """Wait for the stop, if `stop` is not it already; False if the thread ended instead."""
     spin_until_s = time.monotonic() + _SPIN_S
     while True:
-        stop = _look_at(frozen, task)
+        stop = stop or _look_at(frozen, task)
         if stop is None:
             now_s = time.monotonic()
             if now_s > deadline.at_s:
@@ -346,6 +360,7 @@ def _wait_until_stopped(frozen: Frozen, task: Task, deadline: _Deadline) -> bool
         else:
             # The signal was out of the queue already: it takes effect first, then we stop it.
             ptrace.cont(task.tid, stop.sig)
+            stop = None
 
 
 def thaw(processes: Iterable[Frozen]) -> None:

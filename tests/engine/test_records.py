@@ -269,7 +269,7 @@ def test_a_field_of_a_later_version_is_ignored(image, data):
     for way in ways:
         if way[-1:] not in (("numbers",), ("structs",)):
             at(raw, way)["of a later version"] = data.draw(st.sampled_from(WRONG))
-    assert decode(raw) == [image]
+    assert decode(raw) == TreeImage((image,))
 
 
 @pytest.mark.parametrize("records", [{}, {"processes": None}, {"processes": []}, {"processes": 7}])
@@ -295,12 +295,16 @@ def test_the_message_is_one_sentence():
     assert "int expected, str found" in str(caught.value)
 
 
+PLACE = {"parent": 0, "session": 1, "group": 1, "exit_signal": 17}
+
+
 def test_a_deep_error_names_its_field():
     """A group of errors says only how many there are; the field is what helps."""
     image = {
         "pid": 1,
+        "place": PLACE,
         "stopped_by": 0,
-        "resources": {resource.name: {} for resource in PROCESS},
+        "resources": {"cgroups": {"groups": []}, "memory": {}},
         "threads": [],
     }
     with pytest.raises(ImageCorrupt) as caught:
@@ -315,7 +319,12 @@ def test_an_error_inside_of_a_list_names_the_way():
     file = {"path": "/x", "size_bytes": 0, "mtime_ns": 0}
     mm = dict.fromkeys([field.name for field in attrs.fields(MmFields)], 0)
     memory = {"vmas": [vma, vma | {"prot": "rw"}], "files": [], "mm": mm, "exe": file, "auxv": b""}
-    process = {"pid": 1, "stopped_by": 0, "resources": {"memory": memory}, "threads": []}
+    process = {
+        "pid": 1,
+        "place": PLACE,
+        "stopped_by": 0,
+        "resources": {"cgroups": {"groups": []}, "memory": memory},
+    }
     with pytest.raises(ImageCorrupt) as caught:
         decode({"processes": [process]})
     assert "memory.vmas.1.prot: int expected, str found" in str(caught.value)

@@ -12,7 +12,7 @@ import pytest
 from ckpt.kernel.kcmp import KcmpType, Ordering, kcmp
 from ckpt.kernel.procfs.held import Descriptors
 from ckpt.resources.files import survey as module
-from ckpt.resources.files.fd_table import FdTable
+from ckpt.resources.files.fd_table import FdTables
 from ckpt.resources.files.survey import Survey, parse_status
 from ckpt.units import Pid
 
@@ -168,27 +168,27 @@ class TestSharing:
             os.close(fd)
 
     def test_nothing_changed(self, fds):
-        looked = FdTable(ME, running=True)
+        looked = FdTables([ME], running=True)
         looked.note_found(looked.files)
         assert self.parts(looked, fds) == self.truth(fds)
-        assert self.parts(FdTable(ME, looked), fds) == self.truth(fds)
+        assert self.parts(FdTables([ME], looked), fds) == self.truth(fds)
 
     def test_one_became_a_duplicate_and_one_stopped_being_one(self, fds, folder):
-        looked = FdTable(ME, running=True)
+        looked = FdTables([ME], running=True)
         looked.note_found(looked.files)
         os.dup2(fds[1], fds[2])
         again = os.open(folder / "a", os.O_RDONLY)
         os.dup2(again, fds[6])
         os.close(again)
-        table = FdTable(ME, looked)
+        table = FdTables([ME], looked)
         assert self.parts(table, fds) == self.truth(fds)
         assert (fds[1], fds[2]) in self.parts(table, fds)
 
     def test_an_offset_moved(self, fds):
-        looked = FdTable(ME, running=True)
+        looked = FdTables([ME], running=True)
         looked.note_found(looked.files)
         os.lseek(fds[3], 5, os.SEEK_SET)
-        table = FdTable(ME, looked)
+        table = FdTables([ME], looked)
         assert self.parts(table, fds) == self.truth(fds)
         moved = {fd for file in table.files if file.info.pos == 5 for fd in file.fds}
         assert moved & set(fds) == {fds[3], fds[7], fds[8]}
