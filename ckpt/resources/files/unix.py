@@ -247,7 +247,7 @@ def capture(file: OpenFile, table: FdTable, _replies: list[Reply]) -> UnixRecord
             peer_is_outside=bool(known.peer) and known.peer not in view.in_tree,
             accepted=accepted,
             credentials=_read_credentials(sock),
-            client=_read_client(file, table) if waits else NOBODY,
+            client=_read_client(file) if waits else NOBODY,
             shutdown=known.shutdown,
             was_reset=bool(unix_queue.poll(sock) & select.POLLERR),
             messages=_read_messages(file, sock, known, view, table),
@@ -350,7 +350,7 @@ def _read_credentials(sock: Socket) -> Identity:
     return Identity(pid, uid, gid, struct.unpack(f"={len(raw) // 4}I", raw))
 
 
-def _read_client(file: OpenFile, table: FdTable) -> Identity:
+def _read_client(file: OpenFile) -> Identity:
     """Return who has connected, as far as can be told: the first process that has it open."""
     pid = file.pid
     status = os.stat(f"/proc/{pid}")
