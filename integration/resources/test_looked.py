@@ -10,13 +10,14 @@ from contextlib import contextmanager
 
 import pytest
 
-from ckpt.engine.capture import Capturing, examine, settle
+from ckpt.engine.capture import Capturing, Looked, examine, retarget, settle
+from ckpt.engine.records import TreeImage
 from ckpt.errors import UnsupportedState
 from ckpt.kernel import ptrace
 from ckpt.kernel.features import probe_features
 from ckpt.process.arena import arena
-from ckpt.process.freezer import freeze
-from ckpt.resources.base import Target
+from ckpt.process.freezer import freeze_tree
+from ckpt.resources.base import CaptureOptions, Target, Tree
 from ckpt.units import Pid
 
 PROGRAM = """
@@ -90,13 +91,17 @@ def do(child, what):
 def capture_twice(child, looked):
     """Return the image by the look, and one without, of the same stop."""
     pid = Pid(child.pid)
-    with freeze(pid, ptrace.Option.NONE) as frozen:
-        capturing = [Capturing(frozen, looked), Capturing(frozen, Target(pid, FEATURES))]
+    unseen = Looked(Tree((pid,)), {pid: Target(pid, FEATURES)})
+    with freeze_tree(pid, ptrace.Option.NONE) as tree:
+        frozen = tree.processes[pid]
+        capturing = [
+            Capturing(frozen, retarget(tree, before, FEATURES)[pid]) for before in (looked, unseen)
+        ]
         images = []
         for one in capturing:
             with arena(pid, frozen.tgid, frozen.leader) as lent:
                 images.append(one.finish(lent))
-    return [settle(image) for image in images]
+    return settle(TreeImage(tuple(images))).processes
 
 
 def comparable(image):
@@ -108,7 +113,7 @@ def comparable(image):
 @pytest.mark.parametrize("change", CHANGES)
 def test_the_image_is_of_the_frozen_process(change, tmp_path):
     with running(tmp_path / "file") as child:
-        looked = examine(Pid(child.pid), FEATURES)
+        looked = examine(Pid(child.pid), FEATURES, CaptureOptions())
         do(child, CHANGES[change])
         by_look, without = map(comparable, capture_twice(child, looked))
         for name, record in without.items():
@@ -122,13 +127,11 @@ def test_the_image_is_of_the_frozen_process(change, tmp_path):
         "os.unlink(sys.argv[1])",
         "kept = os.memfd_create('x')",
         "os.mkdir('gone'); os.chdir('gone'); os.rmdir('../gone')",
-        "pid = os.fork() or signal.pause()",
     ],
 )
 def test_what_cannot_be_captured_is_refused_even_then(change, tmp_path):
     with running(tmp_path / "file") as child:
-        looked = examine(Pid(child.pid), FEATURES)
+        looked = examine(Pid(child.pid), FEATURES, CaptureOptions())
         do(child, change)
         with pytest.raises(UnsupportedState):
             capture_twice(child, looked)
-        do(child, "if 'pid' in vars(): os.kill(pid, 9); os.waitpid(pid, 0)")
