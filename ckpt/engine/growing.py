@@ -47,6 +47,8 @@ class Growing:
     tree: TreeImage
     nursery: Nursery
     give_memory: Callable[[ProcessImage, Embryo], None]
+    give_terminal: Callable[[ProcessImage], None]
+    """Called of the leader of a session that has no other members yet."""
     family: Family = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -69,6 +71,7 @@ class Growing:
                 self._bear(embryo, pid)
             if self.family.leads_session(process.pid):
                 embryo.run_checked("making a session", [call(NR.setsid)])
+                self.give_terminal(process)
             for pid in births.after:
                 self._bear(embryo, pid)
         self._make_groups()

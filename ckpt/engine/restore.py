@@ -212,7 +212,9 @@ def _rebuild(work: _Work, files: Files, chain_id: str) -> None:
     )
     offsets = clock_offsets(root.resources)
     with plant(root.pid, fds, offsets, arena_at) as nursery:
-        Growing(work.tree, nursery, partial(_give_memory, work)).grow()
+        Growing(
+            work.tree, nursery, partial(_give_memory, work), partial(_give_terminal, work)
+        ).grow()
         parts = work.parts.values()
         for stage in (Stage.FILES, Stage.PROCESS):
             for part in parts:
@@ -233,6 +235,10 @@ def _give_memory(work: _Work, image: ProcessImage, embryo: Embryo) -> None:
     part = work.parts[image.pid]
     part.embryo = embryo
     _restore_process(work, part, Stage.MEMORY)
+
+
+def _give_terminal(work: _Work, image: ProcessImage) -> None:
+    _restore_process(work, work.parts[image.pid], Stage.SESSION)
 
 
 def _restore_process(work: _Work, part: _Part, stage: Stage) -> None:

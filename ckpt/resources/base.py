@@ -65,14 +65,16 @@ class Stage(enum.IntEnum):
 
     MEMORY = 0
     """The address space; all later calls run in the arena inside it."""
-    FILES = 1
-    PROCESS = 2
+    SESSION = 1
+    """What members of a session inherit from its leader: it leads, and has no other members yet."""
+    FILES = 2
+    PROCESS = 3
     """What all threads share; before there are other threads."""
-    THREAD = 3
+    THREAD = 4
     """What each thread has for itself; all threads exist."""
-    LATE = 4
+    LATE = 5
     """What must not act or expire before all else stands: timers, queued signals."""
-    CREDENTIALS = 5
+    CREDENTIALS = 6
     """Last: the earlier stages need the privileges."""
 
 

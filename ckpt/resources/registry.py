@@ -42,7 +42,6 @@ PROCESS: tuple[Resource[Any], ...] = (
     NAMESPACES,
     LABEL,
     IDENTITY,
-    # Of the session that it leads by then.
     TERMINAL,
     SIGNALS,
     # Names threads, which exist by then.

@@ -213,7 +213,7 @@ def _set_group(record: ForegroundRecord, rebuilt: Rebuilt) -> Restore:
         )
 
 
-TERMINAL = Resource("terminal", TerminalRecord, Stage.PROCESS, capture=capture, restore=restore)
+TERMINAL = Resource("terminal", TerminalRecord, Stage.SESSION, capture=capture, restore=restore)
 FOREGROUND = Resource(
     "foreground",
     ForegroundRecord,

@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 
 from ckpt.kernel.procfs.fdinfo import read_fdinfo
 from ckpt.kernel.procfs.files import list_pids
-from ckpt.resources.files.fd_table import FdTable
+from ckpt.resources.files.fd_table import FdTable, FdTables
 from ckpt.units import Pid, RemoteFd
 
 MASTER, SLAVE = "master", "slave"
@@ -19,18 +19,19 @@ PTMX = (f"{DIRECTORY}/ptmx", "/dev/ptmx")
 """Where masters are opened. The first is of use where its mode allows it."""
 UNKNOWN = -1
 
-_known: WeakKeyDictionary[FdTable, dict[tuple[str, int], Pid]] = WeakKeyDictionary()
+_known: WeakKeyDictionary[FdTables, dict[tuple[str, int], Pid]] = WeakKeyDictionary()
 
 
 def find_elsewhere(table: FdTable) -> dict[tuple[str, int], Pid]:
     """Return side and number -> a process outside that has it open; nothing of a frozen process.
 
-    Looked for once in a table's life: it takes some milliseconds.
+    Looked for once in the life of a table: it takes some milliseconds.
     """
-    if table not in _known:
-        others = (pid for pid in list_pids() if table.running and pid != table.pid)
-        _known[table] = {end: pid for pid in others for end in _iter_ends(pid)}
-    return _known[table]
+    tables = table.tables
+    if tables not in _known:
+        others = (pid for pid in list_pids() if tables.running and not tables.seen_of(pid))
+        _known[tables] = {end: pid for pid in others for end in _iter_ends(pid)}
+    return _known[tables]
 
 
 def numbers_of_masters(pid: Pid) -> list[int]:
