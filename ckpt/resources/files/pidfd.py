@@ -50,8 +50,10 @@ def problem(file: OpenFile, table: FdTable) -> Problem | None:
     assert pidfd is not None
     if file.flags & PIDFD_THREAD:
         return Problem("is a pidfd of a single thread, which is not supported yet")
-    if pidfd.pid == _ENDED or late.is_of_tree(pidfd.pid, table):
+    if pidfd.pid == _ENDED:
         return None
+    if late.is_of_tree(pidfd.pid, table):
+        return late.sharing_problem(file)
     return Problem(
         f"is a pidfd of process {pidfd.pid or '(in another pid namespace)'}, which does not belong"
         " to what is dumped",

@@ -56,6 +56,9 @@ def matches(file: OpenFile) -> bool:
 
 def problem(file: OpenFile, table: FdTable) -> Problem | None:
     """See `Kind.problem`."""
+    shared = late.sharing_problem(file)
+    if shared:
+        return shared
     found = _PATH.fullmatch(file.link)
     if found:
         return _problem_of_file(file, int(found[1]), found[2] or "", table)
