@@ -37,6 +37,12 @@ Example:
     help="End the process when its checkpoint is on disk; until then it stands still.",
 )
 @click.option(
+    "--tcp-close",
+    is_flag=True,
+    help="Do not keep TCP connections: they come back as if their peers had reset them. (Otherwise"
+    " they go on, and with --kill their packets are held until the restore.)",
+)
+@click.option(
     "--tracker",
     type=click.Choice([AUTO, *(name.value for name in TrackerName)]),
     default=AUTO,
@@ -59,6 +65,7 @@ def command(
     pid: int,
     incremental: bool,
     kill: bool,
+    tcp_close: bool,
     tracker: str,
     max_freeze_ms: float,
     as_json: bool,
@@ -70,7 +77,11 @@ def command(
     goes on, unless --kill is given.
     """
     options = DumpOptions(
-        incremental=incremental, kill=kill, tracker=tracker, max_freeze_ms=max_freeze_ms
+        incremental=incremental,
+        kill=kill,
+        tcp_close=tcp_close,
+        tracker=tracker,
+        max_freeze_ms=max_freeze_ms,
     )
     result = dump(pid, image_dir, options)
     if incremental and result.reason:

@@ -52,6 +52,11 @@ def _parse_inherit(
     help="Accept that the file PATH has changed since the checkpoint; may be repeated.",
 )
 @click.option(
+    "--tcp-close",
+    is_flag=True,
+    help="Let TCP connections come back closed, as if their peers had reset them.",
+)
+@click.option(
     "--lazy",
     is_flag=True,
     help="Let the process run at once; its memory comes when it is touched, and in the background.",
@@ -68,6 +73,7 @@ def command(
     detach: bool,
     inherit: dict[int, str],
     allow_changed: tuple[str, ...],
+    tcp_close: bool,
     lazy: bool,
     no_cgroups: bool,
     as_json: bool,
@@ -88,7 +94,10 @@ def command(
         from ckpt.resources.base import RestoreOptions
 
         options = RestoreOptions(
-            allow_changed=frozenset(allow_changed), inherit=inherit, no_cgroups=no_cgroups
+            allow_changed=frozenset(allow_changed),
+            inherit=inherit,
+            no_cgroups=no_cgroups,
+            tcp_close=tcp_close,
         )
         result = restore(image_dir, at, options, lazy=lazy, ahead=ahead)
     for warning in result.warnings:

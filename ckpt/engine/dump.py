@@ -77,6 +77,8 @@ class DumpOptions:
 
     incremental: bool = False
     kill: bool = False
+    tcp_close: bool = False
+    """Connections are not kept: they come back closed, and no packet is held for them."""
     tracker: str = AUTO
     freeze_timeout_s: float = DEFAULT_TIMEOUT_S
     max_freeze_ms: float = DEFAULT_BUDGET_MS
@@ -229,7 +231,7 @@ def dump(pid: int, directory: str | Path, options: DumpOptions | None = None) ->
     refuse_untouchable(root)
     features = probe_features()
     tracker = choose_tracker(options.tracker, features)
-    looked = examine(root, features, CaptureOptions(kill=options.kill))
+    looked = examine(root, features, CaptureOptions(kill=options.kill, tcp_close=options.tcp_close))
     chain = Chain.create_or_open(Path(directory))
     with chain.lock(), contextlib.ExitStack() as stack:
         members = Members(root, tracker, features, stack)

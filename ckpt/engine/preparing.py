@@ -6,7 +6,7 @@ processes: so what was shared is shared again.
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import attrs
@@ -16,7 +16,7 @@ from ckpt.engine.records import ProcessImage, TreeImage
 from ckpt.errors import FileChanged, HostMismatch
 from ckpt.kernel.features import Features
 from ckpt.process.holder import taken
-from ckpt.resources.base import Opened, Opening, Resource, RestoreOptions
+from ckpt.resources.base import Opened, Opening, Resource, RestoreOptions, run_all
 from ckpt.resources.registry import PROCESS, THREAD
 from ckpt.units import Pid, RemoteFd, Tid
 
@@ -77,6 +77,8 @@ class Files:
 
     by_key: dict[tuple[Pid, str], Opened] = attrs.Factory(dict)
     """By the process that asked for it, and its key there."""
+    at_last: list[Callable[[], None]] = attrs.Factory(list)
+    """What several descriptors have in common is finished once, see `Opening.at_last`."""
 
     def of_process(
         self, pid: Pid, numbers: Mapping[tuple[Pid, str], RemoteFd]
@@ -93,6 +95,7 @@ class Files:
         for one in self.by_key.values():
             if one.at_last is not None:
                 one.at_last()
+        run_all(self.at_last)
 
 
 @contextlib.contextmanager
@@ -105,7 +108,8 @@ def opened(tree: TreeImage, options: RestoreOptions) -> Iterator[Files]:
     files = Files()
     with contextlib.ExitStack() as stack:
         with contextlib.ExitStack() as helpers:
-            opening = Opening(options, helpers)
+            opening = Opening(options, helpers, at_last=files.at_last)
+            stack.callback(run_all, opening.at_end)
             for process in tree.processes:
                 opening.options = _options_for(process, tree, options)
                 for resource, record in _iter_records(process):

@@ -25,7 +25,16 @@ from ckpt.process.arena import ARENA_SIZE, arena
 from ckpt.process.freezer import freeze
 from ckpt.process.remote import Call, In, Out, Reply, call
 from ckpt.process.seed import Embryo, plant
-from ckpt.resources.base import Opening, Rebuilt, Resource, RestoreOptions, Stopped, Target, Tree
+from ckpt.resources.base import (
+    Opening,
+    Rebuilt,
+    Resource,
+    RestoreOptions,
+    Stopped,
+    Target,
+    Tree,
+    run_all,
+)
 from ckpt.resources.files.table import FILES, FilesRecord
 from ckpt.resources.plain import structure
 from ckpt.units import Pid, addr_range
@@ -109,8 +118,16 @@ def capture(pid: Pid, resource: Resource = FILES, *, meanwhile=nothing):
         arena(pid, frozen.tgid, frozen.leader) as lent,
     ):
         stopped = Stopped(frozen, frozen.leader, FEATURES, target.notes, target.tree)
-        record = _drive(resource.capture(stopped), lambda calls: lent.run(frozen.leader, calls))
+        try:
+            record = _drive(resource.capture(stopped), lambda calls: lent.run(frozen.leader, calls))
+        finally:
+            _let_go(target.tree)
     return encoded(resource.complete(record))
+
+
+def _let_go(tree: Tree) -> None:
+    run_all(tree.at_thaw)
+    run_all(tree.at_end)
 
 
 def _drive(steps, run):
@@ -160,7 +177,11 @@ class Built:
         stopped = attrs.evolve(
             _STOPPED, frozen=self, task=self.embryo.leader, notes=target.notes, tree=target.tree
         )
-        return encoded(resource.complete(_drive(resource.capture(stopped), self.run)))
+        try:
+            record = _drive(resource.capture(stopped), self.run)
+        finally:
+            _let_go(target.tree)
+        return encoded(resource.complete(record))
 
     def read(self, fd: int, n_bytes: int) -> bytes:
         """Read from a descriptor; what it says if that fails."""
@@ -187,7 +208,8 @@ def rebuilt(record: FilesRecord, pid: Pid, **options) -> Iterator[Built]:
     assert [str(finding) for finding in FILES.check_host(record, FEATURES)] == []
     assert [str(finding) for finding in FILES.check_files(record, chosen)] == []
     with contextlib.ExitStack() as stack:
-        opened = FILES.prepare(record, Opening(chosen, stack))
+        opening = Opening(chosen, stack)
+        opened = FILES.prepare(record, opening)
     fds, inherited = number_inherited(opened, record.highest_fd)
     try:
         with plant(pid, fds, None, ARENA_AT) as nursery:
@@ -203,9 +225,11 @@ def rebuilt(record: FilesRecord, pid: Pid, **options) -> Iterator[Built]:
                 warn=warnings.append,
             )
             _drive(FILES.restore(record, rebuilding), embryo.run)
+            run_all(opening.at_last)
             yield Built(embryo, warnings)
     finally:
         end(pid)
+        run_all(opening.at_end)
 
 
 @contextlib.contextmanager

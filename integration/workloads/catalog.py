@@ -47,6 +47,7 @@ STATES: dict[str, list[str]] = {
     "s_memory": ["write", "grow", "fork", "shared"],
     "s_listen": ["reopen"],
     "s_datagram": ["send"],
+    "s_tcp": ["send", "read"],
     "s_unix": ["send"],
     "s_unix_named": ["exchange"],
     "s_epoll": ["fire", "drain", "knock"],
@@ -90,6 +91,7 @@ DAMAGES: dict[str, list[str]] = {
         *["break", "arguments"],
     ],
     "s_listen": ["closed", "flags", "backlog", "option", "deaf", "port"],
+    "s_tcp": ["lost", "more", "option", "flags", "closed", "address"],
     "s_datagram": ["lost", "more", "peer", "group", "netlink", "option"],
     "s_unix_named": [
         *["renamed", "mode", "backlog", "waiting", "order", "queue"],
@@ -132,6 +134,7 @@ DAMAGES: dict[str, list[str]] = {
 
 # Programs of several processes; each has a test of its own in `integration/states`.
 TREES = ["s_family", "s_unix_tree"]
+
 # Arguments that add what is rare, and may be refused by name.
 VARIANTS: dict[str, list[str]] = {
     "s_creds": ["dropped"],

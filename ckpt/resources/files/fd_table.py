@@ -16,6 +16,7 @@ import attrs
 from ckpt.errors import TargetGone
 from ckpt.kernel.pidfd import pidfd_getfd, pidfd_open
 from ckpt.kernel.procfs.files import list_pids
+from ckpt.resources.base import Tree
 from ckpt.resources.files.open_file import OpenFile, Slot
 from ckpt.resources.files.sharing import Seen, Sharing, see
 from ckpt.resources.files.survey import Raw, Survey
@@ -26,7 +27,12 @@ class FdTables:
     """The open file descriptions of all processes of a tree."""
 
     def __init__(
-        self, pids: Sequence[Pid], looked: "FdTables | None" = None, *, running: bool = False
+        self,
+        pids: Sequence[Pid],
+        looked: "FdTables | None" = None,
+        *,
+        running: bool = False,
+        tree: Tree | None = None,
     ) -> None:
         """Read what is open.
 
@@ -36,7 +42,9 @@ class FdTables:
                 is not examined again.
             running: whether they change while we read, and there is time. One that ends is left
                 out then.
+            tree: to which they belong; one of their own unless given.
         """
+        self.tree = tree or Tree(tuple(pids))
         self.running = running
         self._looked = looked
         self._surveys: dict[Pid, Survey] = {}
@@ -175,6 +183,11 @@ class FdTable:
 
     tables: FdTables
     pid: Pid
+
+    @property
+    def tree(self) -> Tree:
+        """To which the process belongs: what the user chose, what is noted."""
+        return self.tables.tree
 
     @property
     def running(self) -> bool:

@@ -25,6 +25,7 @@ from ckpt.resources.files.raw import RAW
 from ckpt.resources.files.regular import REGULAR
 from ckpt.resources.files.signalfd import SIGNALFD
 from ckpt.resources.files.tcp import TCP
+from ckpt.resources.files.tcp_connection import TCP_CONNECTION
 from ckpt.resources.files.timerfd import TIMERFD
 from ckpt.resources.files.udp import UDP
 from ckpt.resources.files.unix import UNIX
@@ -45,6 +46,7 @@ KINDS: tuple[AnyKind, ...] = (
     NETLINK,
     PACKET,
     RAW,
+    TCP_CONNECTION,
     TCP,
     EVENTFD,
     SIGNALFD,

@@ -48,7 +48,7 @@ def look(target: Target) -> Iterator[Finding]:
     yield from _iter_unshared(target.pid)
     looked: _Looked | None = target.tree.notes.get(_NAME)
     if looked is None:
-        looked = _Looked(FdTables(target.tree.pids, running=True))
+        looked = _Looked(FdTables(target.tree.pids, running=True, tree=target.tree))
         target.tree.notes[_NAME] = looked
     table = FdTable(looked.tables, target.pid)
     found: dict[OpenFile, AnyKind] = {}
@@ -112,7 +112,7 @@ def _read_tables(tree: Tree) -> FdTables:
     """Return what all processes of the frozen tree have open; read once in a capture."""
     if tree.claim(_NOW):
         looked: _Looked | None = tree.notes.get(_NAME)
-        tree.notes[_NOW] = FdTables(tree.pids, looked.tables if looked else None)
+        tree.notes[_NOW] = FdTables(tree.pids, looked.tables if looked else None, tree=tree)
     tables: FdTables = tree.notes[_NOW]
     return tables
 

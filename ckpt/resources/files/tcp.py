@@ -45,6 +45,8 @@ _TCP_INFO = struct.Struct("<8B24I4Q2I")
 _UNACKED, _SACKED, _SEGS_OUT = 8 + 4, 8 + 5, 8 + 24 + 4
 _EADDRINUSE = 98
 
+_REUSE = "SO_REUSEADDR"
+
 _NUMBERS: dict[str, tuple[int, int]] = {
     "SO_REUSEADDR": (_SOL, 2),
     "SO_DONTROUTE": (_SOL, 5),
@@ -175,7 +177,7 @@ def _problem_of(sock: Socket, table: FdTable) -> Problem | None:
     if state == _TCP_LISTEN and info[_UNACKED]:
         n = info[_UNACKED]
         what = "1 connection waits" if n == 1 else f"{n} connections wait"
-        return Problem(f"is a listening TCP socket, and {what} to be accepted")
+        return Problem(f"is a listening TCP socket, and {what} to be accepted", "try again")
     if state not in (_TCP_LISTEN, _TCP_CLOSE) or (state == _TCP_CLOSE and info[_SEGS_OUT]):
         return Problem(f"is a TCP connection{_peer_of(sock)}, which is not supported yet")
     if _has(sock, _SOL, _SO_GET_FILTER):
@@ -297,9 +299,12 @@ def _bind(record: TcpRecord, sock: Socket) -> None:
 def open_again(record: TcpRecord, flags: int, _opening: Opening) -> Fd:
     """See `Kind.open`."""
     with _new_socket(record.family) as sock:
-        _bind(record, sock)
+        # Its own connections may have the port before it: `tcp_rebuild` binds them regardless.
+        reuse = record.numbers.get(_REUSE, 0)
+        _bind(attrs.evolve(record, numbers=record.numbers | {_REUSE: 1}), sock)
         if record.backlog >= 0:
             sock.listen(record.backlog)
+        sock.setsockopt(*_NUMBERS[_REUSE], reuse)
         fd = duplicate(sock.fileno())
     set_status_flags(fd, flags)
     return fd

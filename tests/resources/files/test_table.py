@@ -23,6 +23,7 @@ from ckpt.resources.files.fifo import Deleted, FifoRecord
 from ckpt.resources.files.inet import InetAddress, Membership
 from ckpt.resources.files.inode_path import Inode
 from ckpt.resources.files.inotify import InotifyRecord, WatchRecord
+from ckpt.resources.files.mqueue import MqueueRecord
 from ckpt.resources.files.netlink import NetlinkRecord
 from ckpt.resources.files.packet import LinkMembership, PacketRecord
 from ckpt.resources.files.pidfd import PidfdRecord
@@ -41,6 +42,7 @@ from ckpt.resources.files.unix_build import NOBODY, UnixRecord
 from ckpt.resources.files.unix_passed import Passed
 from ckpt.resources.files.unix_queue import Message
 from ckpt.resources.plain import structure
+from tests.resources.files.test_tcp_record import RECORD as CONNECTION
 
 O_RDWR = 2
 OPTIONS = SocketOptions(
@@ -91,6 +93,7 @@ RECORDS = {
         ),
         options=OPTIONS,
     ),
+    "tcp connection": CONNECTION,
     "udp": UdpRecord(
         *(17, InetAddress(10, "::1", 65535, 1, 2**32 - 1), None, 3),
         datagrams=(Datagram(InetAddress(2, "127.0.0.1", 7), b"\xff"),),
@@ -115,6 +118,17 @@ RECORDS = {
         structs={"ICMP_FILTER": bytes(4)},
     ),
     "eventfd": EventfdRecord(2**64 - 1, semaphore=True),
+    "mqueue": MqueueRecord(
+        "a \udcff",
+        inode=7,
+        unlinked=False,
+        max_messages=10,
+        max_message_bytes=8192,
+        n_messages=3,
+        mode=0o600,
+        uid=0,
+        gid=2**32 - 1,
+    ),
     "signalfd": SignalfdRecord(2**64 - 1),
     "timerfd": TimerfdRecord(9, 3, 2**64 - 1, 2**62, 2**62),
     "fifo": FifoRecord(
