@@ -14,6 +14,7 @@ import time
 import pytest
 
 from ckpt.kernel.procfs.stat import read_stat
+from ckpt.process.tree import list_tree
 from integration.harness import CKPT, become_subreaper, dump
 from integration.workloads.driver import ANSWER_S
 
@@ -88,21 +89,30 @@ def tmux(tmp_path):
 def bring_back(tmux, image):
     """Kill what is in the window, by its dump, and restore it in a new window."""
     pid = tmux.pid
+    pids = list_tree(pid)
     dump(pid, image, "--kill")
     tmux.end()
     # tmux overlooks children that end while it notes the end of a window (it ignores SIGCHLD for
-    # a moment); it has ended itself now, and left them to us.
-    with contextlib.suppress(ChildProcessError):
-        os.waitpid(pid, 0)
+    # a moment); it has ended itself now, and left them to us, as the shell has left its own.
+    for one in pids:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(one, 0)
     tmux.open(*CKPT, "restore", image)
     return pid
 
 
-def wait_for_foreground(pid, group):
-    """Wait until a group is in the foreground of the terminal of a process."""
+def wait_for_job(tmux, shell):
+    """Wait until a job of the shell is in the foreground."""
     give_up_s = time.monotonic() + ANSWER_S
-    while read_stat(pid).tpgid != group:
-        assert time.monotonic() < give_up_s
+    while read_stat(shell).tpgid == shell:
+        assert time.monotonic() < give_up_s, tmux.screen()
+
+
+def wait_for_shell(tmux, shell):
+    """Wait until the shell itself is in the foreground."""
+    give_up_s = time.monotonic() + ANSWER_S
+    while read_stat(shell).tpgid != shell:
+        assert time.monotonic() < give_up_s, tmux.screen()
 
 
 def test_an_interactive_shell(tmux, tmp_path):
@@ -140,13 +150,6 @@ def test_an_interactive_shell(tmux, tmp_path):
     tmux.wait_for_end()
 
 
-def wait_for_job(tmux, shell):
-    give_up_s = time.monotonic() + ANSWER_S
-    while (group := read_stat(shell).tpgid) == shell:
-        assert time.monotonic() < give_up_s, tmux.screen()
-    assert group > 0
-
-
 def test_vim_alone_in_a_window_of_the_same_size(tmux, tmp_path):
     image, text = tmp_path / "image", tmp_path / "text"
     tmux.open("vim", "-Nnu", "NONE", text)
@@ -167,3 +170,45 @@ def test_vim_alone_in_a_window_of_the_same_size(tmux, tmp_path):
     tmux.enter(":wq")
     tmux.wait_for_end()
     assert text.read_text() == "written before the dump\nand half of a line, the rest\n"
+
+
+def test_a_shell_with_vim_in_the_foreground_and_a_stopped_job(tmux, tmp_path):
+    image, text = tmp_path / "image", tmp_path / "text"
+    tmux.open(*BASH)
+    tmux.wait_for(PROMPT.strip())
+    tmux.enter("secret=forty-two; sleep 1000")
+    wait_for_job(tmux, tmux.pid)
+    tmux.keys("C-z")
+    tmux.wait_for("Stopped")
+    tmux.enter(f"vim -Nnu NONE {text}")
+    tmux.wait_for("[New")
+    tmux.keys("i")
+    tmux.wait_for("-- INSERT --")
+    tmux.run("send-keys", "-l", "half of a li")
+    tmux.wait_for("half of a li")
+    dump(tmux.pid, image, "--incremental")
+    tmux.run("send-keys", "-l", "ne")
+    tmux.wait_for("half of a line")
+    job = read_stat(tmux.pid).tpgid
+    pid = bring_back(tmux, image)
+    tmux.wait_for("is standard error of this command now")
+    assert read_stat(pid).tpgid == job
+    assert read_stat(job).tty_nr == read_stat(pid).tty_nr != 0
+    tmux.run("send-keys", "-l", ", the rest")
+    tmux.keys("Escape", "C-l")
+    tmux.wait_for("half of a line, the rest")
+    tmux.keys("C-z")
+    tmux.wait_for("Stopped", PROMPT.strip())
+    tmux.enter("echo $secret; jobs")
+    tmux.wait_for("\nforty-two", "sleep 1000", "vim")
+    tmux.enter("fg")
+    tmux.wait_for("half of a line, the rest\n~")
+    tmux.enter(":wq")
+    wait_for_shell(tmux, pid)
+    tmux.enter("fg")
+    wait_for_job(tmux, pid)
+    tmux.keys("C-c")
+    wait_for_shell(tmux, pid)
+    tmux.enter("exit")
+    tmux.wait_for_end()
+    assert text.read_text() == "half of a line, the rest\n"
