@@ -195,6 +195,23 @@ def restore(record: CgroupsRecord, rebuilt: Rebuilt) -> Restore:
     for group, reply in zip(joined, replies, strict=True):
         if not reply.ok:
             raise RestoreFailed(f"joining control group {group.path}", str(reply))
+    _bring_back(record, rebuilt.pid)
+
+
+def _bring_back(record: CgroupsRecord, pid: Pid) -> None:
+    """Move a process into those of its groups that we are in, if its parent had left them."""
+    here = _record_of(procfs_files.read_text(pid, "cgroup")).groups
+    ours = _record_of(procfs_files.read_text(Pid(os.getpid()), "cgroup")).groups
+    left = [group for group in record.groups if group in ours and group not in here]
+    hierarchies = _read_hierarchies() if left else {}
+    for group in left:
+        directory = _find(group, hierarchies)
+        try:
+            if directory is None:
+                raise FileNotFoundError(group.path)
+            (directory / "cgroup.procs").write_text(str(pid), encoding="ascii")
+        except OSError as error:
+            raise RestoreFailed(f"joining control group {group.path}", str(error)) from error
 
 
 CGROUPS = Resource(

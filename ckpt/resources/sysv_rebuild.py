@@ -1,8 +1,6 @@
 """Makes objects of System V IPC anew, in the restorer, and attaches segments; see `sysv.py`."""
 
 import contextlib
-import os
-import weakref
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,10 +10,9 @@ from ckpt.kernel import sysvipc
 from ckpt.kernel.arch import NR
 from ckpt.kernel.features import Features
 from ckpt.kernel.libc import PAGE_SIZE
-from ckpt.kernel.namespaces import read_namespace
 from ckpt.kernel.sysvipc import IPC_CREAT, IPC_EXCL, SHM_DEST, Listed
 from ckpt.process.remote import Call, call
-from ckpt.resources.base import Opened, Rebuilt, Restore, expect
+from ckpt.resources.base import Opened, Opening, Rebuilt, Restore, expect
 from ckpt.resources.sysv_record import (
     AttachmentRecord,
     QueueRecord,
@@ -24,7 +21,7 @@ from ckpt.resources.sysv_record import (
     SysvRecord,
 )
 from ckpt.resources.vmas import PROT_EXEC, PROT_READ, PROT_WRITE
-from ckpt.units import Fd, Pid
+from ckpt.units import RemoteAddr
 
 SYSCTL = Path("/proc/sys/kernel")
 _STEP = "making System V IPC anew"
@@ -59,8 +56,9 @@ class _Segment:
     """A segment that we have made, and have attached; removed if the restore fails."""
 
     def __init__(self, record: SegmentRecord) -> None:
-        """Make and fill it."""
-        self._dies_with_us = bool(record.permissions.mode & SHM_DEST)
+        """Make it, still empty."""
+        self._record = record
+        self._done = False
         _make_room(record)
         self._id = _made(
             "shm",
@@ -68,20 +66,34 @@ class _Segment:
             lambda flags: _get_segment(record, flags),
             sysvipc.remove_segment,
         )
-        where = read_namespace(Pid(os.getpid()), "ipc")
-        self._forget = weakref.finalize(self, _remove_unless_elsewhere, self._id, where)
-        self.address = sysvipc.shmat(self._id)
-        for one in record.data:
+        self._address: RemoteAddr | None = None
+
+    def fill(self) -> None:
+        """Give it its content, its owner and its mode."""
+        address = self._address = sysvipc.shmat(self._id)
+        for one in self._record.data:
             raw = zlib.decompressobj().decompress(one.packed, one.len_bytes)
-            sysvipc.write_attached(self.address, one.offset_bytes, raw)
-        sysvipc.set_segment(self._id, record.permissions)
+            sysvipc.write_attached(address, one.offset_bytes, raw)
+        sysvipc.set_segment(self._id, self._record.permissions)
 
     def let_go(self) -> None:
         """Leave it to the processes, which have it attached by now."""
-        self._forget.detach()
-        if self._dies_with_us:
+        self._done = True
+        if self._record.permissions.mode & SHM_DEST:
             sysvipc.remove_segment(self._id)
-        sysvipc.shmdt(self.address)
+        self._detach()
+
+    def close(self) -> None:
+        """Detach and remove it if nobody got it."""
+        if not self._done:
+            with contextlib.suppress(OSError):
+                sysvipc.remove_segment(self._id)
+            self._detach()
+
+    def _detach(self) -> None:
+        if self._address is not None:
+            sysvipc.shmdt(self._address)
+            self._address = None
 
 
 def _get_segment(record: SegmentRecord, flags: int) -> int:
@@ -93,13 +105,6 @@ def _get_segment(record: SegmentRecord, flags: int) -> int:
     return sysvipc.shmget(record.permissions.key, record.size_bytes, flags)
 
 
-def _remove_unless_elsewhere(number: int, namespace: str) -> None:
-    """Remove a segment; in a namespace that we have left it is gone already."""
-    with contextlib.suppress(OSError):
-        if read_namespace(Pid(os.getpid()), "ipc") == namespace:
-            sysvipc.remove_segment(number)
-
-
 def _make_room(record: SegmentRecord) -> None:
     """Remove what the tree has left behind."""
     for here in sysvipc.read_sysvipc("shm"):
@@ -107,36 +112,30 @@ def _make_room(record: SegmentRecord) -> None:
             sysvipc.remove_segment(here.id)
 
 
-def prepare(record: SysvRecord, _options: object) -> dict[str, Opened]:
+def prepare(record: SysvRecord, opening: Opening) -> dict[str, Opened]:
     """Make all objects in the restorer's IPC namespace, which is to be theirs.
 
     Raises:
         RestoreFailed: an id is in use, or the kernel refused something else.
         NotPermitted: we may not choose ids.
     """
-    opened: dict[str, Opened] = {}
     try:
         for name, value in record.settings:
             (SYSCTL / name).write_text(value, encoding="ascii")
         for one in record.segments:
             segment = _Segment(one)
-            # It needs no descriptor, but to be told when all is built.
-            opened[f"sysv {one.id}"] = Opened(_any_fd(), at_last=segment.let_go)
+            opening.at_end.append(segment.close)
+            segment.fill()
+            opening.at_last.append(segment.let_go)
         for semaphores in record.semaphores:
             _make_semaphores(semaphores)
         for queue in record.queues:
             _make_queue(queue)
+    except PermissionError as error:
+        raise NotPermitted("make System V IPC objects", "run ckpt as root") from error
     except OSError as error:
-        for one_opened in opened.values():
-            os.close(one_opened.fd)
-        if isinstance(error, PermissionError):
-            raise NotPermitted("make System V IPC objects", "run ckpt as root") from error
         raise RestoreFailed(_STEP, error.strerror or str(error)) from error
-    return opened
-
-
-def _any_fd() -> Fd:
-    return Fd(os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC))
+    return {}
 
 
 def _made(name: str, wanted: int, get: Callable[[int], int], remove: Callable[[int], None]) -> int:

@@ -1,7 +1,6 @@
 """System V IPC: segments that a process has attached, and all of a namespace of its own."""
 
 import contextlib
-import os
 
 import attrs
 import pytest
@@ -9,6 +8,7 @@ import pytest
 from ckpt.errors import RestoreFailed
 from ckpt.kernel import sysvipc
 from ckpt.kernel.sysvipc import Permissions
+from ckpt.resources.base import Opening, RestoreOptions
 from ckpt.resources.namespaces import NAMESPACES, entered
 from ckpt.resources.sysv import SYSV
 from ckpt.resources.sysv_rebuild import check_host, prepare
@@ -106,10 +106,10 @@ def test_a_namespace_of_its_own_comes_back():
     assert record.segments[0].size_bytes == 10_000
     assert dict(record.settings)["shmmni"]
     with entered(spaces):
-        opened = prepare(record, None)
-        for one in opened.values():
-            os.close(one.fd)
-            one.at_last()
+        opening = Opening(RestoreOptions(), contextlib.ExitStack())
+        assert prepare(record, opening) == {}
+        for finish in (*opening.at_last, *opening.at_end):
+            finish()
         with child(lambda: None) as pid:
             # It is where we are, so that what is not attached is not its.
             assert capture(SYSV, pid).segments == ()
@@ -147,7 +147,7 @@ def test_an_id_in_use_is_named_and_refused():
         (finding,) = check_host(record, FEATURES)
         assert "somebody uses a segment of this id" in str(finding)
         with pytest.raises(RestoreFailed, match="in use"):
-            prepare(record, None)
+            prepare(record, Opening(RestoreOptions(), contextlib.ExitStack()))
         assert number in segments()
     finally:
         sysvipc.shmdt(at)

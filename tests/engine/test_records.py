@@ -52,6 +52,11 @@ NARROW = {
     ("SeccompRecord", "threads"): st.just(()),
     ("SeccompRecord", "filters"): st.just(()),
     ("GroupRecord", "path"): st.just("/a"),
+    ("NamespacesRecord", "own"): st.just(("uts",)),
+    **{
+        ("SysvRecord", name): st.just(())
+        for name in ("attached", "segments", "semaphores", "queues", "settings")
+    },
     ("RegistersRecord", "prstatus"): st.just(bytes(216)),
     ("RegistersRecord", "xstate"): st.just(bytes(832)),
     ("Owner", "kind"): st.integers(0, 2),
