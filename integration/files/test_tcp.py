@@ -1,6 +1,5 @@
-"""Listening TCP sockets: address, options, backlog; and the connections that are refused."""
+"""Listening TCP sockets: address, options, backlog; and what other sockets are refused."""
 
-import contextlib
 import os
 import socket
 import struct
@@ -160,24 +159,6 @@ def test_a_port_that_is_taken_is_named():
         found = [str(finding) for finding in FILES.check_host(record, FEATURES)]
     assert len(found) == 1
     assert f"cannot be bound to 127.0.0.1:{port} here (Address already in use)" in found[0]
-
-
-def test_connections_are_refused_with_their_peer():
-    with contextlib.ExitStack() as stack:
-        server = stack.enter_context(listening(number=800))
-        stack.callback(os.close, 800)
-        port = server.getsockname()[1]
-
-        def prepare():
-            connected = socket.create_connection(("127.0.0.1", port))
-            ended = socket.create_connection(("127.0.0.1", port))
-            ended.shutdown(socket.SHUT_RDWR)
-            return connected, ended
-
-        with opened_by(prepare) as pid:
-            found = look(pid)
-    assert f"is a TCP connection to 127.0.0.1 port {port}, which is not supported yet" in found[0]
-    assert "is a TCP connection" in found[1]
 
 
 def test_other_sockets_are_refused_by_name():
