@@ -15,7 +15,7 @@ import pytest
 
 from ckpt.kernel.procfs.stat import read_stat
 from ckpt.process.tree import list_tree
-from integration.harness import CKPT, become_subreaper, dump
+from integration.harness import CKPT, become_subreaper, ckpt, dump
 from integration.workloads.driver import ANSWER_S
 
 SIZE = ("-x", "90", "-y", "20")
@@ -212,3 +212,45 @@ def test_a_shell_with_vim_in_the_foreground_and_a_stopped_job(tmux, tmp_path):
     tmux.enter("exit")
     tmux.wait_for_end()
     assert text.read_text() == "half of a line, the rest\n"
+
+
+def test_tmux_itself_with_the_terminals_that_it_has(tmux, tmp_path):
+    image, text = tmp_path / "image", tmp_path / "text"
+    tmux.open(*BASH)
+    tmux.wait_for(PROMPT.strip())
+    tmux.enter(f"vim -Nnu NONE {text}")
+    tmux.wait_for("[New")
+    tmux.keys("i")
+    tmux.wait_for("-- INSERT --")
+    tmux.run("send-keys", "-l", "half of a li")
+    tmux.wait_for("half of a li")
+    server = int(tmux.run("display-message", "-p", "#{pid}"))
+    dump(server, image, "--incremental")
+    tmux.run("send-keys", "-l", "ne")
+    shown = tmux.wait_for("half of a line")
+    shell, terminal = tmux.pid, tmux.run("display-message", "-p", "#{pane_tty}")
+    pids = list_tree(server)
+    dump(server, image, "--kill")
+    for pid in pids:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, 0)
+    done = ckpt("restore", "--detach", image)
+    assert done.returncode == 0, done.stderr
+    assert tmux.screen() == shown
+    assert (tmux.pid, tmux.run("display-message", "-p", "#{pane_tty}")) == (shell, terminal)
+    tmux.run("send-keys", "-l", ", the rest")
+    tmux.wait_for("half of a line, the rest")
+    tmux.keys("Escape")
+    tmux.enter(":wq")
+    wait_for_shell(tmux, shell)
+    assert text.read_text() == "half of a line, the rest\n"
+    tmux.enter("tty; sleep 1000")
+    tmux.wait_for(f"\n{terminal}")
+    wait_for_job(tmux, shell)
+    tmux.run("resize-window", *("-x", "70", "-y", "15"))
+    tmux.keys("C-c")
+    wait_for_shell(tmux, shell)
+    tmux.enter("stty size")
+    tmux.wait_for("\n15 70")
+    tmux.run("split-window", "exec cat")
+    assert len(set(tmux.run("list-panes", "-F", "#{pane_tty}").split())) == 2
