@@ -216,6 +216,10 @@ class Opening:
     made: dict[tuple[str, int], Any] = attrs.field(factory=dict)
     """Name of the kind, number of the object -> what that kind has made of it (a pipe: both ends),
     for all descriptions that belong to it."""
+    at_last: list[Callable[[], None]] = attrs.field(factory=list)
+    """Called when everything is built, right before the first thread is let go."""
+    at_end: list[Callable[[], None]] = attrs.field(factory=list)
+    """Called when the restore is over, however."""
 
 
 @attrs.frozen(slots=True, repr=False)
