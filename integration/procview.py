@@ -1,8 +1,8 @@
 """What /proc says of a process, in a form that a restore must bring back unchanged.
 
 Left out is what cannot be equal or is no state: times and counters, addresses of kernel objects,
-the inode numbers of pipes and sockets (named by order of appearance instead), what ckpt's own
-tracker adds to a mapping (`uw`).
+the inode numbers of pipes, sockets and files without a name (named by order of appearance instead),
+what ckpt's own tracker adds to a mapping (`uw`).
 """
 
 import os
@@ -62,13 +62,17 @@ def _status(task: Path) -> dict[str, str]:
 def _maps(root: Path) -> list[tuple[int, int, str, str]]:
     """Return (start, end, what) with neighbours that differ in nothing joined, as a kernel may."""
     joined: list[tuple[int, int, str, str]] = []
+    nameless: dict[str, str] = {}
     start = end = offset = 0
     head = ""
     for line in (root / "smaps").read_text().splitlines():
         found = re.match(r"([0-9a-f]+)-([0-9a-f]+) (\S+) ([0-9a-f]+) (\S+) (\d+) *(.*)", line)
         if found:
             start, end, offset = (int(found[i], 16) for i in (1, 2, 4))
-            head = f"{found[3]} {found[5]} {found[6]} {found[7]}"
+            inode = found[6]
+            if _comes_back_anew(found[7]):
+                inode = nameless.setdefault(inode, f"number {len(nameless)}")
+            head = f"{found[3]} {found[5]} {inode} {found[7]}"
             if found[6] != "0":
                 head += f" at {offset - start:x}"
         elif line.startswith("VmFlags:") and "[vsyscall]" not in head:
@@ -80,6 +84,11 @@ def _maps(root: Path) -> list[tuple[int, int, str, str]]:
     return joined
 
 
+def _comes_back_anew(path: str) -> bool:
+    """Tell whether a restore makes the file, so that its inode is another one."""
+    return path.endswith(" (deleted)") or path.startswith(("/dev/shm/", "[anon_shmem:"))
+
+
 def _fds(root: Path) -> dict[int, tuple[str, str]]:
     names: dict[str, str] = {}
     fds: dict[int, tuple[str, str]] = {}
@@ -87,6 +96,8 @@ def _fds(root: Path) -> dict[int, tuple[str, str]]:
         link = str((root / "fd" / name).readlink())
         if re.match(r"(pipe|socket):", link):
             link = names.setdefault(link, f"{link.split(':')[0]} number {len(names)}")
+        # What was made by O_TMPFILE is shown by its inode.
+        link = re.sub(r"/#\d+ \(deleted\)$", "/# (deleted)", link)
         info = (root / "fdinfo" / name).read_text()
         info = re.sub(rf"^({_VOLATILE_LINES}):.*\n", "", info, flags=re.MULTILINE)
         info = re.sub(r" pos:\S+ ino:\S+ sdev:\S+", "", info)

@@ -193,6 +193,13 @@ class RestoreOptions:
     """Processes stay in the restorer's control groups."""
     warn: Callable[[str], None] = be_silent
     """Tells the user of something that is not exactly as it was."""
+    contents: Mapping[str, str] = attrs.field(factory=dict)
+    """Files that the restorer has made, since the image holds their content: by their keys
+    (`FileIdentity.content`), and by the names of those that have one; where to open them now."""
+
+    def content_of(self, key: str, path: str) -> str | None:
+        """Return where to open what was made for a content, or a name; None: it was not made."""
+        return self.contents.get(key or path)
 
 
 @attrs.frozen(slots=True, repr=False)

@@ -21,6 +21,18 @@ class FileIdentity:
     mtime_ns: int
     build_id: str = ""
     """Hexadecimal; empty if it is no ELF file or has none."""
+    content: str = ""
+    """The key of its content in the image (`content_key`), if no name leads to the file."""
+
+
+def content_key(status: os.stat_result) -> str:
+    """Return what tells a file from all others of a moment."""
+    return f"{status.st_dev:x}:{status.st_ino:x}"
+
+
+def without_deleted(link: str) -> str:
+    """Return the name that a file without a name once had, from what /proc shows of it."""
+    return link.removesuffix(" (deleted)")
 
 
 def identify(path: str, status: os.stat_result) -> FileIdentity:
@@ -35,6 +47,8 @@ def identify(path: str, status: os.stat_result) -> FileIdentity:
 
 def with_build_id(identity: FileIdentity) -> FileIdentity:
     """Return the identity completed by the build-id that the file has; takes milliseconds."""
+    if identity.content:
+        return identity
     return attrs.evolve(identity, build_id=read_build_id(identity.path))
 
 

@@ -2,8 +2,11 @@
 
 Kernel: /proc/PID/{cwd,root,status}, chdir(2), chroot(2), umask(2).
 
-Refused before the target is stopped: a working directory or root that is deleted, moved away, or of
-/proc/PID; another mount namespace; threads with a working directory of their own.
+A deleted working directory is made under its name (`content.py`), and deleted again at the end.
+
+Refused before the target is stopped: a root that is deleted; a working directory or root that was
+moved away, or is of /proc/PID; another mount namespace; threads with a working directory of their
+own.
 """
 
 import os
@@ -27,6 +30,7 @@ from ckpt.resources.base import (
     Target,
     expect,
 )
+from ckpt.resources.content import identify_link
 from ckpt.resources.files.directory import directory_problem
 from ckpt.resources.files.open_file import is_of_a_process
 from ckpt.units import Pid
@@ -78,8 +82,10 @@ def _problem_of(pid: Pid, name: str, path: str) -> str:
     try:
         named = os.stat(path)
     except OSError as error:
+        if name == "cwd" and identify_link(f"/proc/{pid}/cwd").content:
+            return ""
         if status.st_nlink == 0 or path.endswith(" (deleted)"):
-            return "is deleted, which is not supported yet"
+            return "is deleted, which is not supported"
         return f"cannot be found under its name ({error.strerror})"
     return "" if os.path.samestat(named, status) else "was replaced by another of the same name"
 
@@ -99,15 +105,15 @@ def capture(stopped: Stopped) -> Capture[FilesystemRecord]:
     if umask is None:
         umask = replies[0].value
         yield [call(NR.umask, umask)]
-    return FilesystemRecord(
-        cwd=read_link(stopped.pid, "cwd"), root=read_link(stopped.pid, "root"), umask=umask
-    )
+    cwd = identify_link(f"/proc/{stopped.pid}/cwd").path
+    return FilesystemRecord(cwd=cwd, root=read_link(stopped.pid, "root"), umask=umask)
 
 
-def check_files(record: FilesystemRecord, _options: RestoreOptions) -> Iterator[Finding]:
+def check_files(record: FilesystemRecord, options: RestoreOptions) -> Iterator[Finding]:
     """Name a directory that is missing."""
     for name, path in (("cwd", record.cwd), ("root", record.root)):
-        problem = directory_problem(path)
+        made = options.content_of("", path)
+        problem = "" if made is not None else directory_problem(path)
         if problem:
             yield Finding(f"{_NAMES[name]} {path}", problem, "make the directory")
 

@@ -11,6 +11,8 @@ import os
 
 from ckpt.kernel.procfs import maps
 from ckpt.kernel.sysvipc import is_segment
+from ckpt.resources.content import identify_link
+from ckpt.resources.file_identity import FileIdentity
 from ckpt.units import Pid
 
 KERNEL_VMAS = ("[vvar]", "[vvar_vclock]", "[vdso]")
@@ -67,12 +69,10 @@ def _flags_problem(vma: maps.Vma) -> str:
 
 def _kind_problem(vma: maps.Vma) -> str:
     path = vma.path or ""
-    if path.startswith("/memfd:"):
-        return "memory of a memfd is not supported yet"
     if path.startswith("/SYSV"):
         return "System V shared memory is not supported yet"
-    if path == "/dev/zero" and vma.deleted:
-        return "shared anonymous memory is not supported yet"
+    if path.startswith("/secretmem"):
+        return "secret memory (memfd_secret) cannot be read by anybody else"
     if path.startswith("/[aio]"):
         return "an AIO ring is not supported yet"
     if path.startswith("anon_inode:"):
@@ -81,13 +81,34 @@ def _kind_problem(vma: maps.Vma) -> str:
 
 
 def _problem_of_file(pid: Pid, vma: maps.Vma) -> str:
-    return file_problem(pid, vma) if is_file(vma) else ""
+    if not is_file(vma):
+        return ""
+    try:
+        if identify_nameless(pid, vma) is not None:
+            return ""  # `content.py` says whether it can travel
+    except FileNotFoundError:
+        return ""  # unmapped meanwhile; the frozen target is asked again
+    except OSError as error:
+        return f"the mapped file cannot be examined ({error.strerror})"
+    return file_problem(pid, vma)
+
+
+def identify_nameless(pid: Pid, vma: maps.Vma) -> FileIdentity | None:
+    """Return the identity of a mapped file whose content must travel; None if it has a name.
+
+    Raises:
+        OSError: it cannot be examined.
+    """
+    if not vma.deleted and not vma.anon_name:
+        return None
+    identity = identify_link(_map_file(pid, vma))
+    return identity if identity.content else None
 
 
 def file_problem(pid: Pid, vma: maps.Vma) -> str:
     """Return why a mapped file cannot be mapped again by its name; empty if it can."""
     if vma.deleted:
-        return "the mapped file is deleted, which is not supported yet"
+        return "the mapped file has lost its name and has another, which is not supported yet"
     try:
         if _named_is_mapped(pid, vma):
             return ""

@@ -7,9 +7,10 @@ mseal(2), prctl(2) PR_SET_MM_MAP (Linux 3.18) and PR_SET_VMA_ANON_NAME (5.17); P
 guard regions (MADV_GUARD_INSTALL), which are not seen by kernels that have them without
 PAGE_IS_GUARD (6.13 to 6.15).
 
-What `mappings.py` names is refused before the target is touched: shared anonymous memory, memfd,
-SysV shared memory, hugetlb pages, device memory, mapped files that are deleted, and more. Two
-neighbouring mappings that differ in nothing may come back as one.
+Shared anonymous memory, memfd and mapped files that are deleted are files that the restorer makes
+(`content.py`). What `mappings.py` names is refused before the target is touched: SysV shared
+memory, hugetlb pages, device memory, and more. Two neighbouring mappings that differ in nothing may
+come back as one.
 """
 
 import contextlib
@@ -44,12 +45,12 @@ from ckpt.resources.base import (
     Target,
     expect,
 )
+from ckpt.resources.content import identify_link
 from ckpt.resources.file_identity import (
     FileIdentity,
     describe_absence,
     describe_change,
     describe_loss,
-    identify,
     with_build_id,
 )
 from ckpt.resources.mappings import KERNEL_VMAS
@@ -159,8 +160,7 @@ def capture(stopped: Stopped) -> Capture[MemoryRecord]:
     looked = confirm_vmas(pid, stopped.notes.get(_NAME), stopped.task.maps_lines, locked_bytes)
     records = looked.records
     stat = procfs_stat.read_stat(pid)
-    exe_path = os.readlink(f"/proc/{pid}/exe")
-    exe = identify(exe_path, os.stat(f"/proc/{pid}/exe"))
+    exe = identify_link(f"/proc/{pid}/exe")
     files = looked.files.identify(pid)
     guards = _read_guards(pid, records) if stopped.features.pagemap_scan_guard else []
     (brk,) = yield [call(NR.brk, 0)]
@@ -243,6 +243,11 @@ def check_files(record: MemoryRecord, options: RestoreOptions) -> Iterator[Findi
     """
     written = _written_files(record)
     for index, identity in enumerate((*record.files, record.exe)):
+        if options.content_of(identity.content, identity.path) is not None:
+            continue
+        if identity.content:
+            yield Finding(f"mapped file {identity.path}", "the image does not hold its content")
+            continue
         if identity.path in options.allow_changed:
             change = describe_absence(identity)
         elif index in written:
@@ -259,20 +264,22 @@ def _written_files(record: MemoryRecord) -> set[int]:
     return {vma.file for vma in record.vmas if vma.shared and "mw" in vma.flags}
 
 
-def prepare(record: MemoryRecord, _opening: Opening) -> dict[str, Opened]:
+def prepare(record: MemoryRecord, opening: Opening) -> dict[str, Opened]:
     """Open the mapped files and the executable, for the embryo to inherit.
 
     Raises:
         RestoreFailed: one of them cannot be opened; none is left open.
     """
     writable = _written_files(record)
-    wanted = [(_key(index), identity.path) for index, identity in enumerate(record.files)]
+    wanted = [(_key(index), identity) for index, identity in enumerate(record.files)]
     opened: dict[str, Opened] = {}
     with contextlib.ExitStack() as undo:
-        for index, (key, path) in enumerate([*wanted, ("exe", record.exe.path)]):
+        for index, (key, identity) in enumerate([*wanted, ("exe", record.exe)]):
             flags = os.O_RDWR if index in writable else os.O_RDONLY
+            path = identity.path
+            made = opening.options.content_of(identity.content, path)
             try:
-                fd = Fd(os.open(path, flags | os.O_CLOEXEC))
+                fd = Fd(os.open(made or path, flags | os.O_CLOEXEC))
             except OSError as error:
                 raise RestoreFailed(f"opening {path}", error.strerror or str(error)) from error
             undo.callback(os.close, fd)

@@ -12,6 +12,7 @@ from ckpt.process.seed import ClockOffsets
 from ckpt.resources import clocks, namespaces
 from ckpt.resources.base import Resource
 from ckpt.resources.cgroups import CGROUPS
+from ckpt.resources.content import CONTENTS
 from ckpt.resources.credentials import CREDENTIALS
 from ckpt.resources.files.owners import FILE_OWNERS
 from ckpt.resources.files.table import FILES
@@ -37,6 +38,8 @@ PROCESS: tuple[Resource[Any], ...] = (
     MEMORY,
     SYSV,
     FILES,
+    # Captured with what the descriptors were found to be.
+    CONTENTS,
     FILESYSTEM,
     clocks.CLOCKS,
     NAMESPACES,

@@ -15,7 +15,13 @@ from ckpt.kernel.procfs import maps
 from ckpt.kernel.procfs import status as procfs_status
 from ckpt.kernel.sysvipc import is_segment
 from ckpt.resources.file_identity import FileIdentity, identify
-from ckpt.resources.mappings import KERNEL_VMAS, file_problem, is_file, problem_of
+from ckpt.resources.mappings import (
+    KERNEL_VMAS,
+    file_problem,
+    identify_nameless,
+    is_file,
+    problem_of,
+)
 from ckpt.units import AddrRange, Pid, RemoteAddr
 
 PROT_READ, PROT_WRITE, PROT_EXEC = 1, 2, 4
@@ -62,7 +68,7 @@ class FileTable:
 
     def __init__(self) -> None:
         """Begin with none."""
-        self._index: dict[str, int] = {}
+        self._index: dict[object, int] = {}
         self._mapped: list[maps.Vma] = []
         """A mapping of each."""
 
@@ -79,15 +85,16 @@ class FileTable:
             file=self._file(vma) if is_file(vma) else -1,
             offset_bytes=vma.offset_bytes if is_file(vma) else 0,
             flags=tuple(sorted(vma.flags)),
-            name=path[6:-1] if path.startswith("[anon:") else "",
+            name=vma.anon_name or "",
         )
 
     def _file(self, vma: maps.Vma) -> int:
-        path = vma.path or ""
-        if path not in self._index:
-            self._index[path] = len(self._mapped)
+        # All that has no name any more may have the same one.
+        key = (vma.dev, vma.inode) if vma.deleted or vma.anon_name else vma.path or ""
+        if key not in self._index:
+            self._index[key] = len(self._mapped)
             self._mapped.append(vma)
-        return self._index[path]
+        return self._index[key]
 
     def identify(self, pid: Pid) -> tuple[FileIdentity, ...]:
         """Return what each file is now, in the order of the index.
@@ -98,6 +105,10 @@ class FileTable:
         identities = []
         for vma in self._mapped:
             path = vma.path or ""
+            nameless = identify_nameless(pid, vma)
+            if nameless is not None:
+                identities.append(nameless)
+                continue
             problem = file_problem(pid, vma)
             if problem or not os.path.exists(path):
                 problem = problem or "the mapped file has just been removed"

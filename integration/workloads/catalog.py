@@ -45,6 +45,7 @@ STATES: dict[str, list[str]] = {
     "s_signals": ["raise"],
     "s_timers": ["tick"],
     "s_memory": ["write", "grow", "fork", "shared"],
+    "s_shared": ["write", "zero"],
     "s_listen": ["reopen"],
     "s_datagram": ["send"],
     "s_tcp": ["send", "read"],
@@ -89,6 +90,10 @@ DAMAGES: dict[str, list[str]] = {
         *["unreachable", "relocated", "sparse", "shared", "heap", "low"],
         *["protection", "fork", "wipe", "huge", "locked", "unmapped"],
         *["break", "arguments"],
+    ],
+    "s_shared": [
+        *["anonymous", "part", "sparse", "unlinked", "private", "name"],
+        *["offset", "open", "apart"],
     ],
     "s_listen": ["closed", "flags", "backlog", "option", "deaf", "port"],
     "s_tcp": ["lost", "more", "option", "flags", "closed", "address"],

@@ -4,7 +4,9 @@ Kernel: open(2), getdents64(2), lseek(2). The offset of a directory is a cookie 
 good for the same directory of the same file system: after a move to another host a listing that
 was under way may repeat or miss entries.
 
-Refused before the target is stopped: directories that are deleted, moved away, or of /proc/PID.
+A deleted directory comes back empty, as it is, and deleted (`content.py`).
+
+Refused before the target is stopped: directories that are moved away, or of /proc/PID.
 """
 
 import os
@@ -15,6 +17,7 @@ import attrs
 
 from ckpt.process.remote import Reply
 from ckpt.resources.base import Opening, RestoreOptions
+from ckpt.resources.content import identify_shown
 from ckpt.resources.files.fd_table import FdTable
 from ckpt.resources.files.kind import Kind, open_at
 from ckpt.resources.files.open_file import OpenFile, Problem, path_problem
@@ -28,6 +31,8 @@ class DirectoryRecord:
     path: str
     offset: int
     """A cookie of the file system."""
+    content: str = ""
+    """Its key among the contents, if it is deleted."""
 
 
 def matches(file: OpenFile) -> bool:
@@ -37,18 +42,19 @@ def matches(file: OpenFile) -> bool:
 
 def problem(file: OpenFile, _table: FdTable) -> Problem | None:
     """See `Kind.problem`."""
-    return path_problem(file)
+    return None if identify_shown(file.link, file.status).content else path_problem(file)
 
 
 def capture(file: OpenFile, _table: FdTable, _replies: list[Reply]) -> DirectoryRecord:
     """See `Kind.capture`."""
-    return DirectoryRecord(file.link, file.info.pos)
+    identity = identify_shown(file.link, file.status)
+    return DirectoryRecord(identity.path, file.info.pos, identity.content)
 
 
-def check_files(
-    record: DirectoryRecord, _flags: int, _options: RestoreOptions
-) -> Iterator[Problem]:
+def check_files(record: DirectoryRecord, _flags: int, options: RestoreOptions) -> Iterator[Problem]:
     """See `Kind.check_files`."""
+    if record.content and options.content_of(record.content, "") is not None:
+        return
     problem = directory_problem(record.path)
     if problem:
         yield Problem(problem, "make the directory")
@@ -63,8 +69,11 @@ def directory_problem(path: str) -> str:
     return "" if stat.S_ISDIR(status.st_mode) else "is no directory any more"
 
 
-def open_again(record: DirectoryRecord, flags: int, _opening: Opening) -> Fd:
+def open_again(record: DirectoryRecord, flags: int, opening: Opening) -> Fd:
     """See `Kind.open`."""
+    if record.content:
+        made = opening.options.contents[record.content]
+        return open_at(made, flags | os.O_DIRECTORY, 0)
     return open_at(record.path, flags | os.O_DIRECTORY, record.offset)
 
 
