@@ -98,6 +98,8 @@ def _fds(root: Path) -> dict[int, tuple[str, str]]:
             link = names.setdefault(link, f"{link.split(':')[0]} number {len(names)}")
         # What was made by O_TMPFILE is shown by its inode.
         link = re.sub(r"/#\d+ \(deleted\)$", "/# (deleted)", link)
+        # A name that somebody else has meanwhile.
+        link = re.sub(r"/\.([^/]+)\.[0-9a-f]{16} \(deleted\)$", r"/\1 (deleted)", link)
         info = (root / "fdinfo" / name).read_text()
         info = re.sub(rf"^({_VOLATILE_LINES}):.*\n", "", info, flags=re.MULTILINE)
         info = re.sub(r" pos:\S+ ino:\S+ sdev:\S+", "", info)

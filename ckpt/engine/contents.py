@@ -18,6 +18,7 @@ import errno
 import fcntl
 import mmap
 import os
+import re
 import secrets
 import stat
 from collections.abc import Iterable, Iterator, Sequence
@@ -458,7 +459,14 @@ _LONGEST_NAME = 200
 """Bytes that are kept of a name; 255 are allowed."""
 
 
+_SPARE = re.compile(r"\.(.+)\.[0-9a-f]{16}")
+
+
 def _spare_name(name: str) -> str:
+    """Return a name that nobody has, and that does not grow from restore to restore."""
+    own = _SPARE.fullmatch(name)
+    if own:
+        name = own[1]
     kept = os.fsdecode(os.fsencode(name)[:_LONGEST_NAME])
     return f".{kept}.{secrets.token_hex(8)}"
 

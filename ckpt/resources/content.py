@@ -173,6 +173,8 @@ def capture(stopped: Stopped) -> Capture[ContentsRecord]:
     """
     yield []
     pid, tree = stopped.pid, stopped.tree
+    if tree.claim(NOTE):
+        tree.notes[NOTE] = []
     found: list[Found] = []
     findings: list[Finding] = []
     for place in _iter_places(pid, stopped.task.maps_lines, stopped.notes.get(LINKS, {})):
@@ -187,7 +189,7 @@ def capture(stopped: Stopped) -> Capture[ContentsRecord]:
             found.append(Found(record, place.proc_path))
     if findings:
         raise UnsupportedState(pid, tuple(findings))
-    tree.notes.setdefault(NOTE, []).extend(found)
+    tree.notes[NOTE] += found
     return ContentsRecord(tuple(one.record for one in found))
 
 

@@ -46,6 +46,8 @@ STATES: dict[str, list[str]] = {
     "s_timers": ["tick"],
     "s_memory": ["write", "grow", "fork", "shared"],
     "s_shared": ["write", "zero"],
+    "s_memfd": ["write", "grow", "seal"],
+    "s_ghost": ["write", "append"],
     "s_listen": ["reopen"],
     "s_datagram": ["send"],
     "s_tcp": ["send", "read"],
@@ -90,6 +92,14 @@ DAMAGES: dict[str, list[str]] = {
         *["unreachable", "relocated", "sparse", "shared", "heap", "low"],
         *["protection", "fork", "wipe", "huge", "locked", "unmapped"],
         *["break", "arguments"],
+    ],
+    "s_memfd": [
+        *["content", "mapped", "behind", "size", "mode", "seals"],
+        *["offset", "name", "sharing"],
+    ],
+    "s_ghost": [
+        *["content", "sparse", "mapped", "private", "mode", "owner"],
+        *["offset", "time", "cwd", "folder"],
     ],
     "s_shared": [
         *["anonymous", "part", "sparse", "unlinked", "private", "name"],
