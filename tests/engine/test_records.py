@@ -40,6 +40,10 @@ PLAIN = {
 # Fields whose record refuses what cannot be; each its own test where it is declared.
 NARROW = {
     ("FilesystemRecord", "umask"): st.integers(0, 0o777),
+    ("ContentRecord", "kind"): st.sampled_from(["anonymous", "memfd"]),
+    ("ContentRecord", "path"): texts.map(lambda text: text.replace("\0", "")),
+    ("ContentRecord", "size_bytes"): st.integers(0, (1 << 63) - 1),
+    ("ContentRecord", "mode"): st.integers(0, 0o7777),
     ("PipeRecord", "capacity_bytes"): st.integers(0, 1 << 20),
     ("TcpRecord", "family"): st.sampled_from([2, 10]),
     ("TcpRecord", "numbers"): st.just({}),
