@@ -59,6 +59,16 @@ Example:
     help="How long copying may take while the process stands still. Memory is copied while it runs,"
     " again and again, until the rest fits; where it does not shrink, that is said.",
 )
+@click.option(
+    "--ghost-limit",
+    "ghost_limit_bytes",
+    type=click.IntRange(min=0),
+    default=DumpOptions().ghost_limit_bytes,
+    show_default=True,
+    metavar="BYTES",
+    help="How much of a deleted file that is still open or mapped may travel in the image; holes do"
+    " not count. More is refused.",
+)
 @json_option
 @click.argument("image_dir")
 def command(
@@ -68,6 +78,7 @@ def command(
     tcp_close: bool,
     tracker: str,
     max_freeze_ms: float,
+    ghost_limit_bytes: int,
     as_json: bool,
     image_dir: str,
 ) -> None:
@@ -82,6 +93,7 @@ def command(
         tcp_close=tcp_close,
         tracker=tracker,
         max_freeze_ms=max_freeze_ms,
+        ghost_limit_bytes=ghost_limit_bytes,
     )
     result = dump(pid, image_dir, options)
     if incremental and result.reason:

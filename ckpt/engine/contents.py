@@ -18,10 +18,9 @@ from collections.abc import Iterable, Iterator
 
 import attrs
 
-from ckpt.engine.copying import CHUNK_BYTES, DropEqual, Pool
+from ckpt.engine.copying import CHUNK_BYTES, Copy, DropEqual, Pool
 from ckpt.image.reader import PageReader
 from ckpt.image.runs import Fate, RunTable, RunTableBuilder
-from ckpt.image.writer import GenerationWriter
 from ckpt.kernel.libc import readable_address
 from ckpt.resources.content import ContentKind, ContentRecord, Found
 from ckpt.tracker.spans import Spans, subtract
@@ -43,31 +42,30 @@ class _Read:
 class ContentCopy:
     """The contents of one generation: `read` while the tree stands, then `store`, then `tables`."""
 
-    def __init__(self, writer: GenerationWriter, parent: PageReader | None) -> None:
-        """Compare with what `parent` holds, if there is one."""
-        self._writer = writer
+    def __init__(self, copy: Copy, parent: PageReader | None, likely_bytes: int) -> None:
+        """Touch buffers for about so much; compare with what `parent` holds, if there is one."""
+        self._copy = copy
         self._parent = parent
+        self._pool = Pool(likely_bytes)
         self._pages: dict[str, int] = {}
         """Page space -> how many pages the file has."""
         self._drops: dict[str, DropEqual] = {}
         self._read: list[_Read] = []
         self._held: list[mmap.mmap] = []
-        self._pool: Pool | None = None
         self._room: tuple[mmap.mmap, int] | None = None
         """The buffer that is being filled, and how far it is."""
         self._fates: dict[str, list[tuple[int, int, Fate, int]]] = {}
 
-    def read(self, found: Iterable[Found], pool: Pool) -> None:
+    def read(self, found: Iterable[Found]) -> None:
         """Read every file that was found.
 
         State: all processes of the tree stand still.
 
-        What `pool` does not hold is compared, compressed and appended to the page stream meanwhile.
+        More than the buffers hold is compared, compressed and stored meanwhile.
 
         Raises:
             OSError: one of them cannot be read.
         """
-        self._pool = pool
         for one in found:
             record = one.record
             if record.kind == ContentKind.DIRECTORY:
@@ -85,7 +83,7 @@ class ContentCopy:
 
     @property
     def _page_size(self) -> int:
-        return self._writer.page_size
+        return self._copy.page_size
 
     def _read_part(self, record: ContentRecord, fd: Fd, start: int, end: int) -> None:
         while start < end:
@@ -104,7 +102,6 @@ class ContentCopy:
             start = stop
 
     def _make_room(self) -> tuple[mmap.mmap, int]:
-        assert self._pool is not None
         if self._room is None or self._room[1] == CHUNK_BYTES:
             if self._pool.is_empty():
                 self.store()
@@ -114,7 +111,7 @@ class ContentCopy:
         return self._room
 
     def store(self) -> None:
-        """Hand what was read, and is not as the parent has it, to the writer."""
+        """Hand on what was read and is not as the parent has it."""
         for one in self._read:
             view = memoryview(one.buffer)[one.at : one.at + one.end - one.start]
             whole = [(one.start, one.end)]
@@ -123,12 +120,11 @@ class ContentCopy:
             fates += [(start, end, Fate.PARENT, 0) for start, end in subtract(whole, kept)]
             if kept:
                 len_bytes = sum(end - start for start, end in kept)
-                source = self._writer.write_pages(bytes(view[:len_bytes]))
+                source = self._copy.store_other(one.space, kept, bytes(view[:len_bytes]))
                 for start, end in kept:
                     fates.append((start, end, Fate.DATA, source))
                     source += (end - start) // self._page_size
         for buffer in self._held:
-            assert self._pool is not None
             self._pool.give_back(buffer)()
         self._read, self._held, self._room = [], [], None
 

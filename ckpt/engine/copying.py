@@ -124,6 +124,21 @@ class Copy:
             self._read.append(_Chunk(buffer, len_bytes, pool))
         return join(spans)
 
+    def store_other(self, space: str, spans: Spans, pages: bytes) -> int:
+        """Hand pages of a page space to the writer that were not read here.
+
+        Returns:
+            The ordinal of the first in the page stream.
+        """
+        self.store_all()
+        self.stream.append(Copied(space, spans))
+        return self._writer.write_pages(pages)
+
+    @property
+    def page_size(self) -> int:
+        """Bytes in a page."""
+        return self._writer.page_size
+
     def store_all(self) -> None:
         """Hand everything that was read to the writer."""
         for chunk in self._read:

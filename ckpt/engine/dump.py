@@ -32,6 +32,7 @@ from ckpt.engine.capture import (
     retarget,
     settle,
 )
+from ckpt.engine.contents import ContentCopy
 from ckpt.engine.convergence import DEFAULT_BUDGET_MS
 from ckpt.engine.copying import Copy, DropEqual, Pool
 from ckpt.engine.live import Outcome, Round, Rounds
@@ -58,6 +59,7 @@ from ckpt.process.freezer import DEFAULT_TIMEOUT_S, Frozen, FrozenTree, forget, 
 from ckpt.process.tree import refuse_untouchable
 from ckpt.process.twin import Twin, cost_ms, find_obstacle, twin
 from ckpt.resources.base import CaptureOptions, Target, run_all
+from ckpt.resources.content import NOTE, likely_bytes
 from ckpt.resources.memory import MemoryRecord
 from ckpt.tracker.base import Scan, TrackerName
 from ckpt.tracker.choose import AUTO, Plan, choose_tracker
@@ -83,6 +85,8 @@ class DumpOptions:
     freeze_timeout_s: float = DEFAULT_TIMEOUT_S
     max_freeze_ms: float = DEFAULT_BUDGET_MS
     """How long copying may take while the target stands, if it can be helped."""
+    ghost_limit_bytes: int = 1 << 20
+    """How much of a deleted file may travel in the image."""
 
 
 @attrs.frozen
@@ -128,6 +132,7 @@ class _Work:
     copy: Copy
     parent: PageReader | None
     """Reads the generation that a delta is made against."""
+    contents: ContentCopy = attrs.field(init=False)
     stopped_ms: float = 0.0
     """How long the target stood still so far."""
     obstacle: str = ""
@@ -231,7 +236,15 @@ def dump(pid: int, directory: str | Path, options: DumpOptions | None = None) ->
     refuse_untouchable(root)
     features = probe_features()
     tracker = choose_tracker(options.tracker, features)
-    looked = examine(root, features, CaptureOptions(kill=options.kill, tcp_close=options.tcp_close))
+    looked = examine(
+        root,
+        features,
+        CaptureOptions(
+            kill=options.kill,
+            tcp_close=options.tcp_close,
+            ghost_limit_bytes=options.ghost_limit_bytes,
+        ),
+    )
     chain = Chain.create_or_open(Path(directory))
     with chain.lock(), contextlib.ExitStack() as stack:
         members = Members(root, tracker, features, stack)
@@ -303,6 +316,7 @@ def _run(work: _Work, outcome: Outcome, started_s: float) -> Manifest:
     """Freeze, take everything, thaw, commit."""
     # And as much again, for what is written until the freeze.
     pool = Pool(2 * outcome.rest.n_bytes)
+    work.contents = ContentCopy(work.copy, work.parent, likely_bytes(work.looked.tree.notes))
     with (
         contextlib.ExitStack() as at_end,
         _without_gc(),
@@ -318,11 +332,13 @@ def _run(work: _Work, outcome: Outcome, started_s: float) -> Manifest:
         parts = _capture(work, frozen, targets, wanted)
         zombies = capture_zombies(frozen)
         n_bytes = _copy_frozen(work, parts, pool)
+        work.contents.read(work.looked.tree.notes.get(NOTE, ()))
         if not work.options.kill:
             stack.close()
         work.copy.store_all()
         _copy_twins(work, parts, pool)
         twins.close()
+        work.contents.store()
         if work.compares:
             for part in parts:
                 # What was not copied is as the parent has it.
@@ -363,8 +379,9 @@ def _copy_twins(work: _Work, parts: list[_Part], pool: Pool) -> None:
 
 def _commit(work: _Work, frozen: FrozenTree, tree: TreeImage, started_s: float) -> Manifest:
     tree = settle(tree)
+    memory = {process.space: _build_runs(work, process) for process in tree.processes}
     return work.writer.commit(
-        spaces={process.space: _build_runs(work, process) for process in tree.processes},
+        spaces=memory | work.contents.tables(),
         records=encode_tree(tree),
         host=_host_facts(work),
         tracker=work.members.tracker,

@@ -23,6 +23,7 @@ from typing import Any
 
 import attrs
 
+from ckpt.engine.content_files import Contents
 from ckpt.engine.fill import fill
 from ckpt.engine.growing import Growing
 from ckpt.engine.guard import Lazy, Server, start_server, watching
@@ -61,6 +62,7 @@ from ckpt.process.seed import Embryo, adopt, plant, see_off
 from ckpt.process.task import Task
 from ckpt.process.tree import read_identity
 from ckpt.resources.base import Rebuilt, Resource, RestoreOptions, Stage
+from ckpt.resources.content import CONTENTS, ContentRecord
 from ckpt.resources.registry import PROCESS, THREAD, clock_offsets, highest_fd
 from ckpt.tracker.base import TrackerName
 from ckpt.tracker.choose import choose_tracker
@@ -110,6 +112,8 @@ class _Work:
     reader: PageReader
     features: Features
     warn: Callable[[str], None]
+    contents: Contents
+    """Files that the image holds the content of."""
     servers: list[Server] = attrs.Factory(list)
 
 
@@ -148,16 +152,27 @@ def restore(
     number = _number(chain, at)
     reader, tree, parts = _verify(chain, number, ahead, lazy=lazy)
     features = probe_features()
-    check_host(tree, features, options)
-    work = _Work(tree, parts, reader, features, warnings.append)
-    with opened(tree, options) as files:
-        try:
-            _rebuild(work, files, chain.chain_id)
-        finally:
-            for server in work.servers:
-                server.close()
+    with Contents(_records_of_contents(tree)) as contents:
+        options = attrs.evolve(options, contents=contents.paths)
+        check_host(tree, features, options)
+        if lazy:
+            verify_frames(chain, reader, contents.resolve(reader))
+        contents.fill(reader)
+        work = _Work(tree, parts, reader, features, warnings.append, contents)
+        with opened(tree, options) as files:
+            try:
+                _rebuild(work, files, chain.chain_id)
+            finally:
+                for server in work.servers:
+                    server.close()
     restore_ms = (time.monotonic() - started_s) * 1000
     return RestoreResult(tree.root.pid, number, restore_ms, tuple(warnings))
+
+
+def _records_of_contents(tree: TreeImage) -> list[ContentRecord]:
+    return [
+        record for process in tree.processes for record in process.resources[CONTENTS.name].contents
+    ]
 
 
 def _number(chain: Chain, at: int | None) -> GenerationNo:
@@ -228,6 +243,7 @@ def _rebuild(work: _Work, files: Files, chain_id: str) -> None:
                 _restore_process(work, part, stage)
                 _restore_threads(work, part, stage)
         files.run_at_last()
+        work.contents.finish()
         _arm_and_let_go(work, chain_id)
 
 
