@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any, Self
 
-from integration.workloads.driver import ANSWER_S, Dialogue
+from integration.workloads.driver import ANSWER_S, Dialogue, descendants, end_orphans
 
 CKPT = (sys.executable, "-c", "import sys; from ckpt.cli.main import main; sys.exit(main())")
 _PR_SET_CHILD_SUBREAPER = 36
@@ -67,6 +67,7 @@ class Restored(Dialogue):
             self._close()
             raise AssertionError(f"restore failed: {said}") from None
         self.pid = int(self.said["pid"])
+        self._family: set[int] = set()
 
     def _result(self) -> dict[str, Any]:
         """Return what `ckpt restore` says; the program runs by then, and may speak before it."""
@@ -80,6 +81,7 @@ class Restored(Dialogue):
 
     def quit(self) -> int:
         """Tell it to end and return its exit status, which is that of `ckpt restore`."""
+        self._family = descendants(self.pid)
         self.tell("quit")
         return self.process.wait(ANSWER_S)
 
@@ -94,8 +96,10 @@ class Restored(Dialogue):
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._family |= descendants(self.pid)
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
         self._close()
         if self.process.stderr is not None:
             self.process.stderr.close()
+        end_orphans(self._family)

@@ -409,18 +409,21 @@ def _mm_map(record: MemoryRecord, rebuilt: Rebuilt) -> Call:
     raw = prctl.prctl_mm_map(
         **attrs.asdict(record.mm),
         auxv_size=len(record.auxv),
-        exe_fd=prctl.EXE_FD_UNCHANGED if _runs(record.exe, rebuilt) else rebuilt.inherited["exe"],
+        exe_fd=prctl.EXE_FD_UNCHANGED if _has_exe(rebuilt) else rebuilt.inherited["exe"],
     )
     argument = In(bytes(raw), ((prctl.prctl_mm_map.auxv.offset, record.auxv),))
     return call(NR.prctl, prctl.Prctl.SET_MM, prctl.MmField.MAP, argument, ctypes.sizeof(raw), 0)
 
 
-def _runs(exe: FileIdentity, rebuilt: Rebuilt) -> bool:
-    """Tell whether the process has this program already: from its parent.
+def _has_exe(rebuilt: Rebuilt) -> bool:
+    """Tell whether it has the program already, from its parent: setting it again is refused.
 
-    The kernel does not take the file of a program that is mapped for a new one (EBUSY).
+    (The kernel lets no program be replaced that is still mapped, not even by itself.)
     """
-    return os.path.samefile(exe.path, f"/proc/{rebuilt.pid}/exe")
+    root = f"/proc/{rebuilt.pid}"
+    wanted = f"{root}/fd/{rebuilt.inherited['exe']}"
+    same = os.path.samestat(os.stat(f"{root}/exe"), os.stat(wanted))
+    return same and os.readlink(f"{root}/exe") == os.readlink(wanted)
 
 
 MEMORY = Resource(

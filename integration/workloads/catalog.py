@@ -46,6 +46,7 @@ STATES: dict[str, list[str]] = {
     "s_timers": ["tick"],
     "s_memory": ["write", "grow", "fork", "shared"],
     "s_shared": ["write", "zero"],
+    "s_shared_tree": ["write"],
     "s_memfd": ["write", "grow", "seal"],
     "s_ghost": ["write", "append"],
     "s_listen": ["reopen"],
@@ -93,6 +94,7 @@ DAMAGES: dict[str, list[str]] = {
         *["protection", "fork", "wipe", "huge", "locked", "unmapped"],
         *["break", "arguments"],
     ],
+    "s_shared_tree": ["apart", "content", "memfd"],
     "s_memfd": [
         *["content", "mapped", "behind", "size", "mode", "seals"],
         *["offset", "name", "sharing"],

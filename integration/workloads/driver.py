@@ -56,6 +56,28 @@ class Dialogue:
         return self.line(timeout_s)
 
 
+def descendants(pid: int) -> set[int]:
+    """Return the processes below `pid`, at any depth."""
+    found: set[int] = set()
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in map(int, children.read_text().split()):
+            found |= {child} | descendants(child)
+    return found
+
+
+def end_orphans(pids: set[int]) -> None:
+    """End what a workload has left behind, so that its numbers are free.
+
+    Orphans are ours if we are a subreaper (`harness.become_subreaper`), and init's otherwise.
+    """
+    for pid in pids:
+        try:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        except (ProcessLookupError, ChildProcessError):
+            continue
+
+
 class Program(Dialogue):
     """A workload that was started here and has said `ready`; killed at the end of a `with`."""
 
@@ -72,6 +94,7 @@ class Program(Dialogue):
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         super().__init__(self.process.stdin.fileno(), self.process.stdout.fileno())
+        self._family: set[int] = set()
         first = self.line()
         if first != "ready":
             raise RuntimeError(f"{name} said {first!r} instead of ready")
@@ -82,6 +105,7 @@ class Program(Dialogue):
 
     def quit(self) -> int:
         """Tell it to end and return its exit status."""
+        self._family = descendants(self.pid)
         self.tell("quit")
         return self.process.wait(ANSWER_S)
 
@@ -90,8 +114,10 @@ class Program(Dialogue):
 
     def __exit__(self, *_: object) -> None:
         if self.process.poll() is None:
+            self._family |= descendants(self.pid)
             self.process.send_signal(signal.SIGKILL)
         self.process.wait(ANSWER_S)
+        end_orphans(self._family)
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
                 pipe.close()
