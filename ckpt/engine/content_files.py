@@ -316,8 +316,9 @@ def _seal(made: _Made) -> None:
 
 
 def _give_up_writing(made: _Made) -> None:
-    """Have it open for reading only: the kernel runs no program that somebody may write."""
+    """Have a program executable, and open for reading only: nothing else can be run."""
     if made.record.mode & _ANY_EXEC and made.record.kind == ContentKind.DELETED:
+        _set_owner(made)
         fd = os.open(own_link(made.fd), os.O_RDONLY | os.O_CLOEXEC)
         try:
             os.dup2(fd, made.fd, inheritable=False)
@@ -330,13 +331,17 @@ def _mode_of(fd: Fd) -> int:
 
 
 def _set_attributes(made: _Made) -> None:
-    """Give a file of a file system its owner, mode and times."""
-    record = made.record
-    if record.kind == ContentKind.ANONYMOUS:
+    """Give a file owner, mode and times."""
+    if made.record.kind == ContentKind.ANONYMOUS:
         return
+    _set_owner(made)
+    os.utime(made.fd, ns=(made.record.accessed_ns, made.record.modified_ns))
+
+
+def _set_owner(made: _Made) -> None:
+    record = made.record
     now = os.fstat(made.fd)
     if (now.st_uid, now.st_gid) != (record.uid, record.gid):
         os.fchown(made.fd, record.uid, record.gid)
     if _mode_of(made.fd) != record.mode:
         os.fchmod(made.fd, record.mode)
-    os.utime(made.fd, ns=(record.accessed_ns, record.modified_ns))

@@ -1,6 +1,7 @@
 """Standard streams that lead out of the process, and what a restore puts in their place."""
 
 import contextlib
+import ctypes
 import fcntl
 import os
 import pty
@@ -225,18 +226,22 @@ def test_what_is_no_standard_stream_is_refused():
     ]
 
 
+_NR_USERFAULTFD = 323
+
+
 def test_what_has_no_likeness_is_refused_even_as_a_standard_stream():
     import signal
 
     def prepare():
-        os.dup2(os.memfd_create("input"), 0)
+        os.dup2(ctypes.CDLL(None).syscall(_NR_USERFAULTFD, os.O_CLOEXEC), 0)
         os.dup2(os.pidfd_open(os.getppid()), 1)
         signal.set_wakeup_fd(-1)
 
     with opened_by(prepare) as pid:
         found = look(pid)
     assert [line.split("): ")[-1] for line in found if line.startswith(("fd 0", "fd 1"))] == [
-        "is a memfd, which is not supported yet",
+        "is a userfaultfd: the process handles page faults itself, which is not supported"
+        " (end what uses it before the dump)",
         f"is a pidfd of process {os.getpid()}, which does not belong to what is dumped"
         " (dump a process that both descend from)",
     ]

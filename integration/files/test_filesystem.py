@@ -60,18 +60,18 @@ def test_a_working_directory_outside_the_root_comes_back(jail):
         assert built.capture(FILESYSTEM) == record
 
 
-def test_a_deleted_working_directory_is_refused(tmp_path):
+def test_a_deleted_root_is_refused(tmp_path):
     where = tmp_path / "gone"
     where.mkdir()
 
     def prepare():
-        os.chdir(where)
-        where.rmdir()
+        os.chdir("/")
+        os.chroot(where)
 
     with opened_by(prepare) as pid:
-        assert look(pid, FILESYSTEM) == [
-            f"working directory {where} (deleted): is deleted, which is not supported yet"
-        ]
+        where.rmdir()
+        found = look(pid, FILESYSTEM)
+    assert f"root directory {where} (deleted): is deleted, which is not supported" in found
 
 
 def test_a_directory_that_is_missing_is_named(tmp_path):

@@ -63,6 +63,10 @@ CHANGES = {
     "a name": "libc.prctl(15, b'another', 0, 0, 0)",
     "a limit": "import resource; resource.setrlimit(resource.RLIMIT_CORE, (0, 0))",
     "not dumpable": "libc.prctl(4, 0, 0, 0, 0)",
+    "shared memory": "m = mmap.mmap(-1, 4096)",
+    "a memfd": "kept = os.memfd_create('x')",
+    "deleted": "os.unlink(sys.argv[1])",
+    "its directory deleted": "os.mkdir('gone'); os.chdir('gone'); os.rmdir('../gone')",
     "a thread": "threading.Thread(target=signal.pause, daemon=True).start()",
 }
 
@@ -123,10 +127,9 @@ def test_the_image_is_of_the_frozen_process(change, tmp_path):
 @pytest.mark.parametrize(
     "change",
     [
-        "m = mmap.mmap(-1, 4096)",  # shared, anonymous
-        "os.unlink(sys.argv[1])",
-        "kept = os.memfd_create('x')",
-        "os.mkdir('gone'); os.chdir('gone'); os.rmdir('../gone')",
+        "os.truncate(sys.argv[1], 0); os.posix_fallocate(file.fileno(), 0, 2 << 20);"
+        " os.unlink(sys.argv[1])",
+        "os.mkdir('d'); os.link(sys.argv[1], 'd/another'); os.unlink(sys.argv[1])",
     ],
 )
 def test_what_cannot_be_captured_is_refused_even_then(change, tmp_path):
