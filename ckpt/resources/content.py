@@ -171,7 +171,6 @@ def capture(stopped: Stopped) -> Capture[ContentsRecord]:
     Raises:
         UnsupportedState: one of them cannot travel, and was not there when the target ran.
     """
-    yield []
     pid, tree = stopped.pid, stopped.tree
     if tree.claim(NOTE):
         tree.notes[NOTE] = []
@@ -190,6 +189,7 @@ def capture(stopped: Stopped) -> Capture[ContentsRecord]:
     if findings:
         raise UnsupportedState(pid, tuple(findings))
     tree.notes[NOTE] += found
+    yield []
     return ContentsRecord(tuple(one.record for one in found))
 
 

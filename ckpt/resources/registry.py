@@ -17,11 +17,13 @@ from ckpt.resources.credentials import CREDENTIALS
 from ckpt.resources.files.owners import FILE_OWNERS
 from ckpt.resources.files.table import FILES
 from ckpt.resources.filesystem import FILESYSTEM
+from ckpt.resources.future_locks import FUTURE_LOCKS
 from ckpt.resources.identity import IDENTITY, TASK_MODES
 from ckpt.resources.keyrings import KEYRINGS
 from ckpt.resources.labels import LABEL
 from ckpt.resources.limits import LIMITS
 from ckpt.resources.memory import MEMORY
+from ckpt.resources.memory_policy import MAPPING_POLICIES, THREAD_POLICY
 from ckpt.resources.namespaces import NAMESPACES
 from ckpt.resources.registers import REGISTERS
 from ckpt.resources.scheduling import SCHEDULING
@@ -53,6 +55,9 @@ PROCESS: tuple[Resource[Any], ...] = (
     # Behind the queued signals, which a lower limit of them could refuse.
     LIMITS,
     TIMERS,
+    MAPPING_POLICIES,
+    # Nothing is mapped for the process itself any more.
+    FUTURE_LOCKS,
     # Before the credentials: without no_new_privs it takes privileges.
     SECCOMP,
 )
@@ -63,6 +68,7 @@ THREAD: tuple[Resource[Any], ...] = (
     THREAD_SIGNALS,
     SCHEDULING,
     KEYRINGS,
+    THREAD_POLICY,
     CREDENTIALS,
     # A change of ids clears two of these.
     TASK_MODES,

@@ -23,6 +23,7 @@ from ckpt.resources.files.fifo import Deleted, FifoRecord
 from ckpt.resources.files.inet import InetAddress, Membership
 from ckpt.resources.files.inode_path import Inode
 from ckpt.resources.files.inotify import InotifyRecord, WatchRecord
+from ckpt.resources.files.linked import LinkedRecord
 from ckpt.resources.files.mqueue import MqueueRecord
 from ckpt.resources.files.netlink import NetlinkRecord
 from ckpt.resources.files.packet import LinkMembership, PacketRecord
@@ -54,6 +55,9 @@ RECORDS = {
         FileIdentity("/a \udcff", 10, 2**62, "ab"), 5, written=True, by_name=False
     ),
     "directory": DirectoryRecord("/d", 2**63 - 1),
+    "linked": LinkedRecord(
+        FileIdentity("/a", 10, 2**62, "ab"), 5, written=False, opened_as="/was"
+    ),
     "chardev": ChardevRecord("/dev/null", 1, 3),
     "pty": PtyRecord(
         *("master", "/dev/ptmx", 3),
@@ -183,7 +187,9 @@ def test_a_field_of_a_wrong_type_is_refused(kind):
 @pytest.mark.parametrize("kind", RECORDS)
 def test_a_missing_field_is_refused(kind):
     broken = plain(files(kind))
-    broken["descriptions"][0]["record"].popitem()
+    record = broken["descriptions"][0]["record"]
+    # The first: those at the end may be younger than the format.
+    del record[next(iter(record))]
     with pytest.raises(Exception, match=r"."):
         structure(broken, FilesRecord)
 
