@@ -291,15 +291,33 @@ def test_a_failed_prepare_leaves_nothing_open(text, tmp_path):
 # ---- what is refused -----------------------------------------------------------------------------
 
 
-def test_a_file_that_has_lost_its_name_and_has_another_is_refused(text, tmp_path):
-    def prepare():
-        os.open(text, os.O_RDONLY)
-        os.link(text, tmp_path / "another name")
-        os.unlink(text)
+def lose_name(text, other):
+    os.open(text, os.O_RDWR | os.O_APPEND)
+    os.lseek(3, 4, os.SEEK_SET)
+    os.link(text, other)
+    os.unlink(text)
 
-    with opened_by(prepare) as pid:
+
+def test_a_file_that_has_another_name_now_is_found_by_that(text, tmp_path):
+    other = tmp_path / "another name"
+    with opened_by(lambda: lose_name(text, other)) as pid:
+        record = capture(pid)
+    with rebuilt(record, pid) as again:
+        assert os.readlink(f"/proc/{pid}/fd/3") == f"{text} (deleted)"
+        assert os.path.samestat(os.stat(f"/proc/{pid}/fd/3"), other.stat())
+        assert again.read(3, 3) == other.read_bytes()[4:7]
+        assert os.listdir(tmp_path) == [other.name]
+    Path(text).write_text("somebody else's")
+    with rebuilt(record, pid):
+        assert os.readlink(f"/proc/{pid}/fd/3") == str(other)
+    assert Path(text).read_text() == "somebody else's"
+
+
+def test_a_file_whose_other_name_is_elsewhere_is_refused(text, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    with opened_by(lambda: lose_name(text, tmp_path / "elsewhere" / "file")) as pid:
         (found,) = look(pid)
-    assert found.startswith(f"fd 3 ({text} (deleted)): is deleted")
+    assert found.startswith(f"fd 3 ({text} (deleted)): is deleted, but has another name")
 
 
 def test_a_file_that_has_another_ones_name_is_refused(tmp_path):
@@ -343,7 +361,8 @@ def test_a_file_that_is_written_after_the_look_is_known_as_it_is_then(text):
 
 def test_a_file_that_loses_its_name_after_the_look_is_refused(text):
     def meanwhile():
-        os.link(text, f"{text} again")
+        os.mkdir(f"{text} elsewhere")
+        os.link(text, f"{text} elsewhere/file")
         os.unlink(text)
 
     with (

@@ -13,6 +13,7 @@ from ckpt.resources.files.fd_table import FdTable
 from ckpt.resources.files.fifo import FIFO
 from ckpt.resources.files.inotify import INOTIFY
 from ckpt.resources.files.kind import AnyKind
+from ckpt.resources.files.linked import LINKED
 from ckpt.resources.files.mqueue import MQUEUE
 from ckpt.resources.files.netlink import NETLINK
 from ckpt.resources.files.open_file import OpenFile, Problem
@@ -35,6 +36,8 @@ KINDS: tuple[AnyKind, ...] = (
     PROCESS_FILE,
     # Looks like a file, and its name like a path.
     MQUEUE,
+    # Before those that have their name.
+    LINKED,
     REGULAR,
     DIRECTORY,
     PTY,
