@@ -1,5 +1,6 @@
 """Regular files, directories and devices: offsets, flags, sharing, and what may have changed."""
 
+import contextlib
 import ctypes
 import os
 import stat
@@ -13,7 +14,7 @@ from ckpt.errors import RestoreFailed, UnsupportedState, UsageError
 from ckpt.kernel.arch import NR
 from ckpt.kernel.libc import syscall
 from ckpt.process.remote import Out, call
-from ckpt.resources.base import RestoreOptions
+from ckpt.resources.base import Opening, RestoreOptions
 from ckpt.resources.files.table import FILES
 from ckpt.resources.filesystem import FILESYSTEM
 from integration.files.processes import brought_back, capture, look, opened_by, rebuilt
@@ -283,8 +284,11 @@ def test_a_failed_prepare_leaves_nothing_open(text, tmp_path):
         record = capture(pid)
     gone.unlink()
     before = os.listdir("/proc/self/fd")
-    with pytest.raises(RestoreFailed, match=f"opening {gone}: No such file"):
-        FILES.prepare(record, RestoreOptions())
+    with (
+        contextlib.ExitStack() as helpers,
+        pytest.raises(RestoreFailed, match=f"opening {gone}: No such file"),
+    ):
+        FILES.prepare(record, Opening(RestoreOptions(), helpers))
     assert os.listdir("/proc/self/fd") == before
 
 

@@ -1,5 +1,6 @@
 """Which changes of a mapped file a restore accepts."""
 
+import contextlib
 import os
 
 import attrs
@@ -8,7 +9,7 @@ import pytest
 from ckpt.errors import RestoreFailed
 from ckpt.kernel.features import probe_features
 from ckpt.kernel.procfs.maps import read_maps
-from ckpt.resources.base import RestoreOptions
+from ckpt.resources.base import Opening, RestoreOptions
 from ckpt.resources.file_identity import identify
 from ckpt.resources.memory import MEMORY, MemoryRecord, MmFields, VmaRecord, digest_of_vdso
 from ckpt.units import Pid
@@ -83,8 +84,11 @@ def test_a_file_that_cannot_be_opened_leaves_nothing_open(files):
     record = record_of(files)
     files[1].unlink()
     before = os.listdir("/proc/self/fd")
-    with pytest.raises(RestoreFailed, match=f"opening {files[1]}: No such file"):
-        MEMORY.prepare(record, RestoreOptions())
+    with (
+        contextlib.ExitStack() as helpers,
+        pytest.raises(RestoreFailed, match=f"opening {files[1]}: No such file"),
+    ):
+        MEMORY.prepare(record, Opening(RestoreOptions(), helpers))
     assert os.listdir("/proc/self/fd") == before
 
 

@@ -55,9 +55,7 @@ RECORDS = {
         FileIdentity("/a \udcff", 10, 2**62, "ab"), 5, written=True, by_name=False
     ),
     "directory": DirectoryRecord("/d", 2**63 - 1),
-    "linked": LinkedRecord(
-        FileIdentity("/a", 10, 2**62, "ab"), 5, written=False, opened_as="/was"
-    ),
+    "linked": LinkedRecord(FileIdentity("/a", 10, 2**62, "ab"), 5, written=False, opened_as="/was"),
     "chardev": ChardevRecord("/dev/null", 1, 3),
     "pty": PtyRecord(
         *("master", "/dev/ptmx", 3),
