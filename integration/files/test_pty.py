@@ -14,7 +14,7 @@ import pytest
 from ckpt.errors import RestoreFailed
 from ckpt.kernel import tty
 from ckpt.kernel.pidfd import pidfd_getfd
-from ckpt.resources.base import RestoreOptions
+from ckpt.resources.base import Opening, RestoreOptions
 from ckpt.resources.files.table import FILES
 from integration.files.processes import brought_back, capture, look, opened_by, rebuilt
 
@@ -235,8 +235,11 @@ def test_a_number_that_is_taken_is_named_before_and_fails_the_restore():
         number = record.descriptions[1].record.number
         (finding,) = FILES.check_files(record, RestoreOptions())
         assert f"/dev/pts/{number}, which is another terminal now" in str(finding)
-        with pytest.raises(RestoreFailed, match="another terminal"):
-            FILES.prepare(record, RestoreOptions())
+        with (
+            contextlib.ExitStack() as stack,
+            pytest.raises(RestoreFailed, match="another terminal"),
+        ):
+            FILES.prepare(record, Opening(RestoreOptions(), stack))
     finally:
         os.close(other)
 
