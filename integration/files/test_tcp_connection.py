@@ -197,6 +197,13 @@ def test_a_connection_under_way_is_refused():
     assert any("that is being made" in line and "--tcp-close" in line for line in found)
 
 
+def test_a_connection_that_somebody_else_has_too_is_refused():
+    caller, accepted = pair()
+    with caller, accepted, opened_by(fds={3: caller.fileno()}) as pid:
+        (found,) = look(pid)
+    assert f"that process {os.getpid()} has open too" in found
+
+
 @pytest.mark.skipif(not shutil.which("nft"), reason="only nft keeps the peer from answering")
 @pytest.mark.parametrize("state", [TCP_FIN_WAIT1, TCP_LAST_ACK, TCP_ESTABLISHED])
 def test_what_the_peer_has_not_acknowledged_is_sent_again(state):

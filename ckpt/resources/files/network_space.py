@@ -12,6 +12,8 @@ import os
 from _socket import socket as Socket  # noqa: N812 - `socket` takes 20 ms to load
 from collections.abc import Iterator
 
+import attrs
+
 from ckpt.kernel.namespaces import inside, read_namespace
 from ckpt.resources.files.fd_table import FdTable
 from ckpt.resources.files.open_file import OpenFile, Problem
@@ -19,9 +21,34 @@ from ckpt.resources.files.sockopts import borrow_socket
 from ckpt.units import Pid
 
 _SIOCGSKNS = 0x894C
+_KIND_MASK = 0xF
 _ELSEWHERE = Problem(
     "is a socket of another network namespace than its process, which is not supported yet"
 )
+
+
+_NATURES = "natures of sockets"
+"""Key of `Tree.notes`: inode number -> `Nature`; no socket ever changes it."""
+
+
+@attrs.frozen(slots=True)
+class Nature:
+    """What a socket was made as."""
+
+    family: int
+    kind: int
+    """SOCK_STREAM ..."""
+    protocol: int
+
+
+def nature_of(file: OpenFile, table: FdTable) -> Nature:
+    """Return what a socket was made as; asked once in a dump, for kinds to tell theirs."""
+    known: dict[int, Nature] = table.tree.notes.setdefault(_NATURES, {})
+    inode = file.status.st_ino
+    if inode not in known:
+        with borrow_socket(file, table) as sock:
+            known[inode] = Nature(sock.family, sock.type & _KIND_MASK, sock.proto)
+    return known[inode]
 
 
 @contextlib.contextmanager

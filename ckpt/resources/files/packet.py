@@ -25,12 +25,11 @@ from ckpt.resources.base import Opening
 from ckpt.resources.files import network_space, sockopts
 from ckpt.resources.files.fd_table import FdTable
 from ckpt.resources.files.kind import Kind, duplicate, set_status_flags
-from ckpt.resources.files.network_space import beside, borrow_beside
+from ckpt.resources.files.network_space import beside, borrow_beside, nature_of
 from ckpt.resources.files.open_file import OpenFile, Problem
 from ckpt.resources.files.sockopts import (
     Numbers,
     SocketOptions,
-    borrow_socket,
     new_socket,
     refuse_unknown,
 )
@@ -103,8 +102,7 @@ def matches(file: OpenFile) -> bool:
 
 def is_for(file: OpenFile, table: FdTable) -> bool:
     """See `Kind.is_for`."""
-    with borrow_socket(file, table) as sock:
-        return sock.family == _AF_PACKET
+    return nature_of(file, table).family == _AF_PACKET
 
 
 def problem(file: OpenFile, table: FdTable) -> Problem | None:

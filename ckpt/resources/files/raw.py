@@ -24,13 +24,12 @@ from ckpt.resources.files import inet, network_space, sockopts
 from ckpt.resources.files.fd_table import FdTable
 from ckpt.resources.files.inet import InetAddress, Membership, address_of
 from ckpt.resources.files.kind import Kind, duplicate, set_status_flags
-from ckpt.resources.files.network_space import borrow_beside
+from ckpt.resources.files.network_space import borrow_beside, nature_of
 from ckpt.resources.files.open_file import OpenFile, Problem
 from ckpt.resources.files.sockopts import (
     Numbers,
     SocketOptions,
     Structs,
-    borrow_socket,
     new_socket,
     refuse_unknown,
 )
@@ -84,8 +83,8 @@ def matches(file: OpenFile) -> bool:
 
 def is_for(file: OpenFile, table: FdTable) -> bool:
     """See `Kind.is_for`."""
-    with borrow_socket(file, table) as sock:
-        return sock.family in _LISTS and sock.type & 0xF == inet.SOCK_RAW
+    nature = nature_of(file, table)
+    return nature.family in _LISTS and nature.kind == inet.SOCK_RAW
 
 
 def problem(file: OpenFile, table: FdTable) -> Problem | None:

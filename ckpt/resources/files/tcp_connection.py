@@ -17,7 +17,8 @@ its error are kept, its addresses are others.
 Kernel: tcp(7), `kernel/tcp_repair`, `kernel/tcp_segment`, SIOCINQ, SIOCOUTQ, SIOCOUTQNSD.
 
 Refused before the target is stopped: connections under way (SYN_SENT), urgent data that was not
-read, kernel TLS, filters of eBPF, other network namespaces. Not kept: explicit congestion
+read, kernel TLS, filters of eBPF, other network namespaces, connections that a process outside the
+tree has open too. Not kept: explicit congestion
 notification, what congestion control has learned, segments out of order (they are sent again),
 the error queue, keys of TCP_MD5SIG and TCP-AO (not seen).
 """
@@ -49,10 +50,10 @@ from ckpt.resources.files.fd_table import FdTable
 from ckpt.resources.files.inet import InetAddress, address_of, flow_between, peer_of
 from ckpt.resources.files.kind import Kind
 from ckpt.resources.files.network_hold import dump_hold
-from ckpt.resources.files.network_space import borrow_beside
+from ckpt.resources.files.network_space import borrow_beside, nature_of
 from ckpt.resources.files.open_file import OpenFile, Problem
 from ckpt.resources.files.sockopts import borrow_socket
-from ckpt.resources.files.tcp import is_tcp, matches
+from ckpt.resources.files.tcp import matches
 from ckpt.resources.files.tcp_record import (
     FIN_UNACKNOWLEDGED,
     NUMBERS,
@@ -61,6 +62,7 @@ from ckpt.resources.files.tcp_record import (
     Transmission,
 )
 
+_FAMILIES = (inet.AF_INET, inet.AF_INET6)
 _SOL, _TCP = sockopts.SOL_SOCKET, inet.IPPROTO_TCP
 _SO_REUSEADDR, _SO_SNDBUF, _SO_RCVBUF, _SO_BUF_LOCK = 2, 7, 8, 72
 _TCP_WINDOW_CLAMP, _TCP_ULP, _TCP_REPAIR = 10, 31, 19
@@ -71,9 +73,10 @@ _WITHOUT_FIN = frozenset({TCP_ESTABLISHED, TCP_FIN_WAIT1, TCP_FIN_WAIT2})
 
 def is_for(file: OpenFile, table: FdTable) -> bool:
     """See `Kind.is_for`: not what `tcp` takes, sockets that never had a peer."""
+    nature = nature_of(file, table)
+    if nature.family not in _FAMILIES or nature.protocol != _TCP:
+        return False
     with borrow_socket(file, table) as sock:
-        if not is_tcp(sock):
-            return False
         return not is_unconnected(sock, read_info(sock))
 
 
@@ -93,6 +96,8 @@ def _events(sock: Socket) -> int:
 
 def problem(file: OpenFile, table: FdTable) -> Problem | None:
     """See `Kind.problem`."""
+    # Asked before the socket is borrowed: then we would have it, too.
+    holder = table.links_elsewhere.get(file.link) if table.running else None
     with borrow_beside(file, table) as sock:
         what = f"is a TCP connection{_peer_name(sock)}"
         state = read_info(sock).state
@@ -100,6 +105,11 @@ def problem(file: OpenFile, table: FdTable) -> Problem | None:
             return Problem(f"{what} with an upper layer (TLS), which is not supported yet")
         if table.tree.options.tcp_close or state == TCP_CLOSE:
             return network_space.problem(sock, table) or sockopts.problem(sock)
+        if holder is not None:
+            return Problem(
+                f"{what} that process {holder} has open too",
+                "take a process that both descend from, or use --tcp-close",
+            )
         if state in _UNDER_WAY:
             return Problem(f"{what} that is being made", "wait until it is, or use --tcp-close")
         if _events(sock) & select.POLLPRI:

@@ -252,6 +252,7 @@ def _finish(record: TcpConnectionRecord, sock: Socket, warn: Warn) -> None:
         sock.shutdown(_SHUT_RD)
     _set_buffers(record, sock, warn)
     sockopts.restore_last(record.options, sock, warn)
+    sock.close()
 
 
 def _make_ended(record: TcpConnectionRecord, sock: Socket, warn: Warn) -> None:

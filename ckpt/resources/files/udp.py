@@ -39,13 +39,12 @@ from ckpt.resources.files.inet import (
     peer_of,
 )
 from ckpt.resources.files.kind import Kind, duplicate, set_status_flags
-from ckpt.resources.files.network_space import borrow_beside
+from ckpt.resources.files.network_space import borrow_beside, nature_of
 from ckpt.resources.files.open_file import OpenFile, Problem
 from ckpt.resources.files.sockopts import (
     Numbers,
     SocketOptions,
     Warn,
-    borrow_socket,
     new_socket,
     refuse_unknown,
 )
@@ -125,12 +124,9 @@ def matches(file: OpenFile) -> bool:
 
 def is_for(file: OpenFile, table: FdTable) -> bool:
     """See `Kind.is_for`."""
-    with borrow_socket(file, table) as sock:
-        return (
-            sock.family in (inet.AF_INET, inet.AF_INET6)
-            and sock.type & 0xF == inet.SOCK_DGRAM
-            and sock.proto in _PROTOCOLS
-        )
+    nature = nature_of(file, table)
+    is_inet = nature.family in (inet.AF_INET, inet.AF_INET6)
+    return is_inet and nature.kind == inet.SOCK_DGRAM and nature.protocol in _PROTOCOLS
 
 
 def problem(file: OpenFile, table: FdTable) -> Problem | None:
