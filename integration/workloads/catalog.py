@@ -122,7 +122,7 @@ DAMAGES: dict[str, list[str]] = {
         *["data", "events", "removed", "inner", "spent", "edge"],
         *["content"],
     ],
-    "s_locks": ["range", "description", "flock", "lease", "signal", "owner", "async"],
+    "s_locks": ["child", "range", "description", "flock", "lease", "signal", "owner", "async"],
     "s_pty": [
         *["size", "settings", "packets", "exclusive", "lock", "mode"],
         *["left", "signal", "flag"],

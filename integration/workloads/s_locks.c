@@ -2,7 +2,7 @@
  * s_locks: locks on files, leases, and who is told when a descriptor becomes ready.
  *
  * Files, each with a witness (a description of its own, by which F_OFD_GETLK shows the locks of all others): POSIX locks on ranges,
- * shared and exclusive; the same of a description (OFD); flock, shared by two descriptors. A lease for writing with
+ * shared and exclusive; the same of a description (OFD); one of a child, whose number the kernel tells; flock, shared by two descriptors. A lease for writing with
  * a signal of its own. A terminal and a pipe that tell us by signals, with the number of the descriptor. `check` asks for
  * all of them and counts signals; `step` changes ranges, breaks the lease, makes descriptors ready.
  */
@@ -10,11 +10,14 @@
 
 #include <sys/file.h>
 #include <sys/ioctl.h>
+#include <sys/prctl.h>
 
 #define N_BYTES 200
+#define OF_CHILD 150
 
 static int posix, of_description, witness[2], flocked, flock_witness, leased, pipes[2], terminal, slave;
 static char lease_path[64];
+static pid_t child;
 static char expected[2][N_BYTES];		/* 0, 'r' or 'w' for each byte of the files */
 static int sig_lease, sig_pipe, sig_terminal;
 static volatile sig_atomic_t n_came[3];
@@ -80,6 +83,30 @@ static void open_terminal(void)
 		die("open %s", path);
 }
 
+/* A child that holds a lock by the descriptor that it shares with us, and nothing else ever. */
+static void bear(void)
+{
+	int told[2];
+	char byte;
+
+	if (pipe(told) || (child = fork()) < 0)
+		die("fork");
+	if (child == 0) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		lock(0, F_WRLCK, OF_CHILD, 10);
+		write_all(told[1], "x", 1);
+		close(told[0]);
+		close(told[1]);
+		for (;;)
+			pause();
+	}
+	if (read(told[0], &byte, 1) != 1)
+		die("child");
+	close(told[0]);
+	close(told[1]);
+	memset(expected[0] + OF_CHILD, 'w', 10);
+}
+
 static void prepare(void)
 {
 	struct sigaction action = {.sa_sigaction = heard, .sa_flags = SA_SIGINFO | SA_RESTART};
@@ -93,6 +120,7 @@ static void prepare(void)
 	sigaction(sig_terminal, &action, NULL);
 	posix = open_file("posix", O_RDWR, path);
 	witness[0] = open(path, O_RDWR | O_CLOEXEC);
+	bear();
 	of_description = open_file("description", O_RDWR, path);
 	witness[1] = open(path, O_RDWR | O_CLOEXEC);
 	flocked = open_file("flock", O_RDWR, path);
@@ -124,6 +152,14 @@ static char kind_at(int which, int at)
 	return lock.l_type == F_UNLCK ? 0 : lock.l_type == F_RDLCK ? 'r' : 'w';
 }
 
+static void check_child(void)
+{
+	struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = OF_CHILD, .l_len = 1};
+
+	EXPECT(!fcntl(posix, F_GETLK, &lock) && lock.l_type == F_WRLCK && lock.l_pid == child,
+	       "the child's lock is held by %d", (int)lock.l_pid);
+}
+
 static void check_owner(const char *name, int fd, int number)
 {
 	struct f_owner_ex owner = {0};
@@ -143,6 +179,7 @@ static void check(void)
 			if (is != expected[which][at])
 				return fail("byte %d of file %d: lock %d, not %d", at, which, is, expected[which][at]);
 		}
+	check_child();
 	EXPECT(flock(flock_witness, LOCK_SH | LOCK_NB) && errno == EWOULDBLOCK, "flock is gone");
 	EXPECT(fcntl(leased, F_GETLEASE) == F_WRLCK, "the lease is %d", fcntl(leased, F_GETLEASE));
 	EXPECT(fcntl(leased, F_GETSIG) == sig_lease, "the lease's signal is %d", fcntl(leased, F_GETSIG));
@@ -250,8 +287,14 @@ static void lose_async(void)
 	fcntl(pipes[0], F_SETFL, O_NONBLOCK);
 }
 
+static void end_child(void)
+{
+	kill(child, SIGKILL);
+	waitpid(child, NULL, 0);
+}
+
 static const struct named damages[] = {
-	{"range", unlock_range}, {"description", unlock_description}, {"flock", unlock_flock}, {"lease", end_lease},
+	{"child", end_child}, {"range", unlock_range}, {"description", unlock_description}, {"flock", unlock_flock}, {"lease", end_lease},
 	{"signal", lose_signal}, {"owner", lose_owner}, {"async", lose_async}, {NULL, NULL},
 };
 
