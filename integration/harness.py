@@ -16,7 +16,13 @@ import sys
 from pathlib import Path
 from typing import Any, Self
 
-from integration.workloads.driver import ANSWER_S, Dialogue, descendants, end_orphans
+from integration.workloads.driver import (
+    ANSWER_S,
+    Dialogue,
+    descendants,
+    end_orphans,
+    remove_shared_memory,
+)
 
 CKPT = (sys.executable, "-c", "import sys; from ckpt.cli.main import main; sys.exit(main())")
 _PR_SET_CHILD_SUBREAPER = 36
@@ -103,3 +109,4 @@ class Restored(Dialogue):
         if self.process.stderr is not None:
             self.process.stderr.close()
         end_orphans(self._family)
+        remove_shared_memory(self.pid)

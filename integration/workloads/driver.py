@@ -78,6 +78,12 @@ def end_orphans(pids: set[int]) -> None:
             continue
 
 
+def remove_shared_memory(pid: int) -> None:
+    """Remove what a workload that was killed has left in /dev/shm under its name."""
+    for path in Path("/dev/shm").glob(f"s_*-{pid}-*"):
+        path.unlink(missing_ok=True)
+
+
 class Program(Dialogue):
     """A workload that was started here and has said `ready`; killed at the end of a `with`."""
 
@@ -118,6 +124,7 @@ class Program(Dialogue):
             self.process.send_signal(signal.SIGKILL)
         self.process.wait(ANSWER_S)
         end_orphans(self._family)
+        remove_shared_memory(self.pid)
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
                 pipe.close()
