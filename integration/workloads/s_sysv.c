@@ -156,6 +156,7 @@ int main(int argc, char **argv)
 		{"content", damage_content}, {"removed", damage_removed}, {"parts", damage_parts},
 		{"mode", damage_mode}, {"detached", damage_detached}, {NULL, NULL}};
 	static const struct program program = {check, steps, damages, NULL};
+	int status;
 
 	own = argc > 1 && !strcmp(argv[1], "own");
 	if (own && unshare(CLONE_NEWIPC))
@@ -182,5 +183,8 @@ int main(int argc, char **argv)
 	removed.was = ask(&removed);
 	if (own)
 		make_own();
-	return serve(&program);
+	status = serve(&program);
+	/* Nobody else would. */
+	shmctl(plain.id, IPC_RMID, NULL);
+	return status;
 }
