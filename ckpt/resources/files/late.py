@@ -26,7 +26,6 @@ from ckpt.process.remote import Call, In, Reply, call
 from ckpt.resources.base import Rebuilt, Restore, expect
 from ckpt.resources.files.fd_table import FdTable
 from ckpt.resources.files.kind import flags_for_open
-from ckpt.resources.files.open_file import OpenFile, Problem
 from ckpt.units import Fd, RemoteFd
 
 _NAME = "ckpt-placeholder"
@@ -174,11 +173,3 @@ def pids_of_tree(table: FdTable) -> set[int]:
 def is_of_tree(pid: int, table: FdTable) -> bool:
     """Tell whether a process belongs to the tree."""
     return pid in pids_of_tree(table)
-
-
-def sharing_problem(file: OpenFile) -> Problem | None:
-    """Tell that others than the first process have it open: only that one brings it in."""
-    if not file.others:
-        return None
-    pid, fd = file.others[0]
-    return Problem(f"is shared with fd {fd} of process {pid}, which is not supported yet")

@@ -15,12 +15,12 @@ import attrs
 
 from ckpt.kernel.pidfd import PIDFD_NONBLOCK, PIDFD_THREAD, pidfd_open
 from ckpt.process.remote import Reply
-from ckpt.resources.base import Opening, Restore
+from ckpt.resources.base import Opening
 from ckpt.resources.files import late
 from ckpt.resources.files.fd_table import FdTable
-from ckpt.resources.files.kind import Attaching, Kind, set_status_flags
+from ckpt.resources.files.kind import Kind, set_status_flags
 from ckpt.resources.files.open_file import OpenFile, Problem
-from ckpt.units import Fd, Pid, RemoteFd
+from ckpt.units import Fd, Pid
 
 _ENDED = -1
 
@@ -50,10 +50,8 @@ def problem(file: OpenFile, table: FdTable) -> Problem | None:
     assert pidfd is not None
     if file.flags & PIDFD_THREAD:
         return Problem("is a pidfd of a single thread, which is not supported yet")
-    if pidfd.pid == _ENDED:
+    if pidfd.pid == _ENDED or late.is_of_tree(pidfd.pid, table):
         return None
-    if late.is_of_tree(pidfd.pid, table):
-        return late.sharing_problem(file)
     return Problem(
         f"is a pidfd of process {pidfd.pid or '(in another pid namespace)'}, which does not belong"
         " to what is dumped",
@@ -87,11 +85,6 @@ def _of_an_ended_process() -> Fd:
         os.waitpid(child, 0)
 
 
-def attach(_record: PidfdRecord, _fd: RemoteFd, attaching: Attaching) -> Restore:
-    """See `Kind.attach`."""
-    yield from late.bring_in(attaching.rebuilt)
-
-
 PIDFD = Kind(
     "pidfd",
     PidfdRecord,
@@ -100,5 +93,4 @@ PIDFD = Kind(
     reads_nothing=True,
     capture=capture,
     open=open_again,
-    attach=attach,
 )

@@ -17,7 +17,7 @@ from ckpt.errors import RestoreFailed, UsageError
 from ckpt.kernel.arch import NR
 from ckpt.process.remote import Call, call
 from ckpt.resources.base import Opened, Opening, Rebuilt, Restore, RestoreOptions, expect
-from ckpt.resources.files import external, locks
+from ckpt.resources.files import external, late, locks
 from ckpt.resources.files.descriptions import Description, FdRecord, FilesRecord
 from ckpt.resources.files.epoll import EpollRecord
 from ckpt.resources.files.external import ExternalRecord
@@ -147,6 +147,7 @@ def restore(record: FilesRecord, rebuilt: Rebuilt) -> Restore:
     """Put everything under its number, close the rest, and finish what needs the numbers."""
     expect("placing descriptors", (yield [_place(entry, rebuilt) for entry in record.fds]))
     expect("closing descriptors", (yield list(_iter_closing(record))))
+    yield from late.bring_in(rebuilt)
     attaching = Attaching(rebuilt, frozenset(_iter_replaced(record, rebuilt)))
     for description in _plan_attaching(record):
         attach = description.behaviour.attach

@@ -22,12 +22,12 @@ import re
 import attrs
 
 from ckpt.process.remote import Reply
-from ckpt.resources.base import Opening, Restore
+from ckpt.resources.base import Opening
 from ckpt.resources.files import late
 from ckpt.resources.files.fd_table import FdTable
-from ckpt.resources.files.kind import Attaching, Kind
+from ckpt.resources.files.kind import Kind
 from ckpt.resources.files.open_file import OpenFile, Problem
-from ckpt.units import Fd, RemoteFd
+from ckpt.units import Fd
 
 _PATH = re.compile(r"/proc/(\d+)(/.*)?")
 _NAMESPACE = re.compile(r"(cgroup|ipc|mnt|net|pid|time|user|uts):\[\d+\]")
@@ -56,9 +56,6 @@ def matches(file: OpenFile) -> bool:
 
 def problem(file: OpenFile, table: FdTable) -> Problem | None:
     """See `Kind.problem`."""
-    shared = late.sharing_problem(file)
-    if shared:
-        return shared
     found = _PATH.fullmatch(file.link)
     if found:
         return _problem_of_file(file, int(found[1]), found[2] or "", table)
@@ -120,11 +117,6 @@ def open_again(record: ProcessFileRecord, flags: int, _opening: Opening) -> Fd:
     return late.hold_path(record.path, flags, record.offset_bytes)
 
 
-def attach(_record: ProcessFileRecord, _fd: RemoteFd, attaching: Attaching) -> Restore:
-    """See `Kind.attach`."""
-    yield from late.bring_in(attaching.rebuilt)
-
-
 PROCESS_FILE = Kind(
     "process_file",
     ProcessFileRecord,
@@ -132,5 +124,4 @@ PROCESS_FILE = Kind(
     problem=problem,
     capture=capture,
     open=open_again,
-    attach=attach,
 )
