@@ -354,7 +354,10 @@ def _run(work: _Work, outcome: Outcome, started_s: float) -> Manifest:
 
 
 def _copy_frozen(work: _Work, parts: list[_Part], pool: Pool) -> int:
-    """Scan all for the last time, and read what no clone has; return how many bytes."""
+    """Scan all for the last time, and read what no clone has.
+
+    Returns how many bytes that were, of the processes that have no clone.
+    """
     for part in parts:
         own = own_mappings(part.memory)
         part.scan = part.member.tracking.collect(own, part.member.likely)
@@ -362,10 +365,10 @@ def _copy_frozen(work: _Work, parts: list[_Part], pool: Pool) -> int:
     for part in parts:
         if part.twin is None:
             part.first = part.see()
+            n_bytes += total_bytes(part.first)
         elif part.aside:
             part.first = intersect(part.see(), part.aside)
         work.read(part.member, part.member.pid, part.first, pool)
-        n_bytes += total_bytes(part.first)
     return n_bytes
 
 

@@ -17,6 +17,8 @@ from ckpt.units import Pid
 _ROOM_BYTES = 4096
 _OTHER_FILES = 256
 """How many descriptors we need besides."""
+_FEW = 64
+"""Of so many it is enough that those which cannot be opened are left out."""
 
 
 class Descriptors:
@@ -30,6 +32,9 @@ class Descriptors:
 
     def make_room(self, n_files: int) -> bool:
         """Raise our own soft limit of open files until `close`; False if the hard one forbids."""
+        if n_files <= _FEW:
+            return True
+        # Imported where needed: most processes have few threads and files.
         import resource
 
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -44,11 +49,13 @@ class Descriptors:
 
 
 def _close_all(fds: list[int], limit: list[tuple[int, int]]) -> None:
-    import resource
-
     for fd in fds:
         os.close(fd)
     fds.clear()
+    if not limit:
+        return
+    import resource
+
     for raised, before in limit:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         if soft == raised:

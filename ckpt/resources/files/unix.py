@@ -149,10 +149,19 @@ def problem(file: OpenFile, table: FdTable) -> Problem | None:
 def _problem_of_others(
     file: OpenFile, known: UnixSocket, view: _View, table: FdTable
 ) -> Problem | None:
-    """Tell which socket of another process it needs."""
-    holder = table.links_elsewhere.get(file.link) if table.running else None
-    if holder is not None:
-        return Problem(f"is a unix socket that process {holder} has open too", _REMEDY)
+    """Tell which socket of another process it needs, or who has it too."""
+    found = _problem_of_peer(file, known, view, table)
+    if found or not table.running:
+        return found
+    holder = table.links_elsewhere.get(file.link)
+    if holder is None:
+        return None
+    return Problem(f"is a unix socket that process {holder} has open too", _REMEDY)
+
+
+def _problem_of_peer(
+    file: OpenFile, known: UnixSocket, view: _View, table: FdTable
+) -> Problem | None:
     if known.listens:
         return _problem_of_waiting(known, view)
     if known.peer is None:
