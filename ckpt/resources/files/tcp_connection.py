@@ -49,7 +49,7 @@ from ckpt.resources.files import inet, network_space, sockopts, tcp_rebuild
 from ckpt.resources.files.fd_table import FdTable
 from ckpt.resources.files.inet import InetAddress, address_of, flow_between, peer_of
 from ckpt.resources.files.kind import Kind
-from ckpt.resources.files.network_hold import dump_hold
+from ckpt.resources.files.network_hold import dump_hold, note_connection
 from ckpt.resources.files.network_space import borrow_beside, nature_of
 from ckpt.resources.files.open_file import OpenFile, Problem
 from ckpt.resources.files.sockopts import borrow_socket
@@ -121,7 +121,12 @@ def problem(file: OpenFile, table: FdTable) -> Problem | None:
             return Problem(
                 f"{what}, which needs CAP_NET_ADMIN to be kept", "run ckpt as root, or --tcp-close"
             )
-        return network_space.problem(sock, table) or sockopts.problem(sock)
+        found = network_space.problem(sock, table) or sockopts.problem(sock)
+        peer = peer_of(sock)
+        if table.running and peer is not None and found is None:
+            local = address_of(sock.family, sock.getsockname())
+            note_connection(table.tree, flow_between(local, peer))
+        return found
 
 
 def _peer_name(sock: Socket) -> str:
