@@ -150,7 +150,7 @@ def _problem_of_others(
     file: OpenFile, known: UnixSocket, view: _View, table: FdTable
 ) -> Problem | None:
     """Tell which socket of another process it needs, or who has it too."""
-    found = _problem_of_peer(file, known, view, table)
+    found = _problem_of_peer(known, view)
     if found or not table.running:
         return found
     holder = table.links_elsewhere.get(file.link)
@@ -159,9 +159,7 @@ def _problem_of_others(
     return Problem(f"is a unix socket that process {holder} has open too", _REMEDY)
 
 
-def _problem_of_peer(
-    file: OpenFile, known: UnixSocket, view: _View, table: FdTable
-) -> Problem | None:
+def _problem_of_peer(known: UnixSocket, view: _View) -> Problem | None:
     if known.listens:
         return _problem_of_waiting(known, view)
     if known.peer is None:
