@@ -7,9 +7,9 @@ Options are set where a new socket of this host has another value: sockets that 
 inherit them. A port is refused, before anything starts, while somebody else has it, or while closed
 connections of a program that did not set SO_REUSEADDR wait for their end (TIME_WAIT).
 
-Refused before the target is stopped: connected and half-closed sockets, connections that wait to
-be accepted, packet filters, kernel TLS, other protocols, other network namespaces. Not seen, and so
-lost: TCP_MD5SIG keys, programs attached for SO_REUSEPORT, SO_INCOMING_CPU.
+Refused before the target is stopped: connections that wait to be accepted, packet filters, kernel
+TLS, other protocols, other network namespaces. Not seen, and so lost: TCP_MD5SIG keys, programs
+attached for SO_REUSEPORT, SO_INCOMING_CPU.
 """
 
 import contextlib
@@ -39,10 +39,10 @@ _SO_SNDBUF, _SO_RCVBUF, _SO_GET_FILTER = 7, 8, 26
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE, _SO_BUF_LOCK = 32, 33, 72
 _SNDBUF_LOCK, _RCVBUF_LOCK = 1, 2
 _TCP_INFO_OPTION, _TCP_ULP = 11, 31
-_TCP_CLOSE, _TCP_LISTEN = 7, 10
+_TCP_LISTEN = 10
 _TCP_INFO = struct.Struct("<8B24I4Q2I")
 """The start of `struct tcp_info`, up to tcpi_segs_in (include/uapi/linux/tcp.h)."""
-_UNACKED, _SACKED, _SEGS_OUT = 8 + 4, 8 + 5, 8 + 24 + 4
+_UNACKED, _SACKED = 8 + 4, 8 + 5
 _EADDRINUSE = 98
 
 _REUSE = "SO_REUSEADDR"
@@ -178,8 +178,6 @@ def _problem_of(sock: Socket, table: FdTable) -> Problem | None:
         n = info[_UNACKED]
         what = "1 connection waits" if n == 1 else f"{n} connections wait"
         return Problem(f"is a listening TCP socket, and {what} to be accepted", "try again")
-    if state not in (_TCP_LISTEN, _TCP_CLOSE) or (state == _TCP_CLOSE and info[_SEGS_OUT]):
-        return Problem(f"is a TCP connection{_peer_of(sock)}, which is not supported yet")
     if _has(sock, _SOL, _SO_GET_FILTER):
         return Problem("is a TCP socket with a packet filter, which is not supported yet")
     if _has(sock, _TCP, _TCP_ULP):
@@ -192,14 +190,6 @@ def _name_of(sock: Socket) -> str:
         return "a UDP socket"
     family = _FAMILIES.get(sock.family, f"family {sock.family}")
     return f"a socket of {family}, protocol {sock.proto}" if sock.proto else f"a {family} socket"
-
-
-def _peer_of(sock: Socket) -> str:
-    try:
-        host, port = sock.getpeername()[:2]
-    except OSError:
-        return ""
-    return f" to {host} port {port}"
 
 
 def _read_info(sock: Socket) -> tuple[int, ...]:
