@@ -40,6 +40,7 @@ PLAIN = {
 # Fields whose record refuses what cannot be; each its own test where it is declared.
 NARROW = {
     ("FilesystemRecord", "umask"): st.integers(0, 0o777),
+    ("ForegroundRecord", "settings"): st.sampled_from([b"", bytes(44)]),
     ("ContentRecord", "kind"): st.sampled_from(["anonymous", "memfd"]),
     ("ContentRecord", "path"): texts.map(lambda text: text.replace("\0", "")),
     ("ContentRecord", "size_bytes"): st.integers(0, (1 << 63) - 1),
