@@ -63,7 +63,7 @@ from ckpt.process.task import Task
 from ckpt.process.tree import read_identity
 from ckpt.resources.base import Rebuilt, Resource, RestoreOptions, Stage
 from ckpt.resources.content import CONTENTS, ContentRecord
-from ckpt.resources.registry import PROCESS, THREAD, clock_offsets, highest_fd
+from ckpt.resources.registry import PROCESS, THREAD, clock_offsets, entered, highest_fd
 from ckpt.tracker.base import TrackerName
 from ckpt.tracker.choose import choose_tracker
 from ckpt.tracker.epoch import read_epoch
@@ -154,19 +154,26 @@ def restore(
     features = probe_features()
     with Contents(_records_of_contents(tree)) as contents:
         options = attrs.evolve(options, contents=contents.paths)
-        check_host(tree, features, options)
-        if lazy:
-            verify_frames(chain, reader, contents.resolve(reader))
-        contents.fill(reader)
         work = _Work(tree, parts, reader, features, warnings.append, contents)
-        with opened(tree, options) as files:
-            try:
-                _rebuild(work, files, chain.chain_id)
-            finally:
-                for server in work.servers:
-                    server.close()
+        # What the root has of its own (host name, IPC, network) is made by us, and inherited.
+        with entered(tree.root.resources):
+            check_host(tree, features, options)
+            if lazy:
+                verify_frames(chain, reader, contents.resolve(reader))
+            contents.fill(reader)
+            _build(work, options, chain.chain_id)
     restore_ms = (time.monotonic() - started_s) * 1000
     return RestoreResult(tree.root.pid, number, restore_ms, tuple(warnings))
+
+
+def _build(work: _Work, options: RestoreOptions, chain_id: str) -> None:
+    """Open the files, make the tree, let it go."""
+    with opened(work.tree, options) as files:
+        try:
+            _rebuild(work, files, chain_id)
+        finally:
+            for server in work.servers:
+                server.close()
 
 
 def _records_of_contents(tree: TreeImage) -> list[ContentRecord]:
