@@ -9,6 +9,7 @@ Kernel: /proc/PID/fd, /proc/PID/fdinfo, pidfd_getfd(2).
 import contextlib
 import functools
 import os
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 
 import attrs
@@ -44,7 +45,9 @@ class FdTables:
                 out then.
             tree: to which they belong; one of their own unless given.
         """
-        self.tree = tree or Tree(tuple(pids))
+        self._own_tree = None if tree else Tree(tuple(pids))
+        # The tree has us among its notes: a circle would keep the files of /proc open.
+        self._tree = weakref.ref(tree) if tree else None
         self.running = running
         self._looked = looked
         self._surveys: dict[Pid, Survey] = {}
@@ -69,6 +72,14 @@ class FdTables:
             self.files = looked._files_again
         else:
             self.files = [_join(slots, part) for part in self._sharing.partition(slots)]
+
+    @property
+    def tree(self) -> Tree:
+        """To which the processes belong."""
+        found = self._own_tree or (self._tree and self._tree())
+        if not found:
+            raise ReferenceError("the tree of these tables is gone")
+        return found
 
     def _read(self, pid: Pid) -> None:
         survey = self._looked._surveys.get(pid) if self._looked else None

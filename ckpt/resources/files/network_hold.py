@@ -119,9 +119,11 @@ def dump_hold(tree: Tree) -> DumpHold:
     made.expect(tree.notes.get(_NOTED, ()))
     tree.notes[_NAME] = made
 
+    notes = tree.notes  # not the tree itself: a circle would keep what it holds
+
     def let_go() -> None:
         made.let_go()
-        del tree.notes[_NAME]
+        del notes[_NAME]
 
     tree.at_thaw.append(let_go)
     tree.at_end.append(made.close)
