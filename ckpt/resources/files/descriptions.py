@@ -106,6 +106,6 @@ class FilesRecord:
         """The highest descriptor; -1 if there is none."""
         return self.fds[-1].fd if self.fds else -1
 
-    def fds_of(self, description: Description) -> list[int]:
-        """Return the descriptors of a description, ascending."""
-        return [entry.fd for entry in self.fds if entry.description == description.id]
+    def first_fds(self) -> dict[int, int]:
+        """Return the lowest descriptor of each description, by its id."""
+        return {entry.description: entry.fd for entry in reversed(self.fds)}

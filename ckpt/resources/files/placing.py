@@ -149,10 +149,11 @@ def restore(record: FilesRecord, rebuilt: Rebuilt) -> Restore:
     expect("closing descriptors", (yield list(_iter_closing(record))))
     yield from late.bring_in(rebuilt)
     attaching = Attaching(rebuilt, frozenset(_iter_replaced(record, rebuilt)))
+    first_fds = record.first_fds()
     for description in _plan_attaching(record):
         attach = description.behaviour.attach
         if attach:
-            fd = RemoteFd(record.fds_of(description)[0])
+            fd = RemoteFd(first_fds[description.id])
             yield from attach(description.record, fd, attaching)
     yield from _restore_locks(record, attaching)
 

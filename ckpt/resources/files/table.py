@@ -215,8 +215,9 @@ def check_host(record: FilesRecord, _features: Features) -> Iterator[Finding]:
 def _findings(
     record: FilesRecord, description: Description, problems: Iterable[Problem]
 ) -> Iterator[Finding]:
-    subject = f"fd {record.fds_of(description)[0]} ({description.name})"
-    return (Finding(subject, problem.text, problem.remedy) for problem in problems)
+    for problem in problems:
+        subject = f"fd {record.first_fds()[description.id]} ({description.name})"
+        yield Finding(subject, problem.text, problem.remedy)
 
 
 def check_files(record: FilesRecord, options: RestoreOptions) -> Iterator[Finding]:
@@ -231,8 +232,12 @@ def check_files(record: FilesRecord, options: RestoreOptions) -> Iterator[Findin
         raise UsageError(f"--inherit {min(absent)}: the process had no such descriptor open")
     options = attrs.evolve(options, warn=_once(options.warn))
     sources = plan_sources(record, options)
+    by_description: dict[int, list[Source]] = {}
+    for source in sources:
+        if not source.path:
+            by_description.setdefault(source.description.id, []).append(source)
     for description in record.descriptions:
-        own = [one for one in sources if one.description is description and not one.path]
+        own = by_description.get(description.id)
         if own:
             yield from _findings(record, description, _iter_problems(description, own, options))
 
