@@ -76,12 +76,28 @@ class Family:
         """Tell whether a process leads its session."""
         return self.places[pid].session == pid
 
-    def group_to_join(self, pid: Pid) -> Pid | None:
-        """Return the group that a process must be put into; None if it is in it by birth."""
-        place = self.places[pid]
-        if self.leads_session(pid) or self.is_outside(place):
-            return None
-        return place.group
+    def iter_joins(self) -> Iterator[tuple[Pid, Pid | None]]:
+        """Yield who joins which group, each when that is there; None: that of the restorer.
+
+        Who has left the group that has its number, while others are in it, makes it and leaves it.
+        """
+        groups = {
+            pid: None if self.is_outside(place) else place.group
+            for pid, place in self.places.items()
+            if not self.leads_session(pid)
+        }
+        makers = [pid for pid in groups if pid in groups.values()]
+        yield from ((pid, pid) for pid in makers)
+        for pid, group in groups.items():
+            if pid not in makers and group is not None:
+                yield pid, group
+        leaving = [pid for pid in makers if groups[pid] != pid]
+        while leaving:
+            # A group that somebody still wants to join must not be left by its last member.
+            wanted = {groups[pid] for pid in leaving}
+            first = next((pid for pid in leaving if pid not in wanted), leaving[0])
+            leaving.remove(first)
+            yield first, groups[first]
 
     def is_outside(self, place: Place) -> bool:
         """Tell whether a place is in the group of whoever restores."""
@@ -103,6 +119,9 @@ class Family:
             if pid == self.root:
                 continue
             older = self._native.get(parent, session)
+            if parent == self.root and older in self.places:
+                # The root was born into a session of nobody in its tree.
+                older = self.places[parent].session
             if session not in (self.places[parent].session, older):
                 yield (
                     pid,

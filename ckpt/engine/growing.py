@@ -86,16 +86,10 @@ class Growing:
 
     def _make_groups(self) -> None:
         with self._helpers():
-            joining = {
-                pid: group
-                for pid in self.family.places
-                if (group := self.family.group_to_join(pid)) is not None
-            }
-            # Leaders first: a group must be there to be joined.
-            for pid, group in sorted(joining.items(), key=lambda item: item[0] != item[1]):
+            for pid, group in self.family.iter_joins():
                 embryo = self.nursery.embryos[pid]
-                wanted = 0 if pid == group else group
-                embryo.run_checked("joining a process group", [call(NR.setpgid, 0, wanted)])
+                number = os.getpgrp() if group is None else group
+                embryo.run_checked("joining a process group", [call(NR.setpgid, 0, number)])
 
     @contextlib.contextmanager
     def _helpers(self) -> Iterator[None]:
