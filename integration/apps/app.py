@@ -6,12 +6,12 @@ Every program has pipes for standard streams: what it says on them is how a test
 import os
 import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 from ckpt.kernel.features import probe_features
-from integration.workloads.driver import ANSWER_S, Dialogue
+from integration.workloads.driver import ANSWER_S, Dialogue, descendants, end_orphans
 
 PROGRAMS = Path(__file__).parent / "programs"
 
@@ -24,7 +24,7 @@ def offered_trackers() -> list[str]:
 
 
 class App(Dialogue):
-    """A program that was started here; killed and reaped at the end of a `with`."""
+    """A program that was started here; killed with its family at the end of a `with`."""
 
     def __init__(self, command: Sequence[str | Path], cwd: Path) -> None:
         self.process = subprocess.Popen(
@@ -45,9 +45,11 @@ class App(Dialogue):
         return self
 
     def __exit__(self, *_: object) -> None:
+        family = descendants(self.pid) if self.process.poll() is None else set()
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGKILL)
         self.process.wait(ANSWER_S)
+        end_orphans(family)
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
                 pipe.close()
@@ -80,6 +82,13 @@ class Costs:
 def kind_of_further_dumps(tracker: str) -> str:
     """Return what an incremental dump makes with a tracker: `full` has no deltas."""
     return "full" if tracker == "full" else "delta"
+
+
+def reap_killed(pids: Iterable[int]) -> None:
+    """Reap what `ckpt dump --kill` has ended, orphans of ours: their numbers are free then."""
+    for pid in pids:
+        status = os.waitpid(pid, 0)[1]
+        assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL, f"{pid}: {status}"
 
 
 def is_running(pid: int) -> bool:

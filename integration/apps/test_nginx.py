@@ -1,0 +1,122 @@
+"""nginx, a master and two workers, that serves a file: full, delta, killed, back.
+
+Who asks is this test. Between two answers of one connection there is a checkpoint, a kill and a
+restore, of which the asking side notices nothing.
+"""
+
+import http.client
+import os
+import signal
+import socket
+import time
+from contextlib import closing
+
+from integration.apps.app import App, reap_killed
+from integration.harness import Restored, become_subreaper, dump
+from integration.workloads.driver import ANSWER_S, descendants
+
+SERVED = os.urandom(300_000)
+CONFIG = """\
+daemon off;
+user root;
+worker_processes 2;
+pid {directory}/nginx.pid;
+error_log {directory}/error.log;
+events {{ worker_connections 64; }}
+http {{
+    access_log off;
+    keepalive_timeout 600s;
+    client_body_temp_path {directory}/body;
+    proxy_temp_path {directory}/proxy;
+    fastcgi_temp_path {directory}/fastcgi;
+    uwsgi_temp_path {directory}/uwsgi;
+    scgi_temp_path {directory}/scgi;
+    server {{
+        listen 127.0.0.1:{port};
+        root {directory}/root;
+        location = /worker {{ return 200 $pid; }}
+    }}
+}}
+"""
+become_subreaper()
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+class Nginx(App):
+    """An nginx that serves `SERVED`, with both of its workers there."""
+
+    def __init__(self, cwd):
+        self.port = free_port()
+        (cwd / "root").mkdir()
+        (cwd / "root" / "file").write_bytes(SERVED)
+        config = cwd / "nginx.conf"
+        config.write_text(CONFIG.format(directory=cwd, port=self.port))
+        super().__init__(["nginx", "-e", cwd / "error.log", "-c", config], cwd)
+        give_up_s = time.monotonic() + ANSWER_S
+        while len(descendants(self.pid)) < 2:
+            assert time.monotonic() < give_up_s, (cwd / "error.log").read_text()
+            assert self.process.poll() is None, (cwd / "error.log").read_text()
+
+
+def connect(port):
+    return closing(http.client.HTTPConnection("127.0.0.1", port, timeout=ANSWER_S))
+
+
+def get(connection, path):
+    connection.request("GET", path)
+    answer = connection.getresponse()
+    assert answer.status == 200
+    return answer.read()
+
+
+def check(port, workers):
+    with connect(port) as connection:
+        assert get(connection, "/file") == SERVED
+        assert int(get(connection, "/worker")) in workers
+
+
+def test_nginx_serves_again(tmp_path):
+    image = tmp_path / "image"
+    with Nginx(tmp_path) as nginx:
+        workers = descendants(nginx.pid)
+        check(nginx.port, workers)
+        assert dump(nginx.pid, image)["kind"] == "full"
+        check(nginx.port, workers)
+        assert dump(nginx.pid, image, "--kill")["kind"] == "delta"
+    reap_killed(workers)
+    with Restored(image) as back:
+        assert descendants(back.pid) == workers
+        check(nginx.port, workers)
+        # The master still minds its workers: new ones for a new configuration.
+        os.kill(back.pid, signal.SIGHUP)
+        give_up_s = time.monotonic() + ANSWER_S
+        while len(now := descendants(back.pid)) != 2 or now & workers:
+            assert time.monotonic() < give_up_s, (tmp_path / "error.log").read_text()
+        check(nginx.port, now)
+        os.kill(back.pid, signal.SIGQUIT)
+        assert back.process.wait(ANSWER_S) == 0
+
+
+def test_a_connection_that_is_kept_goes_on(tmp_path):
+    image = tmp_path / "image"
+    with Nginx(tmp_path) as nginx, connect(nginx.port) as kept:
+        workers = descendants(nginx.pid)
+        worker = get(kept, "/worker")
+        ours = kept.sock
+        dump(nginx.pid, image)
+        assert get(kept, "/file") == SERVED
+        dump(nginx.pid, image, "--kill")
+        nginx.process.wait(ANSWER_S)
+        reap_killed(workers)
+        # Asked while nobody is there to answer.
+        kept.request("GET", "/file")
+        with Restored(image) as back:
+            assert kept.getresponse().read() == SERVED
+            assert get(kept, "/worker") == worker
+            assert kept.sock is ours
+            os.kill(back.pid, signal.SIGQUIT)
+            assert back.process.wait(ANSWER_S) == 0
