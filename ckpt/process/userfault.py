@@ -5,6 +5,7 @@ fetched with pidfd_getfd, and closed there: the process's own descriptors stay a
 uses it: the tracker that protects pages, and the filling of a restored process.
 """
 
+import contextlib
 import os
 
 from ckpt.errors import FeatureMissing
@@ -47,15 +48,17 @@ def make_inside(
     (made,) = arena.run(task, [call(NR.userfaultfd, flags)])
     if not made.ok:
         raise FeatureMissing(f"userfaultfd for this process ({made})", remedy)
-    try:
-        with opened_pidfd(pid) as process:
-            fd = pidfd.pidfd_getfd(process, RemoteFd(made.value), pid=pid)
-    finally:
-        arena.run(task, [call(NR.close, made.value)])
-    try:
-        userfaultfd.negotiate(fd, features)
-    except OSError as error:
-        os.close(fd)
-        asked = ", ".join(str(one.name) for one in features).replace("_", " ").lower()
-        raise FeatureMissing(f"userfaultfd with {asked}", remedy) from error
+    with contextlib.ExitStack() as undo:
+        try:
+            with opened_pidfd(pid) as process:
+                fd = pidfd.pidfd_getfd(process, RemoteFd(made.value), pid=pid)
+            undo.callback(os.close, fd)
+        finally:
+            arena.run(task, [call(NR.close, made.value)])
+        try:
+            userfaultfd.negotiate(fd, features)
+        except OSError as error:
+            asked = ", ".join(str(one.name) for one in features).replace("_", " ").lower()
+            raise FeatureMissing(f"userfaultfd with {asked}", remedy) from error
+        undo.pop_all()
     return fd

@@ -1,0 +1,102 @@
+"""The promise: a restore that fails leaves nothing, at whatever step it fails.
+
+The steps are the batches of remote calls of all processes, the rounds of their threads, and the
+opening of each resource's files. One after the other is made to fail, until none is left.
+"""
+
+import contextlib
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from ckpt.engine import preparing
+from ckpt.engine import restore as restoring
+from ckpt.engine.restore import restore
+from ckpt.errors import RestoreFailed
+from ckpt.process.arena import Arena
+from ckpt.resources.base import Resource
+from integration.harness import become_subreaper, dump
+from integration.workloads.driver import Program, descendants
+
+become_subreaper()
+
+
+class Faults:
+    """Lets the nth step fail; 0: none."""
+
+    def __init__(self, monkeypatch):
+        self.n_steps = 0
+        self.fail_at = 0
+        self._wrap(monkeypatch, Arena, "run")
+        self._wrap(monkeypatch, restoring, "run_in_rounds")
+        monkeypatch.setattr(preparing, "PROCESS", tuple(map(self._with_faults, preparing.PROCESS)))
+
+    def _step(self):
+        self.n_steps += 1
+        if self.n_steps == self.fail_at:
+            raise RestoreFailed("a step", f"fault {self.fail_at}")
+
+    def _wrap(self, monkeypatch, owner, name):
+        inner = getattr(owner, name)
+
+        def outer(*args, **more):
+            self._step()
+            return inner(*args, **more)
+
+        monkeypatch.setattr(owner, name, outer)
+
+    def _with_faults(self, resource):
+        def prepare(*args):
+            self._step()
+            return resource.prepare(*args)
+
+        fields = {name: getattr(resource, name) for name in Resource.__slots__ if name[0] != "_"}
+        return Resource(**fields | {"prepare": prepare})
+
+
+def reap():
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            os.waitpid(-1, 0)
+
+
+def outside(folder):
+    """Return what a restore could leave behind, but for processes."""
+    tables = Path("/proc/self/net/nf_tables_names")
+    return (
+        sorted(path.name for path in folder.iterdir()),
+        sorted(os.listdir("/dev/shm")),
+        len(os.listdir("/proc/self/fd")),
+        tables.read_text() if tables.exists() else "",
+    )
+
+
+@pytest.mark.parametrize("name", ["s_unix_tree", "s_shared_tree", "s_files"])
+def test_nothing_is_left_behind(name, tmp_path, monkeypatch):
+    image = tmp_path / "image"
+    work = tmp_path / "work"
+    work.mkdir()
+    with Program(name, cwd=work) as program:
+        family = {program.pid, *descendants(program.pid)}
+        dump(program.pid, image, "--kill")
+    reap()
+    faults = Faults(monkeypatch)
+    before = outside(work)
+    n_faults = 0
+    while True:
+        faults.fail_at, faults.n_steps = faults.fail_at + 1 + n_faults // 8, 0
+        back = None
+        with contextlib.suppress(RestoreFailed):
+            back = restore(image)
+        if back is not None:
+            break
+        n_faults += 1
+        reap()
+        assert not [pid for pid in family if os.path.exists(f"/proc/{pid}")], faults.fail_at
+        assert outside(work) == before, faults.fail_at
+    assert n_faults > 15
+    for pid in (back.pid, *descendants(back.pid)):
+        os.kill(pid, signal.SIGKILL)
+    reap()
