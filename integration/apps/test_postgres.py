@@ -30,6 +30,21 @@ SETTINGS = {
 }
 HELPERS = 4
 """The checkpointer, the background writer, the log writer, the launcher of replication."""
+UNDER_WAY = f"""
+PGHOST=$1 PGDATABASE=postgres; export PGHOST PGDATABASE; shift
+"$@" >/dev/null & server=$!
+until {BIN}/pg_isready -q; do sleep 0.1; done
+{BIN}/pgbench -i -q -s 1 2>/dev/null >&2
+echo begun
+{BIN}/pgbench -n -c 4 -T 3600 >/dev/null & clients=$!
+read -r word
+kill $clients
+wait $clients
+echo done
+read -r word
+kill $server
+wait $server
+"""
 become_subreaper()
 
 
@@ -43,7 +58,10 @@ def home():
 
 
 def command(program, *arguments):
-    words = [BIN / program, *arguments]
+    return as_owner(BIN / program, *arguments)
+
+
+def as_owner(*words):
     return ["setpriv", "--reuid", OWNER, "--regid", OWNER, "--init-groups", *map(str, words)]
 
 
@@ -83,14 +101,18 @@ def helpers_of(server):
     return descendants(server.pid)
 
 
+def prepare(home):
+    """Make a cluster and return how its server is started."""
+    run(home, "initdb", "-N", "-A", "trust", "-D", home / "data")
+    settings = [f"-c{name}={value}" for name, value in SETTINGS.items()]
+    return ["-D", home / "data", "-k", home, *settings]
+
+
 class Postgres(App):
     """A server that answers, with the tables of pgbench."""
 
     def __init__(self, home):
-        run(home, "initdb", "-N", "-A", "trust", "-D", home / "data")
-        settings = [f"-c{name}={value}" for name, value in SETTINGS.items()]
-        words = ["-D", home / "data", "-k", home, *settings]
-        super().__init__(command("postgres", *words), home)
+        super().__init__(command("postgres", *prepare(home)), home)
         wait_until(lambda: is_ready(home))
         run(home, "pgbench", "-i", "-q", "-s", "1")
 
@@ -99,10 +121,14 @@ def bench(home):
     run(home, "pgbench", "-n", "-c", "4", "-t", "50")
 
 
-def check(home, rounds):
+def count_history(home):
+    return int(ask(home, "select count(*) from pgbench_history"))
+
+
+def check(home, n_transactions):
     """Every transaction of pgbench is there, and the sums of its tables agree."""
     assert int(ask(home, "select count(*) from pgbench_accounts")) == 100_000
-    assert int(ask(home, "select count(*) from pgbench_history")) == rounds * 200
+    assert count_history(home) == n_transactions
     sums = ask(
         home,
         "select (select sum(abalance) from pgbench_accounts),"
@@ -117,7 +143,7 @@ def test_postgres_comes_back_with_all_its_data(home, tmp_path):
     image = tmp_path / "image"
     with Postgres(home) as server:
         bench(home)
-        check(home, 1)
+        check(home, 200)
         helpers_of(server)
         assert dump(server.pid, image)["kind"] == "full"
         bench(home)
@@ -127,9 +153,31 @@ def test_postgres_comes_back_with_all_its_data(home, tmp_path):
         reap_killed(family)
     with Restored(image) as back:
         assert descendants(back.pid) == family
-        check(home, 2)
+        check(home, 400)
         bench(home)
-        check(home, 3)
+        check(home, 600)
         run(home, "pg_amcheck", "--install-missing", "--heapallindexed", "postgres")
         os.kill(back.pid, signal.SIGTERM)
         assert back.process.wait(ANSWER_S) == 0
+
+
+def test_transactions_go_on_where_their_clients_are_in_the_tree(home, tmp_path):
+    image = tmp_path / "image"
+    server = [BIN / "postgres", *prepare(home)]
+    with App(as_owner("bash", "-c", UNDER_WAY, "bash", home, *server), home) as shell:
+        assert shell.line() == "begun"
+        wait_until(lambda: len(descendants(shell.pid)) == HELPERS + 6)
+        assert dump(shell.pid, image)["kind"] == "full"
+        family = descendants(shell.pid)
+        assert dump(shell.pid, image, "--kill")["kind"] == "delta"
+        shell.process.wait(ANSWER_S)
+        reap_killed(family)
+    with Restored(image) as back:
+        assert descendants(back.pid) == family
+        before = count_history(home)
+        wait_until(lambda: count_history(home) > before)
+        assert back.ask("enough") == "done"
+        wait_until(lambda: len(descendants(back.pid)) == HELPERS + 1)
+        check(home, count_history(home))
+        run(home, "pg_amcheck", "--install-missing", "--heapallindexed", "postgres")
+        assert back.quit() == 0
