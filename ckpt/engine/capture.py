@@ -5,6 +5,7 @@ mapping. Then the remote calls of all resources of the process run as one batch,
 thread as one.
 """
 
+import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,7 +21,14 @@ from ckpt.process.freezer import Frozen, FrozenTree
 from ckpt.process.remote import Call, Reply, part_of
 from ckpt.process.task import Task
 from ckpt.process.together import run_on_each
-from ckpt.process.tree import ending_told, list_tids, list_tree, refuse_untouchable
+from ckpt.process.tree import (
+    ending_told,
+    has_ended,
+    is_zombie,
+    list_tids,
+    list_tree,
+    refuse_untouchable,
+)
 from ckpt.resources.base import Capture, CaptureOptions, Resource, Stopped, Target, Tree
 from ckpt.resources.registry import PROCESS, THREAD
 from ckpt.units import Pid, Tid
@@ -32,6 +40,10 @@ def look(pid: Pid, features: Features) -> list[Finding]:
     They are not touched.
     """
     return _look(pid, features, CaptureOptions())[1]
+
+
+_MOST_LOOKS = 20
+"""At a tree in which processes end all the time."""
 
 
 @attrs.frozen(repr=False)
@@ -55,20 +67,31 @@ def examine(root: Pid, features: Features, options: CaptureOptions) -> Looked:
 
 
 def _look(root: Pid, features: Features, options: CaptureOptions) -> tuple[Looked, list[Finding]]:
+    """Look at all processes; begin again where one has ended that others were asked about."""
     with ending_told([root]):
-        tree = Tree(tuple(list_tree(root)), options)
-        targets: dict[Pid, Target] = {}
-        findings: list[Finding] = []
-        for pid in tree.pids:
-            try:
-                findings += _name_process(
-                    tree, pid, _look_at(Target(pid, features, {}, tree), targets)
-                )
-            except TargetGone:
-                # A descendant may end at any time.
-                if pid == root:
-                    raise
-        return Looked(tree, targets), findings
+        for _ in range(_MOST_LOOKS - 1):
+            with contextlib.suppress(TargetGone):
+                return _look_once(root, features, options)
+            if has_ended(root):
+                break
+        return _look_once(root, features, options)
+
+
+def _look_once(
+    root: Pid, features: Features, options: CaptureOptions
+) -> tuple[Looked, list[Finding]]:
+    tree = Tree(tuple(list_tree(root)), options)
+    targets: dict[Pid, Target] = {}
+    findings: list[Finding] = []
+    for pid in tree.pids:
+        try:
+            target = Target(pid, features, {}, tree)
+            findings += _name_process(tree, pid, _look_at(target, targets))
+        except TargetGone:
+            # A descendant may end at any time.
+            if pid == root or not is_zombie(pid):
+                raise
+    return Looked(tree, targets), findings
 
 
 def _look_at(target: Target, targets: dict[Pid, Target]) -> list[Finding]:

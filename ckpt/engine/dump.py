@@ -35,6 +35,7 @@ from ckpt.engine.capture import (
 from ckpt.engine.contents import ContentCopy
 from ckpt.engine.convergence import DEFAULT_BUDGET_MS
 from ckpt.engine.copying import Copy, DropEqual, Pool
+from ckpt.engine.growing import refuse_unplannable
 from ckpt.engine.live import Outcome, Round, Rounds
 from ckpt.engine.members import Member, Members
 from ckpt.engine.pages import (
@@ -331,6 +332,7 @@ def _run(work: _Work, outcome: Outcome, started_s: float) -> Manifest:
         wanted = twins if _wants_twin(work, outcome) else None
         parts = _capture(work, frozen, targets, wanted)
         zombies = capture_zombies(frozen)
+        refuse_unplannable(tuple(part.image for part in parts), zombies)
         n_bytes = _copy_frozen(work, parts, pool)
         work.contents.read(work.looked.tree.notes.get(NOTE, ()))
         if not work.options.kill:

@@ -19,7 +19,7 @@ import attrs
 
 from ckpt.engine.family import Family
 from ckpt.engine.records import ProcessImage, TreeImage, ZombieImage
-from ckpt.errors import RestoreFailed, TargetGone
+from ckpt.errors import Finding, RestoreFailed, TargetGone, UnsupportedState
 from ckpt.kernel import ptrace
 from ckpt.kernel.arch import NR
 from ckpt.kernel.arch import x86_64 as arch
@@ -38,6 +38,21 @@ def family_of(tree: TreeImage) -> Family:
     """Return who stands where in an image."""
     places = {process.pid: process.place for process in tree.processes}
     return Family(tree.root.pid, places | {zombie.pid: zombie.place for zombie in tree.zombies})
+
+
+def refuse_unplannable(
+    processes: tuple[ProcessImage, ...], zombies: tuple[ZombieImage, ...]
+) -> None:
+    """Refuse a frozen tree whose processes could not be born into their sessions again.
+
+    Raises:
+        UnsupportedState: with everyone who could not.
+    """
+    tree = TreeImage(processes, zombies)
+    problems = family_of(tree).iter_problems()
+    findings = tuple(Finding(f"process {pid}", problem) for pid, problem in problems)
+    if findings:
+        raise UnsupportedState(tree.root.pid, findings)
 
 
 @attrs.define(repr=False)

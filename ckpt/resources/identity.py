@@ -148,7 +148,7 @@ def _iter_sharing_findings(target: Target) -> Iterator[Finding]:
     if not target.features.kcmp:
         return
     for kind, spoken in _SHAREABLE.items():
-        key = f"processes in the order of their {spoken}"
+        key = f"processes in the order of their {spoken}: {target.tree.pids}"
         order = target.tree.notes.get(key)
         if order is None:
             compare = partial(_compare, kind)
