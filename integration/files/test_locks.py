@@ -166,7 +166,7 @@ def test_a_lock_that_another_process_holds_now_fails_the_restore(path, command):
         rebuilt(record, pid),
     ):
         pass
-    assert failed.value.step == "locking fd 3"
+    assert failed.value.step == f"locking {path}"
     assert failed.value.reason.startswith(f"process {holder} holds a lock on it")
     assert not os.path.exists(f"/proc/{pid}")
 

@@ -160,11 +160,15 @@ def restore(record: FilesRecord, rebuilt: Rebuilt) -> Restore:
 
 def _restore_locks(record: FilesRecord, attaching: Attaching) -> Restore:
     """Take all locks, now that no close in the process can drop them."""
+    by_id = {one.id: one.name for one in record.descriptions}
+    names = {
+        entry.fd: by_id[entry.description] for entry in record.fds if entry.description in by_id
+    }
     for held in record.locks:
         if held.fd in attaching.replaced_fds:
             attaching.rebuilt.warn(f"fd {held.fd} is another file now, on which nothing is locked")
             continue
-        yield from locks.restore(held.locks, RemoteFd(held.fd), f"fd {held.fd}")
+        yield from locks.restore(held.locks, RemoteFd(held.fd), names.get(held.fd, f"fd {held.fd}"))
 
 
 def _place(entry: FdRecord, rebuilt: Rebuilt) -> Call:
