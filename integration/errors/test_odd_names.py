@@ -77,6 +77,7 @@ def test_what_is_refused_is_said_in_one_line(odd, tmp_path):
 
     def prepare_and_unlink():
         kept = prepare(directory, path)
+        os.write(kept[0], bytes(2 << 20))  # more than travels in an image
         os.unlink(path)
         return kept
 
@@ -84,10 +85,10 @@ def test_what_is_refused_is_said_in_one_line(odd, tmp_path):
         checked = ckpt("check", "--pid", pid, env=STRICT)
         assert checked.returncode == 21
         refusals = checked.stdout[checked.stdout.index("refused:") :]
-        assert_one_line_each(f"what is refused:\n{refusals}", said, 2)
+        assert_one_line_each(f"what is refused:\n{refusals}", said, 3)
         refused = ckpt("dump", "--pid", pid, tmp_path / "image", env=STRICT)
         assert refused.returncode == 21
-        assert_one_line_each(refused.stderr, said, 2)
+        assert_one_line_each(refused.stderr, said, 3)
         found = json.loads(ckpt("check", "--pid", pid, "--json", env=STRICT).stdout)["findings"]
         assert os.fsdecode(path) in found[0]["subject"], "a program gets the name itself"
 
