@@ -20,6 +20,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 
 import attrs
@@ -194,7 +195,7 @@ class _Work:
         self.stopped_ms += frozen.freeze_ms
 
 
-@attrs.define(repr=False)
+@attrs.define(repr=False, slots=False)
 class _Part:
     """What one process contributes to the generation."""
 
@@ -216,8 +217,12 @@ class _Part:
         """What of its memory the twin does not have."""
         return spans_without_twin(self.memory) if self.twin else []
 
-    def see(self) -> Spans:
-        """Return what the image does not hold, by the last scan."""
+    @cached_property
+    def rest(self) -> Spans:
+        """What the image does not hold, by the last scan; what is read later changes nothing of it.
+
+        Held pages are told of a scan only once: it would call those dirty that were read since.
+        """
         return self.member.held.see(self.scan, untrusted_spans(self.memory))
 
 
@@ -366,10 +371,10 @@ def _copy_frozen(work: _Work, parts: list[_Part], pool: Pool) -> int:
     n_bytes = 0
     for part in parts:
         if part.twin is None:
-            part.first = part.see()
+            part.first = part.rest
             n_bytes += total_bytes(part.first)
         elif part.aside:
-            part.first = intersect(part.see(), part.aside)
+            part.first = intersect(part.rest, part.aside)
         work.read(part.member, part.member.pid, part.first, pool)
     return n_bytes
 
@@ -378,7 +383,7 @@ def _copy_twins(work: _Work, parts: list[_Part], pool: Pool) -> None:
     """Read the rest out of the clones; what there is to read is found out only now."""
     for part in parts:
         if part.twin is not None:
-            work.read(part.member, part.twin.pid, subtract(part.see(), part.first), pool)
+            work.read(part.member, part.twin.pid, subtract(part.rest, part.first), pool)
     work.copy.store_all()
 
 
