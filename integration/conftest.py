@@ -1,11 +1,15 @@
 """For tests with real processes: they need root, and say so instead of failing one by one."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 from tests.plugins import skips
+
+# A shell starts what runs in the background with this ignored, which children inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 HERE = Path(__file__).parent
 
