@@ -102,9 +102,12 @@ def bring_back(tmux, image):
 
 
 def wait_for_job(tmux, shell):
-    """Wait until a job of the shell is in the foreground."""
+    """Wait until a job of the shell is in the foreground, and is a program of its own by then.
+
+    Until it has called exec it may ignore the signals of the terminal, as the shell does.
+    """
     give_up_s = time.monotonic() + ANSWER_S
-    while read_stat(shell).tpgid == shell:
+    while read_stat(read_stat(shell).tpgid).comm == read_stat(shell).comm:
         assert time.monotonic() < give_up_s, tmux.screen()
 
 
