@@ -1,13 +1,11 @@
 """What one process alone cannot be brought back with is named before it is touched."""
 
 import ctypes
-import os
 import signal
 import threading
 
 import attrs
 
-from ckpt.kernel.prctl import Prctl
 from ckpt.resources.clocks import CLOCKS, ClocksRecord
 from ckpt.resources.credentials import CREDENTIALS
 from ckpt.resources.identity import IDENTITY
@@ -33,30 +31,6 @@ def test_an_ordinary_process_is_not_refused():
     with child(nothing) as pid:
         assert look(IDENTITY, pid) == []
         assert look(THREAD, pid) == []
-
-
-def test_a_child_is_named():
-    def have_a_child():
-        if os.fork() == 0:
-            libc.prctl(Prctl.SET_PDEATHSIG, signal.SIGKILL)
-            while True:
-                signal.pause()
-
-    with child(have_a_child) as pid:
-        (finding,) = look(IDENTITY, pid)
-        assert "has a child process" in finding
-
-
-def test_a_child_that_was_not_waited_for_is_named():
-    def have_a_zombie():
-        ended = os.fork()
-        if ended == 0:
-            os._exit(0)
-        os.waitid(os.P_PID, ended, os.WEXITED | os.WNOWAIT)
-
-    with child(have_a_zombie) as pid:
-        (finding,) = look(IDENTITY, pid)
-        assert "was not waited for" in finding
 
 
 def test_another_mount_namespace_is_named():
