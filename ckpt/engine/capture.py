@@ -171,20 +171,23 @@ def retarget(frozen: FrozenTree, looked: Looked, features: Features) -> dict[Pid
             targets[pid] = attrs.evolve(known, tree=tree)
         else:
             target = Target(pid, features, {}, tree)
-            findings += _name_process(tree, pid, _look_at_new(target))
+            findings += _name_process(tree, pid, _iter_findings(target))
             targets[pid] = target
     if findings:
         raise UnsupportedState(frozen.root, tuple(findings))
     return targets
 
 
-def _look_at_new(target: Target) -> list[Finding]:
-    return list(_iter_findings(target))
-
-
 def capture_zombies(frozen: FrozenTree) -> tuple[ZombieImage, ...]:
     """Return the ended processes of the tree; whoever waits for them has not done it yet."""
-    return tuple(_capture_zombie(pid) for pid in frozen.zombies)
+    return tuple(_iter_zombies(frozen.zombies))
+
+
+def _iter_zombies(pids: Iterable[Pid]) -> Iterator[ZombieImage]:
+    for pid in pids:
+        # One that its parent need not wait for is gone with its end.
+        with contextlib.suppress(TargetGone):
+            yield _capture_zombie(pid)
 
 
 def _capture_zombie(pid: Pid) -> ZombieImage:

@@ -36,7 +36,7 @@ from ckpt.engine.capture import (
 from ckpt.engine.contents import ContentCopy
 from ckpt.engine.convergence import DEFAULT_BUDGET_MS
 from ckpt.engine.copying import Copy, DropEqual, Pool
-from ckpt.engine.growing import refuse_unplannable
+from ckpt.engine.family import refuse_unplannable
 from ckpt.engine.live import Outcome, Round, Rounds
 from ckpt.engine.members import Member, Members
 from ckpt.engine.pages import (

@@ -18,7 +18,8 @@ from functools import cached_property
 
 import attrs
 
-from ckpt.engine.records import Place
+from ckpt.engine.records import Place, ProcessImage, TreeImage, ZombieImage
+from ckpt.errors import Finding, UnsupportedState
 from ckpt.units import Pid
 
 
@@ -128,3 +129,24 @@ class Family:
                     f"comes from session {session}, and its parent {parent} does not (it was given"
                     " to that when its own parent ended), which is not supported yet",
                 )
+
+
+def family_of(tree: TreeImage) -> Family:
+    """Return who stands where in an image."""
+    places = {process.pid: process.place for process in tree.processes}
+    return Family(tree.root.pid, places | {zombie.pid: zombie.place for zombie in tree.zombies})
+
+
+def refuse_unplannable(
+    processes: tuple[ProcessImage, ...], zombies: tuple[ZombieImage, ...]
+) -> None:
+    """Refuse a frozen tree whose processes could not be born into their sessions again.
+
+    Raises:
+        UnsupportedState: with everyone who could not.
+    """
+    tree = TreeImage(processes, zombies)
+    problems = family_of(tree).iter_problems()
+    findings = tuple(Finding(f"process {pid}", problem) for pid, problem in problems)
+    if findings:
+        raise UnsupportedState(tree.root.pid, findings)

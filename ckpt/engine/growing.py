@@ -5,8 +5,8 @@
      │  └ ...
      └ zombie       born, put into its session and group, ended as it ended
 
-A child is made when its parent has its memory, so that what both have in common is copied on write
-again. Groups come last, when all their members exist.
+A child is made when its parent has its memory, and then replaces all of it by its own. Groups come
+last, when all their members exist.
 """
 
 import contextlib
@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterator
 
 import attrs
 
-from ckpt.engine.family import Family
+from ckpt.engine.family import Family, family_of
 from ckpt.engine.records import ProcessImage, TreeImage, ZombieImage
-from ckpt.errors import Finding, RestoreFailed, TargetGone, UnsupportedState
+from ckpt.errors import RestoreFailed, TargetGone
 from ckpt.kernel import ptrace
 from ckpt.kernel.arch import NR
 from ckpt.kernel.arch import x86_64 as arch
@@ -34,27 +34,6 @@ _END_S = 5.0
 _WALL = 0x4000_0000
 
 
-def family_of(tree: TreeImage) -> Family:
-    """Return who stands where in an image."""
-    places = {process.pid: process.place for process in tree.processes}
-    return Family(tree.root.pid, places | {zombie.pid: zombie.place for zombie in tree.zombies})
-
-
-def refuse_unplannable(
-    processes: tuple[ProcessImage, ...], zombies: tuple[ZombieImage, ...]
-) -> None:
-    """Refuse a frozen tree whose processes could not be born into their sessions again.
-
-    Raises:
-        UnsupportedState: with everyone who could not.
-    """
-    tree = TreeImage(processes, zombies)
-    problems = family_of(tree).iter_problems()
-    findings = tuple(Finding(f"process {pid}", problem) for pid, problem in problems)
-    if findings:
-        raise UnsupportedState(tree.root.pid, findings)
-
-
 @attrs.define(repr=False)
 class Growing:
     """The processes of a tree under construction."""
@@ -65,10 +44,12 @@ class Growing:
     give_terminal: Callable[[ProcessImage], None]
     """Called of the leader of a session that has no other members yet."""
     family: Family = attrs.field(init=False)
+    _ended: frozenset[Pid] = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         """See who belongs where."""
         self.family = family_of(self.tree)
+        self._ended = frozenset(zombie.pid for zombie in self.tree.zombies)
 
     def grow(self) -> None:
         """Make everybody; the root's embryo is there.
@@ -95,8 +76,7 @@ class Growing:
 
     def _bear(self, parent: Embryo, pid: Pid) -> None:
         embryo = self.nursery.bear(parent, pid, max(self.family.places[pid].exit_signal, 0))
-        has_ended = any(zombie.pid == pid for zombie in self.tree.zombies)
-        if has_ended and self.family.leads_session(pid):
+        if pid in self._ended and self.family.leads_session(pid):
             embryo.run_checked("making a session", [call(NR.setsid)])
 
     def _make_groups(self) -> None:
@@ -122,7 +102,7 @@ class Growing:
 
     def _end(self, zombie: ZombieImage) -> None:
         """Let a process end as the image says, and its parent not be told a second time."""
-        embryo = self.nursery.embryos.pop(zombie.pid)
+        embryo = self.nursery.embryos[zombie.pid]
         name = zombie.comm.encode(errors="surrogateescape")[:15] + b"\0"
         embryo.run([call(NR.prctl, Prctl.SET_NAME, In(name))])
         killed_by = zombie.wait_status & 0x7F
@@ -133,6 +113,8 @@ class Growing:
         else:
             _exit(embryo, zombie.wait_status >> 8 & 0xFF)
         _wait_until_ended(zombie.pid)
+        # Until here it is one of those that a failure ends.
+        del self.nursery.embryos[zombie.pid]
         parent = self.nursery.embryos[zombie.place.parent]
         sig = zombie.place.exit_signal
         if sig > 0:

@@ -11,7 +11,7 @@ from typing import Any
 
 import attrs
 
-from ckpt.engine.growing import family_of
+from ckpt.engine.family import family_of
 from ckpt.engine.records import ProcessImage, TreeImage
 from ckpt.errors import FileChanged, HostMismatch
 from ckpt.kernel.features import Features

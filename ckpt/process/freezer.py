@@ -188,9 +188,9 @@ def _stop_tree(
         born = [child for child in tree.parents if child not in stopped and not is_zombie(child)]
         new = dict(_iter_prepared(tree.root, born, options))
     # Who is not found any more below the root was given to another parent meanwhile.
-    kept = [tree.root, *(pid for pid in tree.parents if pid in stopped)]
+    kept = {pid: stopped[pid] for pid in (tree.root, *tree.parents) if pid in stopped}
     lost = [frozen for pid, frozen in stopped.items() if pid not in kept]
-    tree.processes = {pid: stopped[pid] for pid in kept}
+    tree.processes = kept
     thaw(lost)
 
 

@@ -124,7 +124,9 @@ class Nursery:
         """Kill all, and reap those that become ours with their parents' end."""
         with adopting_orphans():
             for pid in reversed(self.embryos):
-                _end(pid)
+                # One that is gone already must not save the others.
+                with contextlib.suppress(TargetGone):
+                    _end(pid)
             for pid in self.embryos:
                 with contextlib.suppress(ChildProcessError):
                     os.waitpid(pid, _WALL)
