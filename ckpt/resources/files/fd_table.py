@@ -140,6 +140,14 @@ class FdTables:
         return {slot: index for index, file in enumerate(self.files) for slot in file.slots}
 
     @functools.cached_property
+    def by_first(self) -> dict[Pid, list[OpenFile]]:
+        """Process -> the descriptions of which it is the first that has them open."""
+        groups: dict[Pid, list[OpenFile]] = {}
+        for file in self.files:
+            groups.setdefault(file.pid, []).append(file)
+        return groups
+
+    @functools.cached_property
     def by_inode(self) -> dict[tuple[int, int], list[OpenFile]]:
         """Device and inode -> all descriptions of that file."""
         groups: dict[tuple[int, int], list[OpenFile]] = {}
@@ -213,7 +221,7 @@ class FdTable:
     @functools.cached_property
     def own_files(self) -> list[OpenFile]:
         """The descriptions of which this process is the first that has them open."""
-        return [file for file in self.tables.files if file.pid == self.pid]
+        return self.tables.by_first.get(self.pid, [])
 
     @property
     def close_on_exec(self) -> set[RemoteFd]:
