@@ -8,10 +8,11 @@ import contextlib
 import enum
 from collections.abc import Callable, Iterator
 
-from ckpt.engine import dump as dumping
 from ckpt.engine.copying import Copy
 from ckpt.engine.live import Rounds
+from ckpt.engine.taking import Taking
 from ckpt.engine.tracking import Tracking
+from ckpt.image.writer import GenerationWriter
 from ckpt.process import twin as twins
 
 
@@ -26,13 +27,13 @@ class Moment(enum.Enum):
     """In a round, and in the freeze: the tracker is to be asked about mappings that were read."""
     COPYING = (Copy, "read_running")
     """In a round: pages have been found and are about to be read."""
-    FREEZING = (dumping, "_run")
+    FREEZING = (Taking, "take")
     """After the rounds."""
     SEIZING = (twins, "_seize")
     """A twin sleeps, and is not ours yet; the target stands still."""
     STORING = (Copy, "store_all")
     """Before what was read is stored; also in rounds. The last two: the target runs again."""
-    COMMITTING = (dumping, "_commit")
+    COMMITTING = (GenerationWriter, "commit")
     """All has been copied, the target runs again."""
 
 

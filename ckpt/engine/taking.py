@@ -1,0 +1,341 @@
+"""What a dump takes of a tree, wherever it goes: the part in which the tree stands still.
+
+freeze        all threads stop (`Taking.stop`)
+  capture     registers and all resources, in one batch per process and thread
+  twin        if the rest is too much for a freeze: a copy-on-write clone (`process/twin`)
+  scan        what was written since the last round; the tracker is armed again
+  copy        those pages, into buffers that were touched before
+thaw
+  copy        the rest, out of the twin
+
+With `kill` the target stands still until whoever took it is done. Neighbours: `live` copies before
+it, `dump` says what becomes of it.
+"""
+
+import contextlib
+import gc
+import os
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+
+import attrs
+
+from ckpt.engine.capture import (
+    Capturing,
+    Looked,
+    capture_zombies,
+    examine,
+    retarget,
+    settle,
+)
+from ckpt.engine.contents import ContentCopy
+from ckpt.engine.copying import Copy, DropEqual, Pool
+from ckpt.engine.family import refuse_unplannable
+from ckpt.engine.live import Outcome, Rounds
+from ckpt.engine.members import Member, Members
+from ckpt.engine.pages import (
+    all_copied,
+    build_runs,
+    find_newest,
+    own_mappings,
+    spans_without_twin,
+    untrusted_spans,
+)
+from ckpt.engine.records import ProcessImage, TreeImage
+from ckpt.image.reader import PageReader
+from ckpt.image.runs import RunTable
+from ckpt.kernel import ptrace
+from ckpt.kernel.features import Features
+from ckpt.process.arena import Arena, arena
+from ckpt.process.freezer import Frozen, FrozenTree, forget, freeze_tree
+from ckpt.process.twin import Twin, cost_ms, find_obstacle, twin
+from ckpt.resources.base import Target, Tree, run_all
+from ckpt.resources.content import NOTE, likely_bytes
+from ckpt.resources.memory import MemoryRecord
+from ckpt.tracker.base import Scan, TrackerName
+from ckpt.tracker.spans import Spans, intersect, subtract, total_bytes
+from ckpt.units import Pid
+
+_BEGIN_COMPARING_MS = 1.0
+"""What copying must cost at least, for comparing to be done after the thaw."""
+_WORTH_TELLING_BYTES = 1 << 20
+
+
+@attrs.define(repr=False, slots=False)
+class Part:
+    """What one process contributes."""
+
+    member: Member
+    image: ProcessImage
+    twin: Twin | None
+    scan: Scan = attrs.field(init=False)
+    first: Spans = attrs.Factory(list)
+    """What was read before the thaw."""
+
+    @property
+    def memory(self) -> MemoryRecord:
+        """Its address space."""
+        memory: MemoryRecord = self.image.resources["memory"]
+        return memory
+
+    @property
+    def aside(self) -> Spans:
+        """What of its memory the twin does not have."""
+        return spans_without_twin(self.memory) if self.twin else []
+
+    @cached_property
+    def rest(self) -> Spans:
+        """What was not copied yet, by the last scan; what is read later changes nothing of it.
+
+        Held pages are told of a scan only once: it would call those dirty that were read since.
+        """
+        return self.member.held.see(self.scan, untrusted_spans(self.memory))
+
+
+@attrs.frozen(repr=False)
+class Taken:
+    """What was taken of a tree."""
+
+    frozen: FrozenTree
+    tree: Tree
+    """Of the capture."""
+    image: TreeImage
+    spaces: Mapping[str, RunTable]
+    """Where each page of each page space is in the stream."""
+
+    @property
+    def standing_ms(self) -> float:
+        """For how long the tree has stood still by now, if it still does."""
+        return (time.monotonic() - self.frozen.frozen_at_s) * 1000
+
+    def kill(self) -> None:
+        """End the target where it stands; it does not run another instruction.
+
+        State: it was taken to be killed, and stands still.
+        """
+        run_all(self.tree.at_kill)
+        # The deepest first: no parent is told of the end of a child.
+        for frozen in reversed(self.frozen.processes.values()):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(frozen.pid, signal.SIGKILL)
+        for frozen in reversed(self.frozen.processes.values()):
+            forget(frozen)
+
+
+@attrs.define(repr=False)
+class Taking:
+    """One dump under way."""
+
+    looked: Looked
+    members: Members
+    copy: Copy
+    parent: PageReader | None
+    """Reads the generation that a delta is made against."""
+    kill: bool
+    max_freeze_ms: float
+    freeze_timeout_s: float
+    stopped_ms: float = 0.0
+    """How long the target stood still so far."""
+    obstacle: str = ""
+    """Why a process could not be cloned, if that was wanted."""
+    warnings: list[str] = attrs.Factory(list)
+
+    @property
+    def root(self) -> Pid:
+        """The process that all others descend from."""
+        return self.members.root
+
+    @property
+    def features(self) -> Features:
+        """What this kernel can do."""
+        return self.members.features
+
+    @property
+    def compares(self) -> bool:
+        """Whether each page is compared with what the parent holds of it."""
+        return self.parent is not None and self.members.tracker is TrackerName.COMPARE
+
+    def rounds(self) -> Rounds:
+        """Return what copies while the target runs."""
+        return Rounds(
+            members=self.members,
+            copy=self.copy,
+            stop=self.stop,
+            look=self.look_again,
+            page_size=self.copy.page_size,
+        )
+
+    def look_again(self) -> None:
+        """Look at the target anew, for the freeze to confirm.
+
+        Raises:
+            UnsupportedState: it has come to own what cannot be captured.
+        """
+        self.looked = examine(self.root, self.features, self.looked.tree.options)
+
+    @contextlib.contextmanager
+    def take(self, outcome: Outcome) -> Iterator["Taken"]:
+        """Freeze the tree and take what the rounds have left; lend all of it.
+
+        State:  unless it is to be killed, the tree runs again when this has been lent; its clones
+                are gone. Else it stands still until the end of the block.
+
+        Raises:
+            UnsupportedState: it owns what cannot be captured.
+            TargetGone: it ended.
+        """
+        # And as much again, for what is written until the freeze.
+        pool = Pool(2 * outcome.rest.n_bytes)
+        contents = ContentCopy(self.copy, self.parent, likely_bytes(self.looked.tree.notes))
+        with (
+            contextlib.ExitStack() as at_end,
+            _without_gc(),
+            contextlib.ExitStack() as twins,
+            contextlib.ExitStack() as stack,
+        ):
+            frozen = stack.enter_context(self.stop())
+            targets = retarget(frozen, self.looked, self.features)
+            tree = targets[self.root].tree
+            stack.callback(run_all, tree.at_thaw)
+            at_end.callback(run_all, tree.at_end)
+            wanted = twins if self._wants_twin(outcome) else None
+            parts = self._capture(frozen, targets, wanted)
+            zombies = capture_zombies(frozen)
+            refuse_unplannable(tuple(part.image for part in parts), zombies)
+            n_bytes = self._copy_frozen(parts, pool)
+            contents.read(tree.notes.get(NOTE, ()))
+            if not self.kill:
+                stack.close()
+            self.copy.store_all()
+            self._copy_twins(parts, pool)
+            twins.close()
+            contents.store()
+            if not outcome.fits:
+                self._warn_of(n_bytes)
+            image = settle(TreeImage(tuple(part.image for part in parts), zombies))
+            memory = {process.space: self._build_runs(process) for process in image.processes}
+            yield Taken(frozen, tree, image, memory | contents.tables())
+
+    @contextlib.contextmanager
+    def stop(self) -> Iterator[FrozenTree]:
+        """Freeze the target for the length of the block, and count how long that was."""
+        trace = ptrace.Option.NONE
+        if "sys_admin" in self.features.capabilities:
+            trace |= ptrace.Option.SUSPEND_SECCOMP
+        with freeze_tree(self.root, trace, self.freeze_timeout_s) as frozen:
+            yield frozen
+        self.stopped_ms += frozen.freeze_ms
+
+    def _wants_twin(self, outcome: Outcome) -> bool:
+        """Tell whether clones would stop the target for less long than copying the rest."""
+        if self.kill:
+            return False
+        clone_ms = sum(cost_ms(total_bytes(one.likely)) for one in self.members.by_pid.values())
+        if self.compares:
+            # Reading what the parent holds takes longer than anything else.
+            return outcome.rest.copy_ms > _BEGIN_COMPARING_MS
+        return not outcome.fits and clone_ms < outcome.rest.copy_ms
+
+    def _capture(
+        self,
+        frozen: FrozenTree,
+        targets: Mapping[Pid, Target],
+        twins: contextlib.ExitStack | None,
+    ) -> list[Part]:
+        """Capture all resources; clone the processes if there is where to keep the clones."""
+        # All that can be read from outside first, while no process has a mapping of ours.
+        capturing = {pid: Capturing(one, targets[pid]) for pid, one in frozen.processes.items()}
+        self.members.keep_only(frozen.processes)
+        parts: list[Part] = []
+        for pid, one in frozen.processes.items():
+            member = self.members.by_pid.get(pid) or self.members.add(pid)
+            with arena(pid, one.tgid, one.leader) as lent:
+                image = capturing[pid].finish(lent)
+                member.tracking.attach(lent, one.leader)
+                part = Part(member, image, None)
+                parts.append(part)
+                if twins is not None:
+                    part.twin = self._clone(lent, one, parts, twins)
+        return parts
+
+    def _clone(
+        self, lent: Arena, frozen: Frozen, parts: list[Part], twins: contextlib.ExitStack
+    ) -> Twin | None:
+        """Clone a process, if it and its ancestors will not notice."""
+        adopts = any(part.image.resources["identity"].child_subreaper for part in parts)
+        obstacle = find_obstacle(frozen, adopts_orphans=adopts)
+        cloned = None if obstacle else twins.enter_context(twin(lent, frozen))
+        if cloned is None:
+            self.obstacle = obstacle or "the kernel refused to clone it"
+        return cloned
+
+    def _copy_frozen(self, parts: list[Part], pool: Pool) -> int:
+        """Scan all for the last time, and read what no clone has.
+
+        Returns how many bytes that were, of the processes that have no clone.
+        """
+        for part in parts:
+            own = own_mappings(part.memory)
+            part.scan = part.member.tracking.collect(own, part.member.likely)
+        n_bytes = 0
+        for part in parts:
+            if part.twin is None:
+                part.first = part.rest
+                n_bytes += total_bytes(part.first)
+            elif part.aside:
+                part.first = intersect(part.rest, part.aside)
+            self._read(part.member, part.member.pid, part.first, pool)
+        return n_bytes
+
+    def _copy_twins(self, parts: list[Part], pool: Pool) -> None:
+        """Read the rest out of the clones; what there is to read is found out only now."""
+        for part in parts:
+            if part.twin is not None:
+                self._read(part.member, part.twin.pid, subtract(part.rest, part.first), pool)
+        self.copy.store_all()
+        if self.compares:
+            for part in parts:
+                # What was not copied is as the parent has it.
+                part.member.held.add(part.scan.populated)
+
+    def _read(self, member: Member, pid: Pid, wanted: Spans, pool: Pool) -> None:
+        """Read pages of a member, or of what has its memory; see `Copy.read_whole`."""
+        drop = None
+        parent = self.parent if self.compares else None
+        if parent is not None and member.space in parent.manifest.spaces:
+            drop = DropEqual(parent, member.space)
+        member.held.add(self.copy.read_whole(member.space, pid, wanted, pool, drop))
+
+    def _build_runs(self, process: ProcessImage) -> RunTable:
+        """Return where each page of a process is."""
+        stream, page_size = self.copy.stream, self.copy.page_size
+        held = self.members.by_pid[process.pid].held
+        copied, parent = held.tell_apart(all_copied(stream, process.space))
+        copies = find_newest(stream, process.space, copied, page_size)
+        return build_runs(process.resources["memory"], copies, parent, page_size)
+
+    def _warn_of(self, n_bytes: int) -> None:
+        """Say that so much was copied while the target stood, if it was more than wanted."""
+        if self.kill or n_bytes < _WORTH_TELLING_BYTES:
+            return
+        why = "it writes faster than it is copied"
+        if self.obstacle:
+            why = f"there was no clone of it to copy from, since {self.obstacle}"
+        self.warnings.append(
+            f"{n_bytes >> 20} MiB were copied while the process stood still, more than fits into"
+            f" {self.max_freeze_ms:g} ms: {why}"
+        )
+
+
+@contextlib.contextmanager
+def _without_gc() -> Iterator[None]:
+    """Let no garbage collection of ours fall into the freeze."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
