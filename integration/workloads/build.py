@@ -33,7 +33,12 @@ def build(name: str) -> Path:
         FileNotFoundError: there is no such program, or no gcc.
         RuntimeError: gcc refused it; the message holds what gcc said.
     """
-    source = SOURCES / f"{name}.c"
+    return build_file(SOURCES / f"{name}.c")
+
+
+def build_file(source: Path) -> Path:
+    """Return a program compiled from a source file that need not be a workload; see `build`."""
+    name = source.stem
     binary = _cache() / f"{name}-{_digest(source)}"
     if binary.exists():
         return binary
