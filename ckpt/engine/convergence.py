@@ -13,6 +13,7 @@ until what is left is copied in no time, or does not shrink any more.
 import enum
 import itertools
 from collections.abc import Sequence
+from typing import Protocol
 
 import attrs
 
@@ -27,6 +28,14 @@ _SMALL_MS = 1.0
 _SHRINKING = 0.7
 """What a round must leave, at most, of what it began with, to be worth another."""
 _MAX_ROUNDS = 12
+
+
+@attrs.frozen
+class Round:
+    """One round of copying while the target ran."""
+
+    n_pages: int
+    ms: float
 
 
 @attrs.frozen(slots=True, repr=False)
@@ -76,3 +85,36 @@ def _has_stalled(rests: Sequence[Rest], patience: int) -> bool:
     return all(
         after.copy_ms > before.copy_ms * _SHRINKING for before, after in itertools.pairwise(last)
     )
+
+
+class Policy(Protocol):
+    """Says when rounds end: a dump by how long copying stops the target, a migration by more."""
+
+    def decide(self, rests: Sequence[Rest], rounds: Sequence[Round], *, begin_ms: float) -> Verdict:
+        """Return what to do, given what was left at the begin of each round, and now (the last).
+
+        Args:
+            rests: one more than rounds, or as many as since the target was looked at again.
+            rounds: all so far.
+            begin_ms: what the first round costs the target beyond copying (a stop of its own).
+        """
+
+    def fits(self, rest: Rest) -> bool:
+        """Tell whether so much may be copied while the target stands."""
+
+
+@attrs.frozen
+class Budget:
+    """The policy of a dump: copying the rest may stop the target for so long."""
+
+    ms: float
+
+    def decide(
+        self, rests: Sequence[Rest], _rounds: Sequence[Round], *, begin_ms: float
+    ) -> Verdict:
+        """See `decide`."""
+        return decide(rests, budget_ms=self.ms, begin_ms=begin_ms)
+
+    def fits(self, rest: Rest) -> bool:
+        """See `Policy`."""
+        return rest.copy_ms <= self.ms

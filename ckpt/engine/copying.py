@@ -1,4 +1,4 @@
-"""Pages on their way from a process into a generation: into reused buffers, then to the writer.
+"""Pages on their way from a process into a generation: into reused buffers, then to a sink.
 
 Pages move in chunks of some MiB; nothing here runs once per page.
 """
@@ -6,13 +6,14 @@ Pages move in chunks of some MiB; nothing here runs once per page.
 import mmap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from queue import SimpleQueue
+from typing import Protocol
 
 import attrs
 
 from ckpt.engine.pages import Copied, covered
 from ckpt.errors import TargetGone
+from ckpt.image.pipeline import Release
 from ckpt.image.reader import PageReader
-from ckpt.image.writer import GenerationWriter
 from ckpt.kernel import process_vm
 from ckpt.kernel.libc import PAGE_SIZE
 from ckpt.kernel.procfs import maps
@@ -64,6 +65,20 @@ def _touched_buffer() -> mmap.mmap:
     return buffer
 
 
+class PageSink(Protocol):
+    """Where a page stream goes: a generation on its way to disk, or another host."""
+
+    @property
+    def page_size(self) -> int:
+        """Bytes in a page."""
+
+    def write_pages(self, pages: memoryview | bytes, release: Release | None = None) -> int:
+        """Append whole pages; return the ordinal of the first. See `FramePipeline.write`."""
+
+    def drain(self) -> None:
+        """Wait until every page is on its way, and no buffer is needed any more."""
+
+
 @attrs.frozen(slots=True, repr=False)
 class _Chunk:
     buffer: mmap.mmap
@@ -77,9 +92,9 @@ class Copy:
     `read_running` or `read_whole` fill buffers, `store_all` hands them to the writer.
     """
 
-    def __init__(self, writer: GenerationWriter) -> None:
+    def __init__(self, sink: PageSink) -> None:
         """Begin at the first page of the stream."""
-        self._writer = writer
+        self._sink = sink
         self._read: list[_Chunk] = []
         self.stream: list[Copied] = []
         """What was read, in the order of the page stream."""
@@ -87,7 +102,7 @@ class Copy:
     def read_running(self, space: str, pid: Pid, wanted: Spans, pool: "Pool") -> Spans:
         """Read what is still there of `wanted`, and return what was read.
 
-        All of it has been handed to the writer when this returns, and compressed.
+        All of it has been handed to the sink when this returns, and compressed.
         """
         spans: Spans = []
         self.stream.append(Copied(space, spans))
@@ -97,7 +112,7 @@ class Copy:
             spans += kept
             self._read.append(_Chunk(buffer, len_bytes, pool))
             self.store_all()
-        self._writer.drain()
+        self._sink.drain()
         return join(spans)
 
     def read_whole(
@@ -125,29 +140,29 @@ class Copy:
         return join(spans)
 
     def store_other(self, space: str, spans: Spans, pages: bytes) -> int:
-        """Hand pages of a page space to the writer that were not read here.
+        """Hand pages of a page space to the sink that were not read here.
 
         Returns:
             The ordinal of the first in the page stream.
         """
         self.store_all()
         self.stream.append(Copied(space, spans))
-        return self._writer.write_pages(pages)
+        return self._sink.write_pages(pages)
 
     @property
     def page_size(self) -> int:
         """Bytes in a page."""
-        return self._writer.page_size
+        return self._sink.page_size
 
     def store_all(self) -> None:
-        """Hand everything that was read to the writer."""
+        """Hand everything that was read to the sink."""
         for chunk in self._read:
             release = chunk.pool.give_back(chunk.buffer)
             if not chunk.len_bytes:
                 # All of it was found to be what the parent holds, or is gone.
                 release()
                 continue
-            self._writer.write_pages(memoryview(chunk.buffer)[: chunk.len_bytes], release)
+            self._sink.write_pages(memoryview(chunk.buffer)[: chunk.len_bytes], release)
         self._read.clear()
 
 

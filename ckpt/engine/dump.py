@@ -16,18 +16,18 @@ from pathlib import Path
 import attrs
 
 from ckpt.engine.capture import examine
-from ckpt.engine.convergence import DEFAULT_BUDGET_MS
+from ckpt.engine.convergence import DEFAULT_BUDGET_MS, Budget, Round
 from ckpt.engine.copying import Copy
-from ckpt.engine.live import Round
 from ckpt.engine.members import Members
 from ckpt.engine.records import encode_tree
 from ckpt.engine.taking import Taking
 from ckpt.errors import HostFull, TargetGone
 from ckpt.image.chain import Chain
 from ckpt.image.format import Kind, Manifest
+from ckpt.image.pipeline import PRESSED_LEVEL
 from ckpt.image.reader import PageReader
 from ckpt.image.runs import Fate
-from ckpt.image.writer import PRESSED_LEVEL, WriterOptions
+from ckpt.image.writer import WriterOptions
 from ckpt.kernel.features import probe_features
 from ckpt.process.freezer import DEFAULT_TIMEOUT_S
 from ckpt.process.tree import refuse_untouchable
@@ -135,7 +135,7 @@ def dump(pid: int, directory: str | Path, options: DumpOptions | None = None) ->
                 freeze_timeout_s=options.freeze_timeout_s,
             )
             # Nobody waits for a process that ends with its dump.
-            outcome = taking.rounds().run(None if options.kill else options.max_freeze_ms)
+            outcome = taking.rounds().run(None if options.kill else Budget(options.max_freeze_ms))
             with taking.take(outcome) as taken:
                 manifest = writer.commit(
                     spaces=taken.spaces,

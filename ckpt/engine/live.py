@@ -19,7 +19,7 @@ from typing import TypeVar
 
 import attrs
 
-from ckpt.engine.convergence import Rest, Verdict, decide
+from ckpt.engine.convergence import Policy, Rest, Round, Verdict
 from ckpt.engine.copying import Copy, Pool
 from ckpt.engine.members import Member, Members
 from ckpt.engine.pages import read_own_mappings
@@ -39,14 +39,6 @@ _LIVE_POOL_BYTES = 32 << 20
 T = TypeVar("T")
 
 Stop = Callable[[], AbstractContextManager[FrozenTree]]
-
-
-@attrs.frozen
-class Round:
-    """One round of copying while the target ran."""
-
-    n_pages: int
-    ms: float
 
 
 @attrs.frozen(repr=False)
@@ -74,32 +66,32 @@ class Rounds:
     _rounds: list[Round] = attrs.Factory(list)
     _rests: list[Rest] = attrs.Factory(list)
 
-    def run(self, budget_ms: float | None) -> Outcome:
-        """Copy until it is time to freeze; without a budget, that is at once."""
-        if budget_ms is None:
+    def run(self, policy: Policy | None) -> Outcome:
+        """Copy until it is time to freeze; without a policy, that is at once."""
+        if policy is None:
             return Outcome((), self._estimate(), fits=True)
-        verdict = self._decide(budget_ms)
+        verdict = self._decide(policy)
         if verdict is not Verdict.FREEZE and self.members.tracker in TELLING:
             pool = Pool(_LIVE_POOL_BYTES)
             self._watch()
-            if self._shrink(pool, verdict, budget_ms) is Verdict.FREEZE:
+            if self._shrink(pool, verdict, policy) is Verdict.FREEZE:
                 self.look()
                 # What was written while we looked is copied too, if it is worth it.
                 self._rests.clear()
-                self._shrink(pool, self._decide(budget_ms), budget_ms)
+                self._shrink(pool, self._decide(policy), policy)
         rest = self._rests[-1]
-        return Outcome(tuple(self._rounds), rest, rest.copy_ms <= budget_ms)
+        return Outcome(tuple(self._rounds), rest, policy.fits(rest))
 
-    def _shrink(self, pool: Pool, verdict: Verdict, budget_ms: float) -> Verdict:
+    def _shrink(self, pool: Pool, verdict: Verdict, policy: Policy) -> Verdict:
         while verdict is Verdict.COPY:
             self._copy_all(pool)
-            verdict = self._decide(budget_ms)
+            verdict = self._decide(policy)
         return verdict
 
-    def _decide(self, budget_ms: float) -> Verdict:
+    def _decide(self, policy: Policy) -> Verdict:
         self._rests.append(self._estimate())
         begin_ms = 0.0 if self._rounds else _BEGIN_MS + _BEGIN_THREAD_MS * self._count_threads()
-        return decide(self._rests, budget_ms=budget_ms, begin_ms=begin_ms)
+        return policy.decide(self._rests, self._rounds, begin_ms=begin_ms)
 
     def _count_threads(self) -> int:
         return sum(len(list_tids(member.pid)) for member in self._each())

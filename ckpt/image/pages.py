@@ -217,13 +217,15 @@ def _decompressor() -> zstandard.ZstdDecompressor:
     return made
 
 
-def encode_frame(raw: memoryview, level: int) -> EncodedFrame:
+def encode_frame(raw: memoryview, level: int | None) -> EncodedFrame:
     """Compress `raw` (at most `MAX_FRAME_BYTES`, contiguous, bytes), or keep it as it is.
+
+    Without a level it is always kept.
 
     Runs without the interpreter lock for nearly all of its time. Where zstd gains less than a
     sixteenth, reading the frame back as it is costs less than the bytes saved.
     """
-    if _is_incompressible(raw):
+    if level is None or _is_incompressible(raw):
         return EncodedFrame(raw, Encoding.RAW, zlib.crc32(raw))
     compressed = _compressor(level).compress(raw)
     if len(compressed) * SHRINK_DENOMINATOR <= len(raw) * SHRINK_NUMERATOR:

@@ -9,9 +9,10 @@ from ckpt.errors import HostFull
 from ckpt.image.chain import Chain
 from ckpt.image.format import Fate
 from ckpt.image.pages import MAX_FRAME_BYTES, Encoding
+from ckpt.image.pipeline import SLOTS_PER_THREAD
 from ckpt.image.reader import PageReader
 from ckpt.image.runs import RunTableBuilder
-from ckpt.image.writer import SLOTS_PER_THREAD, WriterOptions
+from ckpt.image.writer import WriterOptions
 from ckpt.units import addr_range
 from tests.image.chain_model import PAGE, NoSyncStore, hard_page, new_chain, soft_page
 
@@ -245,7 +246,7 @@ def test_a_dump_interrupted_within_a_buffer_gets_it_back_when_the_threads_are_do
 
     def interrupted_dump():
         with chain.lock(), chain.begin(None) as writer:
-            submit = writer._workers.submit
+            submit = writer._pipeline._workers.submit
             n_submitted = 0
 
             def submit_three(job):
@@ -255,7 +256,7 @@ def test_a_dump_interrupted_within_a_buffer_gets_it_back_when_the_threads_are_do
                 n_submitted += 1
                 return submit(job)
 
-            writer._workers.submit = submit_three
+            writer._pipeline._workers.submit = submit_three
             try:
                 writer.write_pages(memoryview(buffer), lambda: released.append(1))
             finally:
