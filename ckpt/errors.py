@@ -350,6 +350,105 @@ class HostMismatch(RestoreError):
         return f"this host cannot run the process of the image:{lines}"
 
 
+class MigrateError(CkptError):
+    """A move to another host did not come about (exit codes 50-59)."""
+
+    exit_code = 50
+    code = "migrate"
+
+
+@attrs.frozen(eq=False, repr=False, str=False)
+class ConnectFailed(MigrateError):
+    """Nobody who speaks our protocol answers there, or we cannot listen."""
+
+    exit_code = 50
+    code = "connect-failed"
+    peer: str
+    reason: str
+
+    def message(self) -> str:
+        """See `CkptError.message`."""
+        return printable(f"{self.peer}: {self.reason}")
+
+
+@attrs.frozen(eq=False, repr=False, str=False)
+class NotTrusted(MigrateError):
+    """One side could not prove that it is the one that was paired."""
+
+    exit_code = 51
+    code = "not-trusted"
+    peer: str
+    reason: str
+
+    def message(self) -> str:
+        """See `CkptError.message`."""
+        return printable(f"{self.peer} is not trusted: {self.reason}")
+
+
+@attrs.frozen(eq=False, repr=False, str=False)
+class PeerVersion(MigrateError):
+    """The two sides have no version of the protocol in common."""
+
+    exit_code = 52
+    code = "peer-version"
+    peer: str
+    theirs: str
+    ours: str
+
+    def message(self) -> str:
+        """See `CkptError.message`."""
+        return printable(
+            f"{self.peer} speaks protocol {self.theirs}, this ckpt {self.ours}:"
+            " use the same ckpt on both hosts"
+        )
+
+
+@attrs.frozen(eq=False, repr=False, str=False)
+class ProtocolError(MigrateError):
+    """What the peer sent is damaged, too much, or not what may come now; nothing of it was used."""
+
+    exit_code = 53
+    code = "protocol"
+    peer: str
+    reason: str
+
+    def message(self) -> str:
+        """See `CkptError.message`."""
+        return printable(f"{self.peer} does not keep to the protocol: {self.reason}")
+
+
+@attrs.frozen(eq=False, repr=False, str=False)
+class PeerLost(MigrateError):
+    """The connection was cut, or the peer fell silent."""
+
+    exit_code = 54
+    code = "peer-lost"
+    peer: str
+    reason: str
+
+    def message(self) -> str:
+        """See `CkptError.message`."""
+        return printable(f"lost {self.peer}: {self.reason}")
+
+
+@attrs.frozen(eq=False, repr=False, str=False)
+class PeerRefused(MigrateError):
+    """The peer says, in words of its own, why it will not go on."""
+
+    exit_code = 55
+    code = "peer-refused"
+    peer: str
+    peer_code: str
+    """The stable code of the error there; `unknown-session` where it knows none of that id."""
+    reason: str
+    findings: tuple[Finding, ...] = ()
+
+    def message(self) -> str:
+        """See `CkptError.message`."""
+        lines = "".join(f"\n  {finding}" for finding in self.findings)
+        return printable(f"{self.peer} refuses: {self.reason}") + lines
+
+
 class TrackerLost(CkptError):
     """The tracker no longer covers the range; treat all of it as written. Never reaches a user."""
 

@@ -45,8 +45,10 @@ MAX_MODULE_LINES = 500
 MAX_ARCHITECTURE_LINES = 200
 DUMPING_GROUNDS = frozenset({"utils", "util", "common", "misc"})
 UNSAFE_DECODERS = frozenset({"pickle", "cPickle", "dill", "marshal", "shelve"})
-HEAVY = frozenset({"cattrs", "elftools", "hypothesis", "numpy", "rich", "subprocess", "tempfile"})
-HEAVY_AT_IMPORT = frozenset({"cattrs", "numpy", "rich"})
+HEAVY = frozenset(
+    {"cattrs", "cryptography", "elftools", "hypothesis", "numpy", "rich", "subprocess", "tempfile"}
+)
+HEAVY_AT_IMPORT = frozenset({"cattrs", "cryptography", "numpy", "rich"})
 DEVELOPMENT_PATH = re.compile(rb"(?<![\w.])/(?:home|work|farm|Users)/[\w.]|/root/\.")
 SPDX = re.compile(rb"SPDX-License-Identifier: *([\w.+-]+)")
 

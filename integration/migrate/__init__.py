@@ -1,0 +1,1 @@
+"""The channel of a migration between real processes: over loopback, and through ssh."""
