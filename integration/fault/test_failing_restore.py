@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ckpt.engine import preparing
-from ckpt.engine import restore as restoring
+from ckpt.engine import building, preparing
 from ckpt.engine.restore import restore
 from ckpt.errors import RestoreFailed
 from ckpt.process.arena import Arena
@@ -30,7 +29,7 @@ class Faults:
         self.n_steps = 0
         self.fail_at = 0
         self._wrap(monkeypatch, Arena, "run")
-        self._wrap(monkeypatch, restoring, "run_in_rounds")
+        self._wrap(monkeypatch, building, "run_in_rounds")
         monkeypatch.setattr(preparing, "PROCESS", tuple(map(self._with_faults, preparing.PROCESS)))
 
     def _step(self):
