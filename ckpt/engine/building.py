@@ -100,10 +100,9 @@ class Building:
         self._restore_process(self.parts[image.pid], Stage.SESSION)
 
     def _restore_process(self, part: Part, stage: Stage) -> None:
-        resources = (resource for resource in PROCESS if resource.stage is stage)
-        for resource in resources:
-            record = part.image.resources[resource.name]
-            self._run_restore(part, resource, record)
+        for resource in filter(part.image.owns, PROCESS):
+            if resource.stage is stage:
+                self._run_restore(part, resource, part.image.resources[resource.name])
 
     def _restore_threads(self, part: Part, stage: Stage) -> None:
         resources = [resource for resource in THREAD if resource.stage is stage]

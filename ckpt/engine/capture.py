@@ -11,12 +11,21 @@ from typing import Any
 
 import attrs
 
-from ckpt.engine.records import Place, ProcessImage, ThreadImage, TreeImage, ZombieImage
+from ckpt.engine.family import Family
+from ckpt.engine.records import (
+    Place,
+    ProcessImage,
+    ThreadImage,
+    TreeImage,
+    ZombieImage,
+    with_shared,
+)
 from ckpt.errors import Finding, TargetGone, UnsupportedState
 from ckpt.kernel.features import Features
 from ckpt.kernel.procfs.held import HeldFiles
 from ckpt.kernel.procfs.stat import Stat, read_stat
 from ckpt.process.arena import Arena
+from ckpt.process.clones import Clones
 from ckpt.process.freezer import Frozen, FrozenTree
 from ckpt.process.remote import Call, Reply, part_of
 from ckpt.process.task import Task
@@ -81,6 +90,9 @@ def _look_once(
     root: Pid, features: Features, options: CaptureOptions
 ) -> tuple[Looked, list[Finding]]:
     tree = Tree(tuple(list_tree(root)), options)
+    if features.kcmp:
+        clones = tree.notes[_CLONES] = Clones(tree.pids)
+        tree.shares = clones.confirm(tree.pids)
     targets: dict[Pid, Target] = {}
     findings: list[Finding] = []
     for pid in tree.pids:
@@ -91,7 +103,23 @@ def _look_once(
             # A descendant may end at any time.
             if pid == root or not is_zombie(pid):
                 raise
+    findings += _look_at_family(tree)
     return Looked(tree, targets), findings
+
+
+_CLONES = "who shares what"
+
+
+def _look_at_family(tree: Tree) -> list[Finding]:
+    """Name who could not be made again as he was; `family.refuse_unplannable` asks once more."""
+    places: dict[Pid, Place] = {}
+    for pid in tree.pids:
+        # A descendant may end at any time.
+        with contextlib.suppress(TargetGone):
+            place = _place_of(read_stat(pid))
+            if not places or place.parent in places:
+                places[pid] = place
+    return list(Family(tree.pids[0], places, tree.shares).iter_findings())
 
 
 def _look_at(target: Target, targets: dict[Pid, Target]) -> list[Finding]:
@@ -126,13 +154,17 @@ def _status_of(tid: Tid) -> str:
 
 def settle(image: TreeImage) -> TreeImage:
     """Build what is not built yet and complete the records of an image, after the thaw."""
-    return attrs.evolve(image, processes=tuple(map(_settle_process, image.processes)))
+    settled: dict[Pid, ProcessImage] = {}
+    for process in image.processes:
+        settled[process.pid] = _settle_process(process, settled)
+    return attrs.evolve(image, processes=tuple(settled.values()))
 
 
-def _settle_process(image: ProcessImage) -> ProcessImage:
+def _settle_process(image: ProcessImage, before: Mapping[Pid, ProcessImage]) -> ProcessImage:
+    own = _complete(filter(image.owns, PROCESS), image.resources)
     return attrs.evolve(
         image,
-        resources=_complete(PROCESS, image.resources),
+        resources=with_shared(own, image.shares, before),
         threads=tuple(
             attrs.evolve(thread, resources=_complete(THREAD, thread.resources))
             for thread in image.threads
@@ -163,6 +195,9 @@ def retarget(frozen: FrozenTree, looked: Looked, features: Features) -> dict[Pid
         UnsupportedState: it owns what cannot be captured.
     """
     tree = Tree(tuple(frozen.processes), looked.tree.options, looked.tree.notes)
+    if features.kcmp:
+        clones: Clones = tree.notes.get(_CLONES) or Clones(tree.pids)
+        tree.shares = clones.confirm(tree.pids)
     targets: dict[Pid, Target] = {}
     findings: list[Finding] = []
     for pid in tree.pids:
@@ -213,7 +248,10 @@ class Capturing:
         self._is_root = frozen.pid == target.tree.pids[0]
         self._read_statuses(target)
         leader = Stopped(frozen, frozen.leader, target.features, target.notes, target.tree)
-        self._process = [_begin(resource, leader) for resource in PROCESS]
+        self._shares = target.tree.shares_of(frozen.pid)
+        self._process = [
+            _begin(resource, leader) for resource in PROCESS if not self._shares.of(resource.common)
+        ]
         self._threads: dict[Tid, list[_Asked]] = {}
         for tid, task in frozen.tasks.items():
             stopped = Stopped(frozen, task, target.features, target.notes, target.tree)
@@ -245,6 +283,7 @@ class Capturing:
             threads=tuple(
                 ThreadImage(tid, _records_of(asked)) for tid, asked in self._threads.items()
             ),
+            shares=self._shares,
         )
 
 

@@ -11,6 +11,8 @@ group whose leader has ended is taken, for a moment, by a helper that makes the 
 
 The session and the group of the root, if nobody of the tree leads them, stand for those of whoever
 restores.
+
+Who shares what with whom (`process/clones`) is made by somebody who has that, with clone's flags.
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,6 +22,7 @@ import attrs
 
 from ckpt.engine.records import Place, ProcessImage, TreeImage, ZombieImage
 from ckpt.errors import Finding, UnsupportedState
+from ckpt.process.clones import OWN, Common, Shares
 from ckpt.units import Pid
 
 
@@ -39,6 +42,8 @@ class Family:
     root: Pid
     places: Mapping[Pid, Place]
     """Each behind its parent."""
+    shares: Mapping[Pid, Shares] = attrs.Factory(dict)
+    """Of those that have something of another one."""
 
     def births(self, parent: Pid) -> Births:
         """Return the children of a process."""
@@ -48,6 +53,27 @@ class Family:
             stays = self.leads_session(parent) and self._native.get(pid, parent) != parent
             (before if stays else after).append(pid)
         return Births(tuple(before), tuple(after))
+
+    def find_maker(self, pid: Pid) -> Pid | None:
+        """Return who can make a process that shares what it shares; None if nobody can.
+
+        That is its parent; or a child of that which is made before it, and makes it a child of
+        their parent (CLONE_PARENT), with its own exit signal.
+        """
+        place, shared = self.places[pid], self.shares.get(pid, OWN).items()
+        if all(self._has(place.parent, common, owner) for common, owner in shared):
+            return place.parent
+        births = self.births(place.parent)
+        siblings = births.after if pid in births.after else births.before_leaving
+        for other in siblings[: siblings.index(pid)]:
+            if self.places[other].exit_signal == place.exit_signal and all(
+                self._has(other, common, owner) for common, owner in shared
+            ):
+                return other
+        return None
+
+    def _has(self, pid: Pid, common: Common, owner: Pid) -> bool:
+        return owner in (pid, self.shares.get(pid, OWN).of(common))
 
     @cached_property
     def _children(self) -> dict[Pid, list[Pid]]:
@@ -113,8 +139,24 @@ class Family:
                 found.setdefault(place.group, pid)
         return found
 
-    def iter_problems(self) -> Iterator[tuple[Pid, str]]:
-        """Yield who cannot be born into its session again, and why."""
+    def iter_findings(self) -> Iterator[Finding]:
+        """Yield who cannot be made again as it was, and why."""
+        for pid, problem in (*self._iter_lost(), *self._iter_unmakeable()):
+            yield Finding(f"process {pid}", problem)
+
+    def _iter_unmakeable(self) -> Iterator[tuple[Pid, str]]:
+        for pid, shares in self.shares.items():
+            if pid in self.places and self.find_maker(pid) is None:
+                spoken = " and ".join(
+                    f"its {common.value} with process {owner}" for common, owner in shares.items()
+                )
+                yield (
+                    pid,
+                    f"shares {spoken}, and no process could make such a child of"
+                    f" {self.places[pid].parent}, which is not supported",
+                )
+
+    def _iter_lost(self) -> Iterator[tuple[Pid, str]]:
         for pid, session in self._native.items():
             parent = self.places[pid].parent
             if pid == self.root:
@@ -134,19 +176,22 @@ class Family:
 def family_of(tree: TreeImage) -> Family:
     """Return who stands where in an image."""
     places = {process.pid: process.place for process in tree.processes}
-    return Family(tree.root.pid, places | {zombie.pid: zombie.place for zombie in tree.zombies})
+    return Family(
+        tree.root.pid,
+        places | {zombie.pid: zombie.place for zombie in tree.zombies},
+        {process.pid: process.shares for process in tree.processes if process.shares != OWN},
+    )
 
 
 def refuse_unplannable(
     processes: tuple[ProcessImage, ...], zombies: tuple[ZombieImage, ...]
 ) -> None:
-    """Refuse a frozen tree whose processes could not be born into their sessions again.
+    """Refuse a frozen tree whose processes could not be made again as they were.
 
     Raises:
         UnsupportedState: with everyone who could not.
     """
     tree = TreeImage(processes, zombies)
-    problems = family_of(tree).iter_problems()
-    findings = tuple(Finding(f"process {pid}", problem) for pid, problem in problems)
+    findings = tuple(family_of(tree).iter_findings())
     if findings:
         raise UnsupportedState(tree.root.pid, findings)

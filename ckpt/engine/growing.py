@@ -23,6 +23,7 @@ from ckpt.errors import RestoreFailed, TargetGone
 from ckpt.kernel import ptrace
 from ckpt.kernel.arch import NR
 from ckpt.kernel.arch import x86_64 as arch
+from ckpt.kernel.clone3 import CloneFlag
 from ckpt.kernel.prctl import Prctl
 from ckpt.process.remote import Call, In, call
 from ckpt.process.seed import Embryo, Nursery, see_off
@@ -75,7 +76,18 @@ class Growing:
             self._end(zombie)
 
     def _bear(self, parent: Embryo, pid: Pid) -> None:
-        embryo = self.nursery.bear(parent, pid, max(self.family.places[pid].exit_signal, 0))
+        exit_signal, flags = max(self.family.places[pid].exit_signal, 0), CloneFlag(0)
+        maker = self.family.find_maker(pid)
+        if maker is None:
+            raise RestoreFailed(
+                f"making process {pid}", "nobody could share with it what it shared"
+            )
+        if maker != parent.pid:
+            # The kernel gives it the exit signal of its maker.
+            parent, exit_signal, flags = self.nursery.embryos[maker], 0, CloneFlag.PARENT
+        if pid in self.family.shares:
+            flags |= self.family.shares[pid].flags()
+        embryo = self.nursery.bear(parent, pid, exit_signal, flags)
         if pid in self._ended and self.family.leads_session(pid):
             embryo.run_checked("making a session", [call(NR.setsid)])
 

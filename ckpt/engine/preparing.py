@@ -22,7 +22,7 @@ from ckpt.units import Pid, RemoteFd, Tid
 
 
 def _iter_records(process: ProcessImage) -> Iterator[tuple[Resource[Any], Any]]:
-    for resource in PROCESS:
+    for resource in filter(process.owns, PROCESS):
         yield resource, process.resources[resource.name]
     for thread in process.threads:
         for resource in THREAD:

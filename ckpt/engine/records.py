@@ -3,8 +3,11 @@
 The manifest's `records` hold one entry per process, the root first, each behind its parent:
 
     {"processes": [{"pid": 7, "place": {...}, "stopped_by": 0, "resources": {NAME: {...}},
-                    "threads": [{"tid": 7, "resources": {NAME: {...}}}]}],
+                    "threads": [{"tid": 7, "resources": {NAME: {...}}}]},
+                   {"pid": 8, ..., "shares": {"files": 7}, ...}],
      "zombies": [{"pid": 9, "place": {...}, "wait_status": 256, "comm": "sh"}]}
+
+A process that `shares` an object has no resources that are about it: they are the other's.
 
 Nothing in an image is trusted: a field of a wrong type is `ImageCorrupt`, an unknown field is one
 of a newer minor version and is left alone.
@@ -17,6 +20,7 @@ import attrs
 
 from ckpt.errors import ImageCorrupt
 from ckpt.image.format import Manifest
+from ckpt.process.clones import OWN, Shares
 from ckpt.resources.base import Resource
 from ckpt.resources.plain import strict, structure, unstructure
 from ckpt.resources.registry import PROCESS, THREAD
@@ -53,7 +57,13 @@ class ProcessImage:
     stopped_by: int
     """The stop signal of its group-stop, 0 if it was running."""
     resources: Mapping[str, Any]
+    """Those included that are about what it has of another one."""
     threads: tuple[ThreadImage, ...]
+    shares: Shares = OWN
+
+    def owns(self, resource: Resource[Any]) -> bool:
+        """Tell whether what a resource is about is its own, and not another's."""
+        return not self.shares.of(resource.common)
 
     @property
     def space(self) -> str:
@@ -99,7 +109,12 @@ def encode_tree(tree: TreeImage) -> dict[str, object]:
                 "pid": process.pid,
                 "place": unstructure(process.place),
                 "stopped_by": process.stopped_by,
-                "resources": {k: unstructure(v) for k, v in process.resources.items()},
+                **_encode_shares(process.shares),
+                "resources": {
+                    one.name: unstructure(process.resources[one.name])
+                    for one in PROCESS
+                    if process.owns(one)
+                },
                 "threads": [
                     {
                         "tid": thread.tid,
@@ -114,6 +129,11 @@ def encode_tree(tree: TreeImage) -> dict[str, object]:
     }
 
 
+def _encode_shares(shares: Shares) -> dict[str, object]:
+    owners = {common.value: int(owner) for common, owner in shares.items()}
+    return {"shares": owners} if owners else {}
+
+
 def decode_tree(manifest: Manifest, path: str) -> TreeImage:
     """Return the processes of a generation.
 
@@ -126,7 +146,7 @@ def decode_tree(manifest: Manifest, path: str) -> TreeImage:
     """
     try:
         tree = TreeImage(
-            tuple(_decode_process(raw) for raw in _list(manifest.records, "processes")),
+            _decode_processes(_list(manifest.records, "processes")),
             tuple(structure(raw, ZombieImage) for raw in _list(manifest.records, "zombies")),
         )
         _check_relations(tree)
@@ -175,12 +195,27 @@ def _list(raw: Mapping[str, Any], key: str) -> list[Any]:
     return strict(raw[key], list)
 
 
-def _decode_process(raw: dict[str, Any]) -> ProcessImage:
+def _decode_processes(raws: list[Any]) -> tuple[ProcessImage, ...]:
+    decoded: dict[Pid, ProcessImage] = {}
+    for raw in raws:
+        process = _decode_process(raw, decoded)
+        decoded[process.pid] = process
+    return tuple(decoded.values())
+
+
+def _decode_process(raw: dict[str, Any], before: Mapping[Pid, ProcessImage]) -> ProcessImage:
+    pid = Pid(strict(raw["pid"], int))
+    shares = structure(strict(raw.get("shares", {}), dict), Shares)
+    if pid in before:
+        raise ValueError(f"there are two processes {pid}")
+    own = tuple(one for one in PROCESS if not shares.of(one.common))
+    resources = _decode_resources(raw["resources"], own)
     process = ProcessImage(
-        pid=Pid(strict(raw["pid"], int)),
+        pid=pid,
         place=structure(strict(raw["place"], dict), Place),
         stopped_by=strict(raw["stopped_by"], int),
-        resources=_decode_resources(raw["resources"], PROCESS),
+        resources=with_shared(resources, shares, before),
+        shares=shares,
         threads=tuple(
             ThreadImage(
                 Tid(strict(thread["tid"], int)), _decode_resources(thread["resources"], THREAD)
@@ -190,6 +225,24 @@ def _decode_process(raw: dict[str, Any]) -> ProcessImage:
     )
     _check_ids([thread.tid for thread in process.threads], process.pid)
     return process
+
+
+def with_shared(
+    own: Mapping[str, Any], shares: Shares, before: Mapping[Pid, ProcessImage]
+) -> dict[str, Any]:
+    """Return the resources of a process, with what it has of processes before it.
+
+    Raises:
+        ValueError: somebody has nothing of his own that it could have.
+    """
+    for common, owner in shares.items():
+        if owner not in before or before[owner].shares.of(common):
+            raise ValueError(f"process {owner} has no {common.value} that another could share")
+    owners = {one.name: shares.of(one.common) for one in PROCESS}
+    return {
+        name: before[owner].resources[name] if owner else own[name]
+        for name, owner in owners.items()
+    }
 
 
 def _check_ids(tids: list[Tid], pid: Pid) -> None:

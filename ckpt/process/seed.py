@@ -47,6 +47,7 @@ _SYSCALL_AT = RemoteAddr(CODE_AT + arch.BIND_CODE.index(arch.SYSCALL_INSN))
 _EEXIST = 17
 _WALL = 0x4000_0000
 """__WALL (wait.h): also what does not tell its end by SIGCHLD."""
+_ALL_ITS_OWN = CloneFlag(0)
 _NO_ARENA = Arena(Pid(0), 0, RemoteAddr(0), RemoteAddr(0), 0)
 
 
@@ -96,14 +97,18 @@ class Nursery:
         """The first, which all others descend from."""
         return next(iter(self.embryos.values()))
 
-    def bear(self, parent: Embryo, pid: Pid, exit_signal: int) -> Embryo:
+    def bear(
+        self, parent: Embryo, pid: Pid, exit_signal: int, flags: CloneFlag = _ALL_ITS_OWN
+    ) -> Embryo:
         """Let an embryo make a child: of its memory, its descriptors, its session.
+
+        By `flags` they share some of that; with CLONE_PARENT it is made a child of its parent.
 
         Raises:
             PidTaken: `pid` is in use, or its zombie still waits for a parent.
             RestoreFailed: the kernel refused something else.
         """
-        raw = pack_clone_args(flags=CloneFlag(0), n_set_tid=1, exit_signal=exit_signal)
+        raw = pack_clone_args(flags=flags, n_set_tid=1, exit_signal=exit_signal)
         pointer = (clone_args.set_tid.offset, pack_set_tid([Tid(pid)]))
         (reply,) = parent.run([call(NR.clone3, In(raw, (pointer,)), len(raw))])
         if reply.error == _EEXIST:

@@ -36,6 +36,7 @@ from ckpt.errors import Finding, RestoreFailed
 from ckpt.kernel.features import Features
 from ckpt.kernel.procfs import files as procfs_files
 from ckpt.kernel.procfs import status as procfs_status
+from ckpt.process.clones import OWN, Common, Shares
 from ckpt.process.freezer import Frozen
 from ckpt.process.remote import Call, Reply
 from ckpt.process.seed import Embryo
@@ -99,6 +100,8 @@ class Tree:
     options: CaptureOptions = CaptureOptions()
     notes: dict[str, Any] = attrs.field(factory=dict)
     """As `Target.notes`, for what is looked at once for all processes."""
+    shares: Mapping[Pid, Shares] = attrs.field(factory=dict)
+    """What processes have of another one, of those that do."""
     at_kill: list[Callable[[], None]] = attrs.field(factory=list)
     """Called, with `kill`, once the image is whole and right before the tree is ended."""
     at_thaw: list[Callable[[], None]] = attrs.field(factory=list)
@@ -106,6 +109,10 @@ class Tree:
     at_end: list[Callable[[], None]] = attrs.field(factory=list)
     """Called when the dump is over, however: what is slow, and not worth a moment of the freeze."""
     _claimed: set[object] = attrs.field(factory=set)
+
+    def shares_of(self, pid: Pid) -> Shares:
+        """Return what a process has of another one."""
+        return self.shares.get(pid, OWN)
 
     def claim(self, key: object) -> bool:
         """Tell whether nobody has asked for `key` yet in this capture.
@@ -284,6 +291,9 @@ class Resource(Generic[R]):
     stage: Stage
     capture: Callable[[Stopped], Capture[R]]
     restore: Callable[[R, Rebuilt], Restore]
+    common: Common | None = None
+    """The object that it is about, if processes may share that: what is another's is recorded and
+    restored there."""
     look: Callable[[Target], Iterable[Finding]] = no_findings
     settle: Callable[[R], R] = as_it_is
     """Completes a record after the thaw, by what needs no frozen target."""

@@ -18,6 +18,7 @@ from ckpt.errors import Finding, UnsupportedState
 from ckpt.kernel.arch import NR
 from ckpt.kernel.kcmp import KcmpType, Ordering, kcmp
 from ckpt.kernel.procfs.files import list_tids, read_link
+from ckpt.process.clones import Common
 from ckpt.process.remote import Call, In, call
 from ckpt.resources.base import (
     Capture,
@@ -137,6 +138,7 @@ FILESYSTEM = Resource(
     Stage.PROCESS,
     capture=capture,
     restore=restore,
+    common=Common.DIRECTORIES,
     look=look,
     check_files=check_files,
 )

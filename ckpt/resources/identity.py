@@ -10,21 +10,19 @@ Kernel: prctl(2), personality(2) inside; /proc/PID/{status,ns} and kcmp(2) from 
 - The parent is the restorer: a parent-death signal comes when that ends. The user is told.
 - The I/O-flusher mark can only be read, and set, with CAP_SYS_RESOURCE; without it it is lost.
 - PR_SET_MDWE comes back last: it forbids what the restore itself has to do.
-- Refused before the target is touched: namespaces other than ours (except time), threads that do
-  not share their descriptors or directory, processes that share what only threads should.
+- Refused before the target is touched: namespaces other than ours (except time), processes that
+  share memory or signal handlers.
 - Not captured: PR_SET_PTRACER.
 """
 
 import os
 import struct
 from collections.abc import Iterator, Sequence
-from functools import cmp_to_key, partial
 
 import attrs
 
 from ckpt.errors import Finding, TargetGone
 from ckpt.kernel.arch import NR
-from ckpt.kernel.kcmp import KcmpType, Ordering, kcmp
 from ckpt.kernel.prctl import (
     PR_MCE_KILL_SET,
     PR_SPEC_INDIRECT_BRANCH,
@@ -33,6 +31,7 @@ from ckpt.kernel.prctl import (
     Prctl,
 )
 from ckpt.kernel.procfs import files as procfs_files
+from ckpt.process.clones import Common
 from ckpt.process.remote import Call, Out, Reply, call
 from ckpt.resources.base import (
     Capture,
@@ -54,12 +53,7 @@ _NAMESPACES = {
     "pid_for_children": "pid (of its children)",
     "user": "user",
 }
-_SHAREABLE = {
-    KcmpType.VM: "memory",
-    KcmpType.FILES: "file descriptors",
-    KcmpType.FS: "directories",
-    KcmpType.SIGHAND: "signal handlers",
-}
+_UNSHAREABLE = {Common.MEMORY: "memory", Common.HANDLERS: "signal handlers"}
 _INT = struct.Struct("<i")
 _UNKNOWN = -1
 _UNSIGNED = 0xFFFF_FFFF
@@ -107,21 +101,17 @@ def look(target: Target) -> Iterator[Finding]:
     for tid in procfs_files.list_tids(pid):
         subject = f"process {pid}" if tid == Tid(pid) else f"thread {tid}"
         try:
-            yield from _iter_task_findings(target, tid, subject)
             yield from _iter_namespace_findings(tid, subject, ours)
         except TargetGone:
             if tid == Tid(pid):
                 raise
-    yield from _iter_sharing_findings(target)
-
-
-def _iter_task_findings(target: Target, tid: Tid, subject: str) -> Iterator[Finding]:
-    pid = target.pid
-    if tid == Tid(pid) or not target.features.kcmp:
-        return
-    for kind, spoken in ((KcmpType.FILES, "file descriptors"), (KcmpType.FS, "directories")):
-        if kcmp(pid, tid, kind) != Ordering.EQUAL:
-            yield Finding(subject, f"has {spoken} of its own, which is not supported")
+    for common, owner in target.tree.shares_of(pid).items():
+        if common in _UNSHAREABLE:
+            yield Finding(
+                f"process {pid}",
+                f"shares its {_UNSHAREABLE[common]} with process {owner} (vfork, or clone with a"
+                " flag for that), which is not supported yet",
+            )
 
 
 def _iter_namespace_findings(tid: Tid, subject: str, ours: dict[str, str]) -> Iterator[Finding]:
@@ -141,35 +131,6 @@ def _namespace(pid: Pid | Tid, name: str) -> str:
         return procfs_files.read_link(pid, f"ns/{name}")
     except TargetGone:
         return ""
-
-
-def _iter_sharing_findings(target: Target) -> Iterator[Finding]:
-    """Name what two processes of the tree have in common and only threads should."""
-    if not target.features.kcmp:
-        return
-    for kind, spoken in _SHAREABLE.items():
-        key = f"processes in the order of their {spoken}: {target.tree.pids}"
-        order = target.tree.notes.get(key)
-        if order is None:
-            compare = partial(_compare, kind)
-            order = target.tree.notes[key] = sorted(target.tree.pids, key=cmp_to_key(compare))
-        at = order.index(target.pid)
-        for other in order[max(at - 1, 0) : at]:
-            if _compare(kind, target.pid, other) == 0:
-                yield Finding(
-                    f"process {target.pid}",
-                    f"shares its {spoken} with process {other} (vfork, or clone with a flag for"
-                    " that), which is not supported yet",
-                )
-
-
-def _compare(kind: KcmpType, one: Pid, other: Pid) -> int:
-    order = {Ordering.EQUAL: 0, Ordering.LESS: -1, Ordering.GREATER: 1, Ordering.DIFFERENT: 1}
-    try:
-        return order[kcmp(one, other, kind)]
-    except (OSError, TargetGone):
-        # One has ended meanwhile: it shares nothing any more.
-        return 1
 
 
 def capture(stopped: Stopped) -> Capture[IdentityRecord]:

@@ -105,7 +105,7 @@ def capture_twice(child, looked):
         for one in capturing:
             with arena(pid, frozen.tgid, frozen.leader) as lent:
                 images.append(one.finish(lent))
-    return settle(TreeImage(tuple(images))).processes
+    return [settle(TreeImage((image,))).root for image in images]
 
 
 def comparable(image):

@@ -1,8 +1,6 @@
 """What one process alone cannot be brought back with is named before it is touched."""
 
 import ctypes
-import signal
-import threading
 
 import attrs
 
@@ -37,23 +35,6 @@ def test_another_mount_namespace_is_named():
     with child(lambda: succeed(libc.unshare(_CLONE_NEWNS))) as pid:
         (finding,) = look(IDENTITY, pid)
         assert "another mount namespace" in finding
-
-
-def test_a_thread_with_descriptors_of_its_own_is_named():
-    def unshare_in_a_thread():
-        done = threading.Event()
-
-        def live_apart():
-            succeed(libc.unshare(_CLONE_FILES))
-            done.set()
-            signal.pause()
-
-        threading.Thread(target=live_apart).start()
-        done.wait()
-
-    with child(unshare_in_a_thread) as pid:
-        (finding,) = look(IDENTITY, pid)
-        assert "file descriptors of its own" in finding
 
 
 def test_a_hard_limit_that_cannot_be_raised_is_named():

@@ -224,7 +224,7 @@ assert pid > 0
 """
 
 
-@pytest.mark.parametrize(("flag", "what"), [(0x100, "memory"), (0x400, "descriptors")])
+@pytest.mark.parametrize(("flag", "what"), [(0x100, "memory"), (0x900, "signal handlers")])
 def test_a_child_that_shares_is_named(flag, what, tmp_path):
     with Tree(python(SHARES.replace("FLAG", str(flag)))) as work:
         stood = places(work.pid)
@@ -232,6 +232,34 @@ def test_a_child_that_shares_is_named(flag, what, tmp_path):
         said = refused(21, "dump", "--pid", work.pid, tmp_path / "image")
         assert f"process {pid}" in said
         assert what in said
+        assert places(work.pid) == stood
+
+
+ADOPTED = """
+libc.prctl(36, 1, 0, 0, 0)
+
+def clone():
+    return libc.syscall(56, 0x400 | 17, 0, 0, 0, 0)
+
+def grow(ready):
+    if clone() == 0:
+        if clone() == 0:
+            signal.pause()
+        os._exit(0)
+    os.wait()
+    ready()
+    signal.pause()
+
+child(lambda ready: (child(grow), ready(), signal.pause()))
+"""
+
+
+def test_a_child_that_shares_with_somebody_far_away_is_named(tmp_path):
+    with Tree(python(ADOPTED)) as work:
+        stood = places(work.pid)
+        assert len(stood) == 4
+        said = refused(21, "dump", "--pid", work.pid, tmp_path / "image")
+        assert "shares its files with process" in said
         assert places(work.pid) == stood
 
 

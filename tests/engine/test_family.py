@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from ckpt.engine.family import Births, Family
 from ckpt.engine.records import Place
+from ckpt.process.clones import Shares
 from ckpt.units import Pid
 
 OUTER, OUTER_GROUP, ROOT = 5, 6, 10
@@ -171,7 +172,7 @@ def go_round(world):
 @given(histories(adopts=False))
 def test_whatever_has_happened_can_be_made_again(world):
     plan = world.family()
-    assert list(plan.iter_problems()) == []
+    assert list(plan.iter_findings()) == []
     if not go_round(world):
         made = follow(plan).family()
         assert shown(made) == shown(plan)
@@ -180,7 +181,7 @@ def test_whatever_has_happened_can_be_made_again(world):
 @given(histories(adopts=True))
 def test_what_was_adopted_is_made_again_or_named(world):
     plan = world.family()
-    if list(plan.iter_problems()) == [] and not go_round(world):
+    if list(plan.iter_findings()) == [] and not go_round(world):
         made = follow(plan).family()
         assert shown(made) == shown(plan)
 
@@ -210,6 +211,60 @@ def test_a_leader_that_has_left_its_group_leaves_it_when_the_others_are_in():
 
 def test_who_was_adopted_from_a_session_that_the_root_never_had_is_named():
     plan = family({10: (0, 5, 6), 11: (10, 9, 9)})
-    ((pid, reason),) = plan.iter_problems()
-    assert pid == 11
-    assert "comes from session 9" in reason
+    (finding,) = plan.iter_findings()
+    assert finding.subject == "process 11"
+    assert "comes from session 9" in finding.problem
+
+
+# ---- who shares what is made by somebody who has it
+
+
+def sharing(places, shares, exit_signals=()):
+    plan = family(places)
+    signals = dict(exit_signals)
+    return Family(
+        Pid(ROOT),
+        {
+            pid: attrs.evolve(place, exit_signal=signals.get(pid, 17))
+            for pid, place in plan.places.items()
+        },
+        {Pid(pid): Shares(**owners) for pid, owners in shares.items()},
+    )
+
+
+BROTHERS = {10: (0, 5, 5), 11: (10, 5, 5), 12: (10, 5, 5)}
+
+
+def test_who_shares_with_its_parent_is_made_by_that():
+    plan = sharing(BROTHERS, {11: {"files": 10}, 12: {"files": 10, "directories": 10}})
+    assert [plan.find_maker(11), plan.find_maker(12)] == [10, 10]
+
+
+def test_who_shares_with_its_brother_is_made_by_that():
+    plan = sharing(BROTHERS, {12: {"files": 11}})
+    assert plan.find_maker(12) == 11
+    assert list(plan.iter_findings()) == []
+
+
+def test_who_shares_with_somebody_farther_away_is_named():
+    plan = sharing({**BROTHERS, 13: (11, 5, 5)}, {13: {"directories": 12}})
+    (finding,) = plan.iter_findings()
+    assert finding.subject == "process 13"
+    assert "shares its directories with process 12" in finding.problem
+
+
+def test_a_brother_must_have_all_of_it():
+    plan = sharing(BROTHERS, {12: {"files": 11, "directories": 10}})
+    assert plan.find_maker(12) is None
+    both = sharing(BROTHERS, {11: {"directories": 10}, 12: {"files": 11, "directories": 10}})
+    assert both.find_maker(12) == 11
+
+
+def test_a_brother_gives_its_own_exit_signal():
+    assert sharing(BROTHERS, {12: {"files": 11}}, {11: 10}.items()).find_maker(12) is None
+
+
+def test_a_brother_of_another_session_cannot_make_it():
+    # The parent leads a session of its own now; 11 was born before that, 12 after.
+    left = {10: (0, 10, 10), 11: (10, 5, 5), 12: (10, 10, 10)}
+    assert sharing(left, {12: {"files": 11}}).find_maker(12) is None

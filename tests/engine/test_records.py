@@ -19,6 +19,7 @@ from ckpt.engine.records import (
 )
 from ckpt.errors import ImageCorrupt
 from ckpt.image.codec import pack, unpack
+from ckpt.process.clones import Shares
 from ckpt.resources.file_identity import FileIdentity
 from ckpt.resources.files.descriptions import Description, FdRecord, FilesRecord
 from ckpt.resources.files.kinds import EXTERNAL, KINDS
@@ -181,6 +182,19 @@ def process_images(draw):
 
 
 images = process_images()
+
+
+@given(process_images())
+@settings(max_examples=5, deadline=None)
+def test_what_is_shared_is_recorded_once_and_comes_back_to_both(one):
+    shares = Shares(files=one.pid, directories=one.pid)
+    place = attrs.evolve(one.place, parent=one.pid)
+    child = attrs.evolve(one, pid=Pid(1 << 23), place=place, shares=shares)
+    child = attrs.evolve(child, threads=(ThreadImage(Tid(1 << 23), one.threads[0].resources),))
+    raw = unpack(pack(encode_tree(TreeImage((one, child)))))
+    own, others = (set(process["resources"]) for process in raw["processes"])
+    assert own - others == {"files", "file_owners", "filesystem"}
+    assert decode(raw).processes == (one, child)
 
 
 @attrs.frozen

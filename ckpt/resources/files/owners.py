@@ -25,6 +25,7 @@ from ckpt.errors import Finding, TargetGone
 from ckpt.kernel.arch import NR
 from ckpt.kernel.pidfd import pidfd_getfd, pidfd_open
 from ckpt.kernel.procfs.files import list_fds, list_tids
+from ckpt.process.clones import Common
 from ckpt.process.remote import Call, In, Out, call
 from ckpt.resources.base import (
     Capture,
@@ -200,5 +201,11 @@ def restore(record: OwnersRecord, rebuilt: Rebuilt) -> Restore:
 
 
 FILE_OWNERS = Resource(
-    "file_owners", OwnersRecord, Stage.LATE, capture=capture, restore=restore, look=look
+    "file_owners",
+    OwnersRecord,
+    Stage.LATE,
+    capture=capture,
+    restore=restore,
+    common=Common.FILES,
+    look=look,
 )

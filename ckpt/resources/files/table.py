@@ -18,6 +18,7 @@ from ckpt.errors import Finding, UnsupportedState, UsageError
 from ckpt.kernel.features import Features
 from ckpt.kernel.kcmp import KcmpType, Ordering, kcmp
 from ckpt.kernel.procfs.files import list_tids
+from ckpt.process.clones import Common
 from ckpt.process.remote import Reply
 from ckpt.resources.base import (
     Capture,
@@ -271,6 +272,7 @@ FILES = Resource(
     Stage.FILES,
     capture=capture,
     restore=restore,
+    common=Common.FILES,
     look=look,
     settle=settle,
     check_host=check_host,
