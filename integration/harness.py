@@ -13,6 +13,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Self
 
@@ -53,12 +54,13 @@ def dump(pid: int, image: Path, *options: str, incremental: bool = True) -> dict
 class Restored(Dialogue):
     """The workload of an image directory, brought back with new pipes; killed at the end."""
 
-    def __init__(self, image: Path, *options: str) -> None:
+    def __init__(self, image: Path, *options: str, pass_fds: Collection[int] = ()) -> None:
         self.process = subprocess.Popen(
             [*CKPT, "restore", "--json", *options, str(image)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            pass_fds=pass_fds,
         )
         assert self.process.stdin is not None
         assert self.process.stdout is not None

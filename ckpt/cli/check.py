@@ -3,11 +3,13 @@
 import attrs
 import click
 
+from ckpt.cli.names import parse_external
 from ckpt.cli.output import emit_json, json_option, say
 from ckpt.engine.capture import look
 from ckpt.errors import Finding, UnsupportedState
 from ckpt.kernel.features import Features, probe_features
 from ckpt.process.tree import refuse_untouchable
+from ckpt.resources.base import CaptureOptions
 from ckpt.tracker.choose import AUTO, choose_tracker
 from ckpt.units import Pid
 
@@ -25,8 +27,15 @@ Example:
     metavar="PID",
     help="Also name what of this process cannot be checkpointed; it is not touched.",
 )
+@click.option(
+    "--external",
+    multiple=True,
+    callback=parse_external,
+    metavar="KEY",
+    help="As it would be given to dump; may be repeated.",
+)
 @json_option
-def command(pid: int | None, as_json: bool) -> int:
+def command(pid: int | None, external: tuple[str, ...], as_json: bool) -> int:
     """Say what this kernel offers, and which tracker a dump would use.
 
     With --pid, also what a dump of that process would refuse, and why; the exit code is 21 then.
@@ -35,7 +44,7 @@ def command(pid: int | None, as_json: bool) -> int:
     findings: list[Finding] = []
     if pid is not None:
         refuse_untouchable(Pid(pid))
-        findings = look(Pid(pid), features)
+        findings = look(Pid(pid), features, CaptureOptions(external=external))
     tracker = choose_tracker(AUTO, features)
     if as_json:
         emit_json(

@@ -3,6 +3,7 @@
 import attrs
 import click
 
+from ckpt.cli.names import parse_external
 from ckpt.cli.output import emit_json, json_option, note, say
 from ckpt.engine.convergence import DEFAULT_BUDGET_MS
 from ckpt.engine.dump import DumpOptions, DumpResult, dump
@@ -69,6 +70,15 @@ Example:
     help="How much of a deleted file that is still open or mapped may travel in the image; holes do"
     " not count. More is refused.",
 )
+@click.option(
+    "--external",
+    multiple=True,
+    callback=parse_external,
+    metavar="KEY",
+    help="Accept that KEY leads outside the tree, and will be given to the restore (--inherit); may"
+    " be repeated. KEY is what /proc/PID/fd shows (pipe:[4711], socket:[4711], /dev/pts/3), or auto"
+    " for all pipes, unix sockets and terminals that lead there.",
+)
 @json_option
 @click.argument("image_dir")
 def command(
@@ -79,6 +89,7 @@ def command(
     tracker: str,
     max_freeze_ms: float,
     ghost_limit_bytes: int,
+    external: tuple[str, ...],
     as_json: bool,
     image_dir: str,
 ) -> None:
@@ -94,6 +105,7 @@ def command(
         tracker=tracker,
         max_freeze_ms=max_freeze_ms,
         ghost_limit_bytes=ghost_limit_bytes,
+        external=external,
     )
     result = dump(pid, image_dir, options)
     if incremental and result.reason:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from ckpt.cli.names import Inherit, parse_inherit
 from ckpt.cli.output import emit_json, json_option, note, say
 from ckpt.image.ahead import Ahead
 from ckpt.image.chain import Chain
@@ -18,19 +19,8 @@ Example:
   ckpt restore /var/ckpt/job                    the newest; ends as the process ends
   ckpt restore --at 3 --detach /var/ckpt/job    an older one, in the background
   ckpt restore --inherit 1=/tmp/output --detach /var/ckpt/job
+  ckpt restore --inherit 'pipe:[4711]=5' /var/ckpt/job 5>/tmp/fifo
 """
-
-
-def _parse_inherit(
-    _ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]
-) -> dict[int, str]:
-    inherit: dict[int, str] = {}
-    for value in values:
-        number, equals, path = value.partition("=")
-        if not equals or not number.isdecimal() or not path:
-            raise click.BadParameter(f"{value!r} is not of the form FD=PATH")
-        inherit[int(number)] = path
-    return inherit
 
 
 @click.command("restore", epilog=_EXAMPLE)
@@ -41,9 +31,12 @@ def _parse_inherit(
 @click.option(
     "--inherit",
     multiple=True,
-    callback=_parse_inherit,
-    metavar="FD=PATH",
-    help="Open PATH as its descriptor FD instead of what it had there; may be repeated.",
+    callback=parse_inherit,
+    metavar="FD=PATH|KEY=FD",
+    help="Open PATH as its descriptor FD instead of what it had there. Of what led outside the tree"
+    " (dump --external) KEY is the name: pipe:[4711]. A number behind the = is a descriptor that"
+    " this command was started with, anything else a path. May be repeated, for both ends of a pipe"
+    " too.",
 )
 @click.option(
     "--allow-changed",
@@ -71,7 +64,7 @@ def _parse_inherit(
 def command(
     at: int | None,
     detach: bool,
-    inherit: dict[int, str],
+    inherit: Inherit,
     allow_changed: tuple[str, ...],
     tcp_close: bool,
     lazy: bool,
@@ -95,7 +88,8 @@ def command(
 
         options = RestoreOptions(
             allow_changed=frozenset(allow_changed),
-            inherit=inherit,
+            inherit=inherit.by_number,
+            external=inherit.by_name,
             no_cgroups=no_cgroups,
             tcp_close=tcp_close,
         )

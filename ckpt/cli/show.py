@@ -8,8 +8,11 @@ import click
 
 from ckpt.cli.output import emit_json, json_option, say
 from ckpt.engine.dump import count_pages
+from ckpt.engine.records import decode_tree
+from ckpt.errors import ImageCorrupt
 from ckpt.image.chain import Chain
 from ckpt.image.format import Manifest
+from ckpt.resources.registry import external_keys
 
 _EXAMPLE = """\b
 Example:
@@ -26,7 +29,10 @@ def command(as_json: bool, image_dir: str) -> None:
     chain = Chain.open(Path(image_dir))
     manifests = [chain.manifest(number) for number in chain.generations()]
     if as_json:
-        rows = [_as_json(manifest) for manifest in manifests]
+        rows = [
+            _as_json(manifest) | {"external": _external_keys(chain, manifest)}
+            for manifest in manifests
+        ]
         emit_json({"chain": chain.chain_id, "generations": rows})
         return
     say(f"chain {chain.chain_id}")
@@ -54,9 +60,19 @@ def command(as_json: bool, image_dir: str) -> None:
     )
     for manifest in manifests:
         say(_describe(manifest))
+    for key in _external_keys(chain, newest):
+        say(f"led outside the tree: a restore needs --inherit '{key}=FD'")
     for manifest in manifests:
         if manifest.reason:
             say(f"generation {manifest.generation} is full: {manifest.reason}")
+
+
+def _external_keys(chain: Chain, manifest: Manifest) -> list[str]:
+    try:
+        tree = decode_tree(manifest, str(chain.manifest_path(manifest.generation)))
+    except ImageCorrupt:
+        return []  # A restore says why; the table is right without.
+    return external_keys(process.resources for process in tree.processes)
 
 
 _ROW = "{:>4} {:>6} {:5} {:19} {:>9} {:>9} {:>9} {:>9} {:>9}  {}"

@@ -43,12 +43,12 @@ from ckpt.resources.registry import PROCESS, THREAD
 from ckpt.units import Pid, Tid
 
 
-def look(pid: Pid, features: Features) -> list[Finding]:
+def look(pid: Pid, features: Features, options: CaptureOptions | None = None) -> list[Finding]:
     """Return all that stands in the way of a dump of a process and its descendants.
 
     They are not touched.
     """
-    return _look(pid, features, CaptureOptions())[1]
+    return _look(pid, features, options or CaptureOptions())[1]
 
 
 _MOST_LOOKS = 20

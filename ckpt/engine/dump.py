@@ -11,6 +11,7 @@ advance       the epoch is now the new generation
 import contextlib
 import os
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 import attrs
@@ -56,6 +57,8 @@ class DumpOptions:
     """How long copying may take while the target stands, if it can be helped."""
     ghost_limit_bytes: int = 1 << 20
     """How much of a deleted file may travel in the image."""
+    external: Collection[str] = ()
+    """What leads outside the tree, and will be given to the restore: see `CaptureOptions`."""
 
 
 @attrs.frozen
@@ -112,6 +115,7 @@ def dump(pid: int, directory: str | Path, options: DumpOptions | None = None) ->
             kill=options.kill,
             tcp_close=options.tcp_close,
             ghost_limit_bytes=options.ghost_limit_bytes,
+            external=options.external,
         ),
     )
     chain = Chain.create_or_open(Path(directory))

@@ -27,7 +27,7 @@ in the order of the registry.
 
 import contextlib
 import enum
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 import attrs
@@ -89,6 +89,9 @@ class CaptureOptions:
     """How much of a deleted file may travel in the image."""
     tcp_close: bool = False
     """Connections need not go on: they come back closed."""
+    external: Collection[str] = ()
+    """What leads outside the tree, and will be given to the restore: names as /proc/PID/fd shows
+    them, or `auto`; see `files.outside`."""
 
 
 @attrs.define(slots=True, eq=False, repr=False)
@@ -182,6 +185,22 @@ class Stopped:
         return procfs_status.parse_status(procfs_files.decode(self.status_text))
 
 
+Instead = int | str
+"""What stands for something: a descriptor of ours, or a path to open."""
+
+
+def _several(
+    external: Mapping[str, Instead | tuple[Instead, ...]],
+) -> dict[str, tuple[Instead, ...]]:
+    """Return the same with tuples only, and one name for each thing."""
+    return {
+        f"socket:{key.removeprefix('unix:')}" if key.startswith("unix:[") else key: (
+            one if isinstance(one, tuple) else (one,)
+        )
+        for key, one in external.items()
+    }
+
+
 def be_silent(_text: str) -> None:
     """Stand for a caller that wants no warnings."""
 
@@ -192,8 +211,11 @@ class RestoreOptions:
 
     allow_changed: frozenset[str] = frozenset()
     """Paths that may differ from what they were."""
-    inherit: Mapping[int, str] = attrs.field(factory=dict)
-    """Descriptor number -> path that is opened instead of what was there."""
+    inherit: Mapping[int, Instead] = attrs.field(factory=dict)
+    """Descriptor number of the root -> what is there instead of what was."""
+    external: Mapping[str, tuple[Instead, ...]] = attrs.field(factory=dict, converter=_several)
+    """What led outside the tree, by the name that it had -> what is there now; more than one for
+    what has two ends. See `files.instead`."""
     tcp_close: bool = False
     """TCP connections come back closed, as if the peers had ended them."""
     no_cgroups: bool = False

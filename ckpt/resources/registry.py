@@ -83,6 +83,12 @@ def highest_fd(processes: Iterable[Mapping[str, Any]]) -> int:
     return max((int(resources[FILES.name].highest_fd) for resources in processes), default=-1)
 
 
+def external_keys(processes: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return what led outside the tree, by the names that a restore must be given."""
+    keys = (key for resources in processes for key in resources[FILES.name].external_keys)
+    return list(dict.fromkeys(keys))
+
+
 def clock_offsets(resources: Mapping[str, Any]) -> ClockOffsets | None:
     """Return what a new time namespace must add, so that the clocks go on; None: stay in ours."""
     record = resources.get(clocks.CLOCKS.name)

@@ -26,6 +26,7 @@ from ckpt.process.freezer import freeze
 from ckpt.process.remote import Call, In, Out, Reply, call
 from ckpt.process.seed import Embryo, plant
 from ckpt.resources.base import (
+    CaptureOptions,
     Opening,
     Rebuilt,
     Resource,
@@ -101,16 +102,20 @@ def end(pid: int) -> None:
         os.waitpid(pid, 0)
 
 
-def look(pid: Pid, resource: Resource = FILES) -> list[str]:
-    return [str(finding) for finding in resource.look(Target(pid, FEATURES))]
+def _target(pid: Pid, external) -> Target:
+    return Target(pid, FEATURES, tree=Tree((pid,), CaptureOptions(external=external)))
 
 
-def capture(pid: Pid, resource: Resource = FILES, *, meanwhile=nothing):
+def look(pid: Pid, resource: Resource = FILES, *, external=()) -> list[str]:
+    return [str(finding) for finding in resource.look(_target(pid, external))]
+
+
+def capture(pid: Pid, resource: Resource = FILES, *, meanwhile=nothing, external=()):
     """Look, freeze, capture; the record has been through an image's encoding.
 
     `meanwhile` runs between look and freeze.
     """
-    target = Target(pid, FEATURES)
+    target = _target(pid, external)
     assert [str(finding) for finding in resource.look(target)] == []
     meanwhile()
     with (

@@ -218,11 +218,12 @@ def test_what_is_no_standard_stream_is_refused():
         fds = {3: slave, 4: master, 5: theirs.fileno()}
         with opened_by(fds=fds) as pid:
             found = look(pid)
+            name = os.readlink(f"/proc/{pid}/fd/5")
     assert [line.split("): ")[1] for line in found] == [
         f"is a pseudo-terminal that process {os.getpid()}, outside the tree, has open too",
         f"is a pseudo-terminal that process {os.getpid()}, outside the tree, has open too",
         f"is a unix socket connected to process {os.getpid()}, which is outside the tree"
-        " (only as a standard stream (0, 1, 2) can it be restored)",
+        f" (dump it with --external '{name}', and restore it with --inherit '{name}=FD')",
     ]
 
 

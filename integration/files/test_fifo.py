@@ -116,7 +116,7 @@ def test_one_that_somebody_else_has_open_is_refused(fifo):
         with opened_by(lambda: os.open(fifo, os.O_WRONLY)) as pid:
             assert look(pid) == [
                 f"fd 3 ({fifo}): is a named pipe that process {os.getpid()} has open too"
-                " (only as a standard stream (0, 1, 2) can it be restored)"
+                f" (dump it with --external '{fifo}', and restore it with --inherit '{fifo}=FD')"
             ]
     finally:
         os.close(ours)

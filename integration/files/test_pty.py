@@ -375,6 +375,7 @@ def test_a_slave_that_was_hung_up_alone_is_refused():
 
 def test_a_pair_that_another_process_has_open_is_refused():
     master, slave = pty.openpty()
+    name = os.ttyname(slave)
     try:
         with opened_by(fds={3: slave, 4: master}) as pid:
             found = problems(pid)
@@ -388,5 +389,5 @@ def test_a_pair_that_another_process_has_open_is_refused():
         elsewhere,
         elsewhere,
         "is a terminal whose other end is in no process of the tree"
-        " (only as a standard stream (0, 1, 2) can it be restored)",
+        f" (dump it with --external '{name}', and restore it with --inherit '{name}=FD')",
     ]

@@ -40,7 +40,7 @@ def test_an_end_outside_is_refused(kind):
     assert (
         f"is a unix socket connected to process {os.getpid()}, which is outside the tree" in found
     )
-    assert "only as a standard stream (0, 1, 2) can it be restored" in found
+    assert "dump it with --external 'socket:[" in found
 
 
 def test_a_connection_that_nobody_outside_has_accepted_is_refused(tmp_path):

@@ -16,7 +16,7 @@ from ckpt.process.remote import Reply
 from ckpt.resources.base import Opening, RestoreOptions
 from ckpt.resources.files.fd_table import FdTable
 from ckpt.resources.files.kind import Kind, flags_for_open
-from ckpt.resources.files.open_file import OpenFile, Problem, path_problem
+from ckpt.resources.files.open_file import OpenFile, Problem, outside_problem, path_problem
 from ckpt.units import Fd
 
 _MEMORY_DEVICES = 1
@@ -49,7 +49,7 @@ def problem(file: OpenFile, _table: FdTable) -> Problem | None:
     if device == _PTMX:
         return Problem("is the master of a pseudo-terminal, which is not supported yet")
     if major in _TERMINALS:
-        return Problem("is a terminal, which is supported as a standard stream (0, 1, 2) only")
+        return outside_problem(file.link, "is a terminal of the machine")
     return Problem(f"is the character device {major}:{minor}, which is not supported")
 
 

@@ -19,6 +19,7 @@ from ckpt.resources.files.external import ExternalRecord
 from ckpt.resources.files.kind import AnyKind
 from ckpt.resources.files.kinds import BY_NAME
 from ckpt.resources.files.locks import LockRecord
+from ckpt.resources.files.outside import OutsideRecord
 from ckpt.resources.plain import strict, structure
 
 _MAX_FD = 2**31 - 1
@@ -55,6 +56,8 @@ class Description:
         record = self.record
         if isinstance(record, ExternalRecord):
             return record.was
+        if isinstance(record, OutsideRecord):
+            return record.key
         file = getattr(record, "file", None)
         return str(file.path if file else getattr(record, "path", self.kind))
 
@@ -105,6 +108,12 @@ class FilesRecord:
     def highest_fd(self) -> int:
         """The highest descriptor; -1 if there is none."""
         return self.fds[-1].fd if self.fds else -1
+
+    @property
+    def external_keys(self) -> list[str]:
+        """What a restore asks for, see `outside`."""
+        records = (one.record for one in self.descriptions)
+        return [one.key for one in records if isinstance(one, OutsideRecord)]
 
     def first_fds(self) -> dict[int, int]:
         """Return the lowest descriptor of each description, by its id."""

@@ -4,26 +4,25 @@
                                                      10: one that it may read or write as before
 
 Nothing of the object is captured. A restore puts the restorer's own standard stream of the same
-number there, or what `--inherit FD=PATH` names, and says so. What the descriptions shared (offset,
-status flags) they share no more, if they were one for several of the three numbers.
+number there, and says so, or what `--inherit` names (`instead`). What the descriptions shared
+(offset, status flags) they share no more, if they were one for several of the three numbers.
 
 A description that is none of 0, 1, 2, but of the same terminal or pipe as one of them (it was
 opened by /dev/stdout, say), goes with it. Everything else from outside is refused before the
-target is stopped.
+target is stopped, unless the user declares it (`outside`).
 """
 
-import contextlib
-import fcntl
 import os
 import stat
 
 import attrs
 
 from ckpt.process.remote import Reply
-from ckpt.resources.base import Opening
+from ckpt.resources.base import Opening, RestoreOptions
+from ckpt.resources.files import instead
 from ckpt.resources.files.fd_table import FdTable
-from ckpt.resources.files.kind import Kind, duplicate, set_status_flags
-from ckpt.resources.files.open_file import STANDARD_STREAMS, OpenFile, Problem, may_write
+from ckpt.resources.files.kind import Kind
+from ckpt.resources.files.open_file import STANDARD_STREAMS, OpenFile, Problem
 from ckpt.units import Fd
 
 NAMES = {0: "standard input", 1: "standard output", 2: "standard error"}
@@ -77,8 +76,13 @@ def capture(file: OpenFile, table: FdTable, _replies: list[Reply]) -> ExternalRe
     return ExternalRecord(stream, file.link, tuple(streams))
 
 
-def check_stream(record: ExternalRecord, stream: int) -> Problem | None:
-    """Tell why our own standard stream cannot stand there."""
+def check_stream(
+    record: ExternalRecord, stream: int, flags: int, options: RestoreOptions
+) -> Problem | None:
+    """Tell why what stands for it cannot: our own standard stream, or what the user has named."""
+    chosen = instead.choose(options.external, record.was, flags)
+    if chosen is not None:
+        return instead.find_problem(chosen, record.was, flags)
     try:
         os.fstat(stream)
     except OSError:
@@ -88,46 +92,15 @@ def check_stream(record: ExternalRecord, stream: int) -> Problem | None:
 
 
 def open_stream(record: ExternalRecord, stream: int, flags: int, opening: Opening) -> Fd:
-    """Return a descriptor on our own standard stream, blocking or not as the process had it."""
+    """Return a descriptor on what stands for it, blocking or not as the process had it."""
+    chosen = instead.choose(opening.options.external, record.was, flags)
+    if chosen is not None:
+        return instead.take(chosen, stream, flags)
     opening.options.warn(
         f"fd {stream} was {record.was} outside the process, and is {NAMES[stream]} of this"
         " command now"
     )
-    ours = fcntl.fcntl(stream, fcntl.F_GETFL)
-    if (ours ^ flags) & os.O_NONBLOCK:
-        try:
-            return _reopen(stream, ours, flags)
-        except OSError:
-            # A socket, or not ours to open: then whoever shares it has to bear the change.
-            fd = duplicate(stream)
-            set_status_flags(fd, ours & ~os.O_NONBLOCK | flags & os.O_NONBLOCK)
-            return fd
-    return duplicate(stream)
-
-
-def _reopen(stream: int, ours: int, flags: int) -> Fd:
-    """Open the terminal or pipe once more, so that O_NONBLOCK is not set for our caller too."""
-    mode = os.stat(stream).st_mode
-    if not stat.S_ISCHR(mode) and not stat.S_ISFIFO(mode):
-        raise OSError("a file would have another offset")
-    keep = ours & (os.O_ACCMODE | os.O_APPEND) | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-    fd = Fd(os.open(f"/proc/self/fd/{stream}", keep))
-    set_status_flags(fd, ours & ~os.O_NONBLOCK | flags & os.O_NONBLOCK)
-    return fd
-
-
-def open_instead(path: str, fd: int, flags: int) -> Fd:
-    """Open `path` as the user wants it in place of descriptor `fd`, as a shell would redirect.
-
-    What is written goes to the end of a file that exists; what is read is read from its start.
-    """
-    writable = may_write(flags)
-    wanted = flags & (os.O_ACCMODE | os.O_APPEND | os.O_NONBLOCK) | os.O_NOCTTY | os.O_CLOEXEC
-    opened = Fd(os.open(path, wanted | (os.O_CREAT if writable else 0), 0o666))
-    if writable and fd != 0:
-        with contextlib.suppress(OSError):
-            os.lseek(opened, 0, os.SEEK_END)
-    return opened
+    return instead.lend(stream, flags)
 
 
 def _open_own(record: ExternalRecord, flags: int, opening: Opening) -> Fd:

@@ -33,7 +33,7 @@ from ckpt.resources.base import Opening, RestoreOptions
 from ckpt.resources.files import late
 from ckpt.resources.files.fd_table import FdTable
 from ckpt.resources.files.kind import Kind, flags_for_open, set_status_flags
-from ckpt.resources.files.open_file import OpenFile, Problem, path_problem
+from ckpt.resources.files.open_file import OpenFile, Problem, outside_problem, path_problem
 from ckpt.resources.files.pipe import count_bytes, iter_content, set_capacity
 from ckpt.units import Fd, Pid
 
@@ -86,10 +86,7 @@ def problem(file: OpenFile, table: FdTable) -> Problem | None:
     if found is None and table.running:
         holder = _find_holder(file, table)
         if holder is not None:
-            return Problem(
-                f"is a named pipe that process {holder} has open too",
-                "only as a standard stream (0, 1, 2) can it be restored",
-            )
+            return outside_problem(file.link, f"is a named pipe that process {holder} has open too")
     return found
 
 

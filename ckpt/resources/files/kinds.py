@@ -3,7 +3,7 @@
 Refused before the target is stopped: every description that no kind knows.
 """
 
-from ckpt.resources.files import external, locks, refused
+from ckpt.resources.files import external, locks, outside, refused
 from ckpt.resources.files.chardev import CHARDEV
 from ckpt.resources.files.directory import DIRECTORY
 from ckpt.resources.files.epoll import EPOLL
@@ -17,6 +17,7 @@ from ckpt.resources.files.linked import LINKED
 from ckpt.resources.files.mqueue import MQUEUE
 from ckpt.resources.files.netlink import NETLINK
 from ckpt.resources.files.open_file import OpenFile, Problem
+from ckpt.resources.files.outside import OUTSIDE
 from ckpt.resources.files.packet import PACKET
 from ckpt.resources.files.pidfd import PIDFD
 from ckpt.resources.files.pipe import PIPE
@@ -57,14 +58,17 @@ KINDS: tuple[AnyKind, ...] = (
     INOTIFY,
     EPOLL,
 )
-"""All kinds but `EXTERNAL`, which stands in for a standard stream that none of them can take."""
+"""All kinds but `EXTERNAL`, which stands in for a standard stream that none of them can take, and
+`OUTSIDE`, for what the user declares."""
 
-BY_NAME = {kind.name: kind for kind in (*KINDS, EXTERNAL)}
+BY_NAME = {kind.name: kind for kind in (*KINDS, EXTERNAL, OUTSIDE)}
 """By the name that the image has."""
 
 
 def classify(file: OpenFile, table: FdTable) -> tuple[AnyKind | None, Problem | None]:
     """Return the kind that can take a description, or what is wrong with it."""
+    if outside.is_named(file, table):
+        return OUTSIDE, None
     problem = refused.problem_of(file)
     for kind in KINDS:
         if kind.matches(file) and kind.is_for(file, table):
@@ -75,4 +79,6 @@ def classify(file: OpenFile, table: FdTable) -> tuple[AnyKind | None, Problem | 
             break
     if EXTERNAL.matches(file) and external.stream_of(file, table) is not None:
         return EXTERNAL, None
+    if outside.is_found(file, problem, table):
+        return OUTSIDE, None
     return None, problem

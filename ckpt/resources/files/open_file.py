@@ -28,6 +28,8 @@ class Problem:
 
     text: str
     remedy: str = ""
+    leads_outside: bool = False
+    """It would not be one if the user declared it to lead outside the tree (`outside`)."""
 
 
 @attrs.frozen(slots=True, eq=False, repr=False)
@@ -91,6 +93,12 @@ def may_read(flags: int) -> bool:
 def may_write(flags: int) -> bool:
     """Tell whether a description with these flags can be written."""
     return not flags & os.O_PATH and flags & os.O_ACCMODE != os.O_RDONLY
+
+
+def outside_problem(name: str, text: str) -> Problem:
+    """Tell that something leads outside the tree, and what can be done about it."""
+    remedy = f"dump it with --external '{name}', and restore it with --inherit '{name}=FD'"
+    return Problem(text, remedy, leads_outside=True)
 
 
 def path_problem(file: OpenFile) -> Problem | None:

@@ -9,10 +9,11 @@ O_LARGEFILE, which open(2) sets and pipe(2) does not.
 
 Kernel: pipe(7), tee(2), fcntl(2) F_GETPIPE_SZ and F_SETPIPE_SZ, poll(2) for ends without partner.
 
-Refused before the target is stopped: pipes that another process has open too (unless they are
-standard streams, see `external`). Named pipes are in `fifo`. What is left in a pipe that has only
-write ends is not kept: nobody can read it. In packet mode (O_DIRECT) every packet stays one; bytes
-that were written without it into the same pipe are cut as a reader would have got them.
+Refused before the target is stopped: pipes that another process has open too, unless they are
+standard streams (`external`) or the user declares them (`outside`). Named pipes are in `fifo`. What
+is left in a pipe that has only write ends is not kept: nobody can read it. In packet mode
+(O_DIRECT) every packet stays one; bytes that were written without it into the same pipe are cut as
+a reader would have got them.
 """
 
 import contextlib
@@ -32,7 +33,13 @@ from ckpt.process.remote import Reply
 from ckpt.resources.base import Opening
 from ckpt.resources.files.fd_table import FdTable
 from ckpt.resources.files.kind import Kind, duplicate, flags_for_open, set_status_flags
-from ckpt.resources.files.open_file import O_LARGEFILE, OpenFile, Problem, may_write
+from ckpt.resources.files.open_file import (
+    O_LARGEFILE,
+    OpenFile,
+    Problem,
+    may_write,
+    outside_problem,
+)
 from ckpt.units import Fd
 
 _DEFAULT_BYTES = 65536
@@ -71,14 +78,11 @@ def problem(file: OpenFile, table: FdTable) -> Problem | None:
     if has_reader and has_writer:
         holder = table.links_elsewhere.get(file.link) if table.running else None
         if holder is not None:
-            return Problem(f"is a pipe that process {holder} has open too", _REMEDY)
+            return outside_problem(file.link, f"is a pipe that process {holder} has open too")
         return None
     if _has_partner(file, table):
-        return Problem("is a pipe whose other end is in another process", _REMEDY)
+        return outside_problem(file.link, "is a pipe whose other end is in another process")
     return None
-
-
-_REMEDY = "only as a standard stream (0, 1, 2) can it be restored"
 
 
 def _has_partner(file: OpenFile, table: FdTable) -> bool:

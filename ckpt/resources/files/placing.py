@@ -16,12 +16,13 @@ import attrs
 from ckpt.errors import RestoreFailed, UsageError
 from ckpt.kernel.arch import NR
 from ckpt.process.remote import Call, call
-from ckpt.resources.base import Opened, Opening, Rebuilt, Restore, RestoreOptions, expect
-from ckpt.resources.files import external, late, locks
+from ckpt.resources.base import Instead, Opened, Opening, Rebuilt, Restore, RestoreOptions, expect
+from ckpt.resources.files import external, instead, late, locks
 from ckpt.resources.files.descriptions import Description, FdRecord, FilesRecord
 from ckpt.resources.files.epoll import EpollRecord
 from ckpt.resources.files.external import ExternalRecord
 from ckpt.resources.files.kind import Attaching
+from ckpt.resources.files.outside import OUTSIDE
 from ckpt.units import Fd, RemoteFd
 
 _OTHER_FILES = 256
@@ -37,15 +38,20 @@ class Source:
     description: Description
     stream: int
     """Which standard stream; -1 for what is none."""
-    path: str = ""
-    """What to open instead of what it was."""
+    instead: Instead | None = None
+    """What takes its place, by the number that it had."""
     asked_by: int = -1
     """The descriptor that `--inherit` named."""
 
     @property
     def key(self) -> str:
         """Its key among what is inherited."""
-        return _key(self.description.id, self.stream) + _INSTEAD * bool(self.path)
+        return _key(self.description.id, self.stream) + _INSTEAD * self.is_another
+
+    @property
+    def is_another(self) -> bool:
+        """Tell whether the user has named what it is now."""
+        return self.instead is not None or self.description.kind == OUTSIDE.name
 
 
 _INSTEAD = " replaced"
@@ -89,14 +95,14 @@ def plan_sources(record: FilesRecord, options: RestoreOptions) -> list[Source]:
     for description in record.descriptions:
         for source in _iter_own_sources(description):
             sources[source.key] = source
-    for fd, path in options.inherit.items():
+    for fd, chosen in options.inherit.items():
         if place.get(fd) not in {one.id for one in record.descriptions}:
             continue
         key = _find_source(FdRecord(fd, place[fd], close_on_exec=False), sources)
         other = sources[key]
-        if other.path not in ("", path):
+        if other.instead not in (None, chosen):
             raise UsageError(f"--inherit {other.asked_by} and {fd} are one open file")
-        sources[key] = attrs.evolve(other, path=path, asked_by=fd)
+        sources[key] = attrs.evolve(other, instead=chosen, asked_by=fd)
     return list(sources.values())
 
 
@@ -131,15 +137,15 @@ def _make_room(n_files: int) -> None:
 def _open(source: Source, opening: Opening) -> Fd:
     description = source.description
     try:
-        if source.path:
-            return external.open_instead(source.path, source.asked_by, description.flags)
+        if source.instead is not None:
+            return instead.take(source.instead, source.asked_by, description.flags)
         if source.stream >= 0:
             return external.open_stream(
                 description.record, source.stream, description.flags, opening
             )
         return description.behaviour.open(description.record, description.flags, opening)
     except OSError as error:
-        name = source.path or description.name
+        name = description.name if source.instead is None else str(source.instead)
         raise RestoreFailed(f"opening {name}", error.strerror or str(error)) from error
 
 

@@ -41,7 +41,7 @@ from ckpt.resources.files import pty_queues
 from ckpt.resources.files.controlling import open_as_leader
 from ckpt.resources.files.fd_table import FdTable
 from ckpt.resources.files.kind import Kind, duplicate, flags_for_open
-from ckpt.resources.files.open_file import OpenFile, Problem, path_problem
+from ckpt.resources.files.open_file import OpenFile, Problem, outside_problem, path_problem
 from ckpt.resources.files.pty_ends import (
     DIRECTORY,
     MASTER,
@@ -195,10 +195,7 @@ def problem(file: OpenFile, table: FdTable) -> Problem | None:
             return _elsewhere_problem(SLAVE, number, table) or _use_problem(fd, table)
     if _side_of(file) == CONTROLLING:
         return None
-    return Problem(
-        "is a terminal whose other end is in no process of the tree",
-        "only as a standard stream (0, 1, 2) can it be restored",
-    )
+    return outside_problem(file.link, "is a terminal whose other end is in no process of the tree")
 
 
 def _master_problem(file: OpenFile, table: FdTable) -> Problem | None:

@@ -30,7 +30,7 @@ from ckpt.resources.base import (
     Target,
     Tree,
 )
-from ckpt.resources.files import external, locks
+from ckpt.resources.files import external, instead, locks
 from ckpt.resources.files.descriptions import Description, FdLocks, FdRecord, FilesRecord
 from ckpt.resources.files.external import EXTERNAL
 from ckpt.resources.files.fd_table import FdTable, FdTables
@@ -235,8 +235,7 @@ def check_files(record: FilesRecord, options: RestoreOptions) -> Iterator[Findin
     sources = plan_sources(record, options)
     by_description: dict[int, list[Source]] = {}
     for source in sources:
-        if not source.path:
-            by_description.setdefault(source.description.id, []).append(source)
+        by_description.setdefault(source.description.id, []).append(source)
     for description in record.descriptions:
         own = by_description.get(description.id)
         if own:
@@ -246,11 +245,18 @@ def check_files(record: FilesRecord, options: RestoreOptions) -> Iterator[Findin
 def _iter_problems(
     description: Description, sources: list[Source], options: RestoreOptions
 ) -> Iterator[Problem]:
-    if description.kind != EXTERNAL.name:
-        yield from description.behaviour.check_files(description.record, description.flags, options)
-        return
     for source in sources:
-        problem = external.check_stream(description.record, source.stream)
+        if source.instead is not None:
+            problem = instead.find_problem(source.instead, str(source.asked_by), description.flags)
+        elif description.kind == EXTERNAL.name:
+            problem = external.check_stream(
+                description.record, source.stream, description.flags, options
+            )
+        else:
+            yield from description.behaviour.check_files(
+                description.record, description.flags, options
+            )
+            continue
         if problem:
             yield problem
 

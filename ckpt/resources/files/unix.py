@@ -15,12 +15,12 @@ whoever has that name when it is restored.
 Kernel: unix(7), sock_diag(7), SIOCUNIXFILE (4.12) for the file behind a name.
 
 Refused before the target is stopped: ends outside the tree (unless they are standard streams, see
-`external`), out-of-band data, connections that have sent something before they were accepted or
-whose client has gone, sockets that another process has open too, sockets of another network
-namespace than their process's. Refused once it is stopped, for only then can the queue be looked
-into: descriptors in flight that `unix_passed` does not know, or that stand in a stream behind bytes
-without any (nobody can tell where the latter end), and packets of no bytes behind others that an
-earlier dump has looked at (the kernel shows them once).
+`external`, or the user declares them, see `outside`), out-of-band data, connections that have sent
+something before they were accepted or whose client has gone, sockets that another process has open
+too, sockets of another network namespace than their process's. Refused once it is stopped, for only
+then can the queue be looked into: descriptors in flight that `unix_passed` does not know, or that
+stand in a stream behind bytes without any (nobody can tell where the latter end), and packets of no
+bytes behind others that an earlier dump has looked at (the kernel shows them once).
 
 Not seen, and so lost: time stamps of packets that wait, credentials of messages that were sent
 while the receiver did not ask for them.
@@ -45,10 +45,10 @@ from ckpt.kernel.sock_diag import TCP_ESTABLISHED, UnixSocket, read_unix_sockets
 from ckpt.process.remote import Reply
 from ckpt.process.stand_in import Identity
 from ckpt.resources.base import RestoreOptions
-from ckpt.resources.files import sockopts, unix_build, unix_passed, unix_queue
+from ckpt.resources.files import outside, sockopts, unix_build, unix_passed, unix_queue
 from ckpt.resources.files.fd_table import FdTable
 from ckpt.resources.files.kind import Kind
-from ckpt.resources.files.open_file import OpenFile, Problem
+from ckpt.resources.files.open_file import OpenFile, Problem, outside_problem
 from ckpt.resources.files.sockopts import SOL_SOCKET, borrow_socket
 from ckpt.resources.files.unix_build import NOBODY, UnixRecord
 from ckpt.resources.files.unix_queue import SOCK_DGRAM, SOCK_SEQPACKET, SOCK_STREAM
@@ -61,7 +61,6 @@ _UCRED = struct.Struct("=iII")
 _MOST_GROUPS = 256
 _ENDED = 3
 """Both ways shut down."""
-_REMEDY = "only as a standard stream (0, 1, 2) can it be restored"
 
 
 @attrs.frozen(slots=True, eq=False, repr=False)
@@ -73,6 +72,9 @@ class _View:
     is_told: bool
     """Whether the kernel can tell of them at all."""
     in_tree: frozenset[int]
+    """But for those that are declared."""
+    declared: frozenset[int]
+    """In the tree, and to be given to the restore (`outside`)."""
     waits_at: dict[int, int]
     """Client that was not accepted yet -> the listener, in the tree."""
     listening: frozenset[tuple[int, bytes]]
@@ -91,7 +93,9 @@ def _view_of(table: FdTable) -> _View:
 
 
 def _read_view(table: FdTable) -> _View:
-    in_tree = frozenset(f.status.st_ino for f in table.files if stat.S_ISSOCK(f.status.st_mode))
+    own = [file for file in table.files if stat.S_ISSOCK(file.status.st_mode)]
+    declared = frozenset(file.status.st_ino for file in own if outside.is_named(file, table))
+    in_tree = frozenset(file.status.st_ino for file in own) - declared
     try:
         sockets, is_told = _read_sockets_beside(table.pid), True
     except OSError:
@@ -100,6 +104,7 @@ def _read_view(table: FdTable) -> _View:
         sockets,
         is_told,
         in_tree,
+        declared,
         waits_at={
             client: inode
             for inode in in_tree & sockets.keys()
@@ -156,7 +161,9 @@ def _problem_of_others(
     holder = table.links_elsewhere.get(file.link)
     if holder is None:
         return None
-    return Problem(f"is a unix socket that process {holder} has open too", _REMEDY)
+    # Not by itself: its other end may be in the tree.
+    text = f"is a unix socket that process {holder} has open too"
+    return attrs.evolve(outside_problem(file.link, text), leads_outside=False)
 
 
 def _problem_of_peer(known: UnixSocket, view: _View) -> Problem | None:
@@ -171,10 +178,20 @@ def _problem_of_peer(known: UnixSocket, view: _View) -> Problem | None:
     if known.peer == 0:
         if known.kind == SOCK_DGRAM or known.shutdown == _ENDED:
             return None
-        return Problem("is a unix connection that a process outside has not accepted yet", _REMEDY)
+        text = "is a unix connection that a process outside has not accepted yet"
+        return outside_problem(_link_of(known.inode), text)
     if known.peer in view.in_tree or _can_be_called_again(known, view):
         return None
-    return Problem(f"is a unix socket connected to {_name_holder(known.peer)}", _REMEDY)
+    if known.peer in view.declared:
+        other = _link_of(known.peer)
+        text = f"is a unix socket connected to {other}, which is declared external alone"
+        return Problem(text, f"give --external '{_link_of(known.inode)}' too")
+    text = f"is a unix socket connected to {_name_holder(known.peer)}"
+    return outside_problem(_link_of(known.inode), text)
+
+
+def _link_of(inode: int) -> str:
+    return f"socket:[{inode}]"
 
 
 def _problem_of_waiting(known: UnixSocket, view: _View) -> Problem | None:
@@ -196,7 +213,7 @@ def _can_be_called_again(known: UnixSocket, view: _View) -> bool:
 
 
 def _name_holder(inode: int) -> str:
-    link = f"socket:[{inode}]"
+    link = _link_of(inode)
     for pid in list_pids():
         try:
             names = os.listdir(f"/proc/{pid}/fd")
