@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 from integration.apps.app import App, reap_killed
@@ -16,6 +17,8 @@ from integration.harness import Restored, become_subreaper, dump
 from integration.workloads.driver import ANSWER_S, descendants
 
 SERVED = os.urandom(300_000)
+LARGE_BYTES = 64 << 20
+STEADY_BYTES = 6 << 20
 CONFIG = """\
 daemon off;
 user root;
@@ -35,6 +38,7 @@ http {{
         listen 127.0.0.1:{port};
         root {directory}/root;
         location = /worker {{ return 200 $pid; }}
+        location /steady/ {{ alias {directory}/root/; limit_rate 2m; }}
     }}
 }}
 """
@@ -53,6 +57,8 @@ class Nginx(App):
         self.port = free_port()
         (cwd / "root").mkdir()
         (cwd / "root" / "file").write_bytes(SERVED)
+        (cwd / "root" / "steady").write_bytes(os.urandom(STEADY_BYTES))
+        (cwd / "root" / "large").write_bytes(os.urandom(LARGE_BYTES))
         config = cwd / "nginx.conf"
         config.write_text(CONFIG.format(directory=cwd, port=self.port))
         super().__init__(["nginx", "-e", cwd / "error.log", "-c", config], cwd)
@@ -118,5 +124,41 @@ def test_a_connection_that_is_kept_goes_on(tmp_path):
             assert kept.getresponse().read() == SERVED
             assert get(kept, "/worker") == worker
             assert kept.sock is ours
+            os.kill(back.pid, signal.SIGQUIT)
+            assert back.process.wait(ANSWER_S) == 0
+
+
+def begin(connection, path):
+    """Ask for a file and return the answer, of which the head has come."""
+    connection.request("GET", path)
+    return connection.getresponse()
+
+
+def test_downloads_in_progress_go_on(tmp_path):
+    """One that is read little by little, and one that comes all the time, at a steady rate."""
+    image = tmp_path / "image"
+    large, steady = (tmp_path / "root" / name for name in ("large", "steady"))
+    with (
+        Nginx(tmp_path) as nginx,
+        connect(nginx.port) as slow,
+        connect(nginx.port) as busy,
+        ThreadPoolExecutor() as pool,
+    ):
+        workers = descendants(nginx.pid)
+        part = LARGE_BYTES // 4
+        reading = begin(slow, "/large")
+        got = reading.read(part)
+        all_of_it = pool.submit(begin(busy, "/steady/steady").read)
+        dump(nginx.pid, image)
+        got += reading.read(part)
+        assert dump(nginx.pid, image, "--kill")["kind"] == "delta"
+        nginx.process.wait(ANSWER_S)
+        reap_killed(workers)
+        with Restored(image) as back:
+            got += reading.read(part)
+            assert dump(back.pid, image)["kind"] == "delta"
+            got += reading.read()
+            assert got == large.read_bytes()
+            assert all_of_it.result(ANSWER_S) == steady.read_bytes()
             os.kill(back.pid, signal.SIGQUIT)
             assert back.process.wait(ANSWER_S) == 0

@@ -4,9 +4,11 @@ What was committed is there, what was begun is not half done, and pg_amcheck fin
 index whole. Its own user runs it, in a directory of the test.
 """
 
+import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -20,7 +22,11 @@ from integration.workloads.driver import ANSWER_S, descendants
 
 BIN = Path("/usr/lib/postgresql/15/bin")
 OWNER = "postgres"
+with socket.create_server(("127.0.0.1", 0)) as free:
+    PORT = str(free.getsockname()[1])
+ENVIRONMENT = {"PATH": os.environ["PATH"], "PGPORT": PORT, "PGDATABASE": "postgres"}
 SETTINGS = {
+    "port": PORT,
     "listen_addresses": "",
     "shared_buffers": "4MB",
     "fsync": "off",
@@ -31,7 +37,7 @@ SETTINGS = {
 HELPERS = 4
 """The checkpointer, the background writer, the log writer, the launcher of replication."""
 UNDER_WAY = f"""
-PGHOST=$1 PGDATABASE=postgres; export PGHOST PGDATABASE; shift
+PGHOST=$1 PGPORT={PORT} PGDATABASE=postgres; export PGHOST PGPORT PGDATABASE; shift
 "$@" >/dev/null & server=$!
 until {BIN}/pg_isready -q; do sleep 0.1; done
 {BIN}/pgbench -i -q -s 1 2>/dev/null >&2
@@ -45,6 +51,8 @@ read -r word
 kill $server
 wait $server
 """
+N_EACH, A_SECOND = 600, 240
+"""Transactions of each of four clients over TCP, and how many all of them begin in a second."""
 become_subreaper()
 
 
@@ -69,7 +77,7 @@ def run(home, program, *arguments):
     done = subprocess.run(
         command(program, *arguments),
         cwd=home,
-        env={"PATH": os.environ["PATH"], "PGHOST": str(home), "PGDATABASE": "postgres"},
+        env=ENVIRONMENT | {"PGHOST": str(home)},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -101,24 +109,48 @@ def helpers_of(server):
     return descendants(server.pid)
 
 
-def prepare(home):
+def prepare(home, **more):
     """Make a cluster and return how its server is started."""
     run(home, "initdb", "-N", "-A", "trust", "-D", home / "data")
-    settings = [f"-c{name}={value}" for name, value in SETTINGS.items()]
+    settings = [f"-c{name}={value}" for name, value in (SETTINGS | more).items()]
     return ["-D", home / "data", "-k", home, *settings]
 
 
 class Postgres(App):
     """A server that answers, with the tables of pgbench."""
 
-    def __init__(self, home):
-        super().__init__(command("postgres", *prepare(home)), home)
+    def __init__(self, home, **more):
+        super().__init__(command("postgres", *prepare(home, **more)), home)
         wait_until(lambda: is_ready(home))
         run(home, "pgbench", "-i", "-q", "-s", "1")
 
 
 def bench(home):
     run(home, "pgbench", "-n", "-c", "4", "-t", "50")
+
+
+@contextlib.contextmanager
+def bench_over_tcp(home):
+    """Run pgbench from outside, at a rate that takes some seconds; yield when it is at it."""
+    before = count_history(home)
+    options = ["-n", "-c", "4", "-t", str(N_EACH), "-R", str(A_SECOND), "-h", "127.0.0.1"]
+    quiet = {
+        "stdout": subprocess.DEVNULL,
+        "stderr": subprocess.PIPE,
+        "cwd": home,
+        "env": ENVIRONMENT,
+    }
+    with subprocess.Popen(command("pgbench", *options), **quiet) as running:
+        try:
+            wait_until(lambda: count_history(home) > before or running.poll() is not None)
+            yield running
+        finally:
+            running.kill()
+
+
+def assert_done(running):
+    said = running.communicate(timeout=ANSWER_S)[1]
+    assert running.returncode == 0, said
 
 
 def count_history(home):
@@ -159,6 +191,29 @@ def test_postgres_comes_back_with_all_its_data(home, tmp_path):
         run(home, "pg_amcheck", "--install-missing", "--heapallindexed", "postgres")
         os.kill(back.pid, signal.SIGTERM)
         assert back.process.wait(ANSWER_S) == 0
+
+
+def test_clients_over_tcp_lose_no_transaction(home, tmp_path):
+    image = tmp_path / "image"
+    with Postgres(home, listen_addresses="127.0.0.1") as server:
+        dump(server.pid, image)
+        with bench_over_tcp(home) as running:
+            wait_until(lambda: len(descendants(server.pid)) == HELPERS + 4)
+            family = descendants(server.pid)
+            assert dump(server.pid, image, "--kill")["kind"] == "delta"
+            assert running.poll() is None
+            server.process.wait(ANSWER_S)
+            reap_killed(family)
+            with Restored(image) as back:
+                assert_done(running)
+                check(home, 4 * N_EACH)
+                with bench_over_tcp(home) as again:
+                    assert dump(back.pid, image)["kind"] == "delta"
+                    assert_done(again)
+                check(home, 8 * N_EACH)
+                run(home, "pg_amcheck", "--install-missing", "--heapallindexed", "postgres")
+                os.kill(back.pid, signal.SIGTERM)
+                assert back.process.wait(ANSWER_S) == 0
 
 
 def test_transactions_go_on_where_their_clients_are_in_the_tree(home, tmp_path):

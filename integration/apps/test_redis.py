@@ -1,9 +1,11 @@
 """redis-server with all its keys: full, three deltas, SIGKILL, back at the newest and at an older.
 
-What must be equal is redis's own digest of all keys and values; and a client stays connected.
+What must be equal is redis's own digest of all keys and values; and clients stay connected.
 """
 
+import contextlib
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,10 +13,12 @@ import pytest
 from integration.apps.app import App, Costs, is_running, kind_of_further_dumps, offered_trackers
 from integration.apps.resp import Redis
 from integration.harness import Restored, become_subreaper, dump
+from integration.workloads.driver import ANSWER_S
 
 MANY, FEWER = 1_000_000, 50_000
 VALUE_BYTES = "64"
 CHANGED = 2_000
+N_BUSY, N_REQUESTS = 50, 300_000
 become_subreaper()
 
 
@@ -113,3 +117,47 @@ def test_a_client_stays_connected(tmp_path):
     with Restored(image), client:
         assert client.ask("GET", "a") == "b"
         assert client.ask("INCR", "n") == 1
+
+
+@contextlib.contextmanager
+def benchmark(port):
+    """Run 50 connections that are never idle; yield when all are at work.
+
+    It ends with an error as soon as one of them is reset or closed.
+    """
+    command = f"redis-benchmark -p {port} -c {N_BUSY} -n {N_REQUESTS} -t incr -q"
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command.split(), **quiet) as running:
+        try:
+            with Redis(port) as client:
+                while client.ask("GET", "counter:__rand_int__") is None:
+                    assert running.poll() is None
+                while "connected_clients:51" not in client.ask("INFO", "clients"):
+                    assert running.poll() is None
+            yield running
+        finally:
+            running.kill()
+
+
+def counted(port):
+    with Redis(port) as client:
+        return int(client.ask("GET", "counter:__rand_int__"))
+
+
+def test_fifty_busy_clients_notice_nothing(tmp_path):
+    image = tmp_path / "image"
+    with Server(tmp_path, 10) as server:
+        dump(server.pid, image)
+        with benchmark(server.port) as running:
+            assert dump(server.pid, image, "--kill")["kind"] == "delta"
+            assert running.poll() is None
+            server.process.wait(ANSWER_S)
+            with Restored(image) as back:
+                assert running.wait(ANSWER_S) == 0
+                # Not one request is lost or done twice.
+                assert counted(server.port) == N_REQUESTS
+                with benchmark(server.port) as again:
+                    assert dump(back.pid, image)["kind"] == "delta"
+                    assert again.poll() is None
+                    assert again.wait(ANSWER_S) == 0
+                assert counted(server.port) == 2 * N_REQUESTS
