@@ -1,0 +1,213 @@
+"""A tree that is complete and stands still: how it comes to that, and how it is let go.
+
+check         this host: pids, files, clocks; everything that is wrong is named together
+open          files, by us, to be inherited
+plant         the seed makes the embryo of the root, with the pid of the image
+build         all processes, threads, and what they have (`building`)
+
+    with standing(building, contents, options) as stands:
+        stands.finish()         what the rest of the host can see: connections wake, names appear
+        stands.arm(chain_id)    the next dump can be a delta on this generation
+        stands.let_go()
+
+Until it is let go, any failure and our own end leave nothing behind. Neighbours: `building` makes
+the processes, `restore` and migration come to the end of it each in its own time.
+"""
+
+import contextlib
+import os
+import signal
+from collections.abc import Callable, Iterator
+
+import attrs
+
+from ckpt.engine.building import Building, Part
+from ckpt.engine.content_files import Contents
+from ckpt.engine.identity import read_exec_id
+from ckpt.engine.layout import choose_arena, number_inherited, spans_of
+from ckpt.engine.pages import own_mappings
+from ckpt.engine.preparing import Files, check_host, opened
+from ckpt.engine.records import TreeImage
+from ckpt.engine.tracking import drop_epoch, tracking
+from ckpt.errors import (
+    CkptError,
+    FeatureMissing,
+    HostFull,
+    NotPermitted,
+    RestoreFailed,
+    TargetGone,
+)
+from ckpt.image.format import Manifest
+from ckpt.kernel import ptrace
+from ckpt.kernel.arch import NR
+from ckpt.kernel.features import Features
+from ckpt.process.arena import ARENA_SIZE
+from ckpt.process.seed import Embryo, plant, see_off
+from ckpt.process.tree import read_identity
+from ckpt.resources.base import RestoreOptions
+from ckpt.resources.content import CONTENTS
+from ckpt.resources.registry import clock_offsets, entered, highest_fd
+from ckpt.tracker.base import TrackerName
+from ckpt.tracker.choose import choose_tracker
+from ckpt.tracker.epoch import read_epoch
+
+
+@attrs.define(repr=False)
+class Standing:
+    """A tree that has everything but its arenas removed and its threads running."""
+
+    building: Building
+    files: Files
+    contents: Contents
+    _arenas_gone: bool = False
+
+    def finish(self) -> None:
+        """Do what others on this host can see: connections leave repair mode, names appear.
+
+        Raises:
+            RestoreFailed: the kernel refused some of it.
+        """
+        self.files.run_at_last()
+        self.contents.finish()
+
+    def arm(self, chain_id: str) -> None:
+        """Arm the trackers, so that the next dump into the chain can be a delta on this generation.
+
+        That a tracker cannot be armed does not stop a restore: the next dump is then full.
+        """
+        self._arenas_gone = True
+        lazy = bool(self.building.servers)
+        if lazy:
+            # A mapping has one userfaultfd, and the server's is needed until all pages are there.
+            self.building.warn("the next incremental dump will be full: the restore is lazy")
+        with contextlib.ExitStack() as stack:
+            for part in self.building.parts.values():
+                _forget_epoch(part)
+                if lazy:
+                    _unmap_arena(part.embryo)
+                else:
+                    _arm(self.building, part, chain_id, stack)
+
+    def let_go(self) -> None:
+        """Let all threads run, with or without their trackers armed."""
+        parts = list(self.building.parts.values())
+        if not self._arenas_gone:
+            for part in parts:
+                _forget_epoch(part)
+                _unmap_arena(part.embryo)
+        _let_go(parts)
+        for server in self.building.servers:
+            server.start()
+
+
+def contents_of(tree: TreeImage) -> Contents:
+    """Return the files that the image of a tree holds the content of, not made yet."""
+    return Contents(
+        [one for process in tree.processes for one in process.resources[CONTENTS.name].contents]
+    )
+
+
+@contextlib.contextmanager
+def standing(building: Building, contents: Contents, options: RestoreOptions) -> Iterator[Standing]:
+    """Build the tree; end all of it unless it was let go.
+
+    Raises:
+        PidTaken, HostMismatch, FileChanged: this host cannot run it as it was; nothing was made.
+        RestoreFailed: the kernel refused something.
+        ImageCorrupt: a frame does not decode.
+    """
+    tree = building.tree
+    # What the root has of its own (host name, IPC, network) is made by us, and inherited.
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(entered(tree.root.resources))
+        check_host(tree, building.features, options)
+        contents.fill(building.reader)
+        files = stack.enter_context(opened(tree, options))
+        stack.callback(_close_servers, building)
+        fds, numbers = number_inherited(
+            files.by_key, highest_fd(process.resources for process in tree.processes)
+        )
+        for pid, part in building.parts.items():
+            part.inherited = files.of_process(pid, numbers)
+        arena_at = choose_arena(
+            spans_of(vma.span for one in tree.processes for vma in one.resources["memory"].vmas)
+        )
+        offsets = clock_offsets(tree.root.resources)
+        with plant(tree.root.pid, fds, offsets, arena_at) as nursery:
+            building.build(nursery)
+            yield Standing(building, files, contents)
+
+
+def _close_servers(building: Building) -> None:
+    for server in building.servers:
+        server.close()
+
+
+def _forget_epoch(part: Part) -> None:
+    """Remove the epoch of a process that had this number before."""
+    old = read_epoch(part.embryo.pid)
+    if old is not None:
+        drop_epoch(old)
+
+
+def _arm(building: Building, part: Part, chain_id: str, stack: contextlib.ExitStack) -> None:
+    """Arm the tracker of one process against what it comes from; its arena is gone then."""
+    manifest, embryo = building.reader.manifest, part.embryo
+    name = _tracker_name(manifest, building.features)
+    identity, exec_id = read_identity(embryo.pid), read_exec_id(embryo.pid)
+    lent = stack.enter_context(tracking(identity, exec_id, name, building.features))
+    armed = _succeeds(building, lambda: lent.attach(embryo.arena, embryo.leader))
+    _unmap_arena(embryo)
+    if armed:
+        lent.collect(own_mappings(part.image.resources["memory"]), [])
+        _succeeds(building, lambda: lent.advance(chain_id, manifest.generation, manifest.digest))
+
+
+def _succeeds(building: Building, step: Callable[[], None]) -> bool:
+    """Do something that only the next delta needs; warn if this host or the process cannot."""
+    try:
+        step()
+    except (FeatureMissing, NotPermitted, HostFull) as error:
+        building.warn(f"the next incremental dump will be full: {error}")
+        return False
+    return True
+
+
+def _tracker_name(manifest: Manifest, features: Features) -> TrackerName:
+    """Use the tracker of the image, so that the next delta continues it, or what works here."""
+    try:
+        return choose_tracker(manifest.tracker, features)
+    except (CkptError, ValueError):
+        return choose_tracker("auto", features)
+
+
+def _unmap_arena(embryo: Embryo) -> None:
+    """Take the arena away by its own last instruction: the stop comes before the next is read."""
+    arena = embryo.arena
+    reply = embryo.leader.run_single(arena.insn, NR.munmap, arena.base, ARENA_SIZE)
+    if not reply.ok:
+        raise RestoreFailed("removing the arena", str(reply))
+
+
+def _let_go(parts: list[Part]) -> None:
+    """Give every thread its own state; then none fails any more, and all run."""
+    for part in parts:
+        tasks = part.embryo.tasks.values()
+        for task in tasks:
+            task.disturbed = True
+            task.put_back()
+        if part.image.stopped_by or any(task.deferred_stop for task in tasks):
+            os.kill(part.embryo.pid, signal.SIGSTOP)
+    for part in parts:
+        _detach(part.embryo)
+
+
+def _detach(embryo: Embryo) -> None:
+    # The leader last: it can be waited for only when the other threads have been.
+    for task in reversed(embryo.tasks.values()):
+        try:
+            ptrace.detach(task.tid)
+        except TargetGone:
+            # Those that run already have ended the process. How it ended, the leader tells.
+            if task is not embryo.leader:
+                see_off(task.tid)
