@@ -11,13 +11,13 @@ they inherit, `restore` and migration let them go.
 import contextlib
 import errno
 from collections.abc import Callable
-from typing import Any
 
 import attrs
 
 from ckpt.engine.fill import fill
 from ckpt.engine.growing import Growing
 from ckpt.engine.guard import Lazy, Server, start_server, watching
+from ckpt.engine.inheriting import NOTHING, Inheritance, inheritance, plan_fill
 from ckpt.engine.rebuilding import in_order, run_in_rounds
 from ckpt.engine.records import ProcessImage, ThreadImage, TreeImage
 from ckpt.errors import RestoreFailed
@@ -30,8 +30,12 @@ from ckpt.process.holder import taken
 from ckpt.process.remote import Call, In, call
 from ckpt.process.seed import Embryo, Nursery, adopt
 from ckpt.process.task import Task
-from ckpt.resources.base import Rebuilt, Resource, Stage
+from ckpt.resources.base import Rebuilt, Restore, Stage
+from ckpt.resources.mapping_calls import drop
+from ckpt.resources.memory import MEMORY
 from ckpt.resources.registry import PROCESS, THREAD
+from ckpt.tracker.populated import iter_ranges
+from ckpt.tracker.spans import Spans
 from ckpt.units import Pid, RemoteFd, Tid
 
 _THREAD_FLAGS = (
@@ -54,6 +58,8 @@ class Part:
     lazy: Lazy | None = None
     """What is filled while it runs."""
     inherited: dict[str, RemoteFd] = attrs.Factory(dict)
+    inheritance: Inheritance = NOTHING
+    """What it has of its maker's memory when it is born."""
     embryo: Embryo = attrs.field(init=False)
 
 
@@ -79,6 +85,8 @@ class Building:
         """
         Growing(self.tree, nursery, self._give_memory, self._give_terminal).grow()
         parts = self.parts.values()
+        for part in parts:
+            self._finish(part)
         for stage in (Stage.FILES, Stage.PROCESS):
             for part in parts:
                 self._restore_process(part, stage)
@@ -94,15 +102,25 @@ class Building:
     def _give_memory(self, image: ProcessImage, embryo: Embryo) -> None:
         part = self.parts[image.pid]
         part.embryo = embryo
+        maker = self.parts.get(embryo.maker)
+        # What is filled only later is nothing yet that a child could keep.
+        if maker and maker.image.owns(MEMORY) and not (part.lazy or maker.lazy):
+            part.inheritance = inheritance(maker.image.resources["memory"], maker.at_once)
         self._restore_process(part, Stage.MEMORY)
 
     def _give_terminal(self, image: ProcessImage) -> None:
         self._restore_process(self.parts[image.pid], Stage.SESSION)
 
     def _restore_process(self, part: Part, stage: Stage) -> None:
+        rebuilt = self._rebuilt(part, part.embryo.leader)
         for resource in filter(part.image.owns, PROCESS):
             if resource.stage is stage:
-                self._run_restore(part, resource, part.image.resources[resource.name])
+                _run(part, resource.restore(part.image.resources[resource.name], rebuilt))
+
+    def _finish(self, part: Part) -> None:
+        rebuilt = self._rebuilt(part, part.embryo.leader)
+        for resource in filter(part.image.owns, PROCESS):
+            _run(part, resource.finish(part.image.resources[resource.name], rebuilt))
 
     def _restore_threads(self, part: Part, stage: Stage) -> None:
         resources = [resource for resource in THREAD if resource.stage is stage]
@@ -113,33 +131,40 @@ class Building:
             restores.append((rebuilt.task, in_order(each)))
         run_in_rounds(part.embryo, restores)
 
-    def _run_restore(self, part: Part, resource: Resource[Any], record: object) -> None:
-        """Drive one resource's generator: run what it yields, send the replies."""
-        restoring = resource.restore(record, self._rebuilt(part, part.embryo.leader))
-        with contextlib.suppress(StopIteration):
-            calls = next(restoring)
-            while True:
-                calls = restoring.send(part.embryo.run(calls) if calls else [])
-
     def _rebuilt(self, part: Part, task: Task) -> Rebuilt:
         return Rebuilt(
             embryo=part.embryo,
             task=task,
             features=self.features,
             inherited=part.inherited,
-            fill=lambda: self._fill(part),
+            fill=lambda keep: self._fill(part, keep),
             warn=self.warn,
+            mapped=part.inheritance.mapped,
         )
 
-    def _fill(self, part: Part) -> None:
-        """Write the stored pages into the mapped embryo."""
-        vmas = part.image.resources["memory"].vmas
+    def _fill(self, part: Part, keep: Spans) -> None:
+        """Write the stored pages into the mapped embryo, but for what is there already."""
+        embryo, vmas = part.embryo, part.image.resources["memory"].vmas
         if part.lazy is None:
-            fill(part.embryo, self.reader, part.at_once, vmas)
+            pages = plan_fill(part.at_once, keep, part.inheritance)
+            if pages is None:
+                fill(embryo, self.reader, part.at_once, vmas)
+                return
+            if pages.drop:
+                embryo.run_checked("dropping memory", [drop(*span) for span in pages.drop])
+            fill(embryo, self.reader, part.at_once.clip(iter_ranges(pages.write)), vmas, pages.over)
             return
-        with watching(part.lazy, part.embryo) as fd:
-            fill(part.embryo, self.reader, part.at_once, vmas)
-            self.servers.append(start_server(part.lazy, part.embryo.pid, fd))
+        with watching(part.lazy, embryo) as fd:
+            fill(embryo, self.reader, part.at_once, vmas)
+            self.servers.append(start_server(part.lazy, embryo.pid, fd))
+
+
+def _run(part: Part, restoring: Restore) -> None:
+    """Drive a resource's generator on the leader: run what it yields, send the replies."""
+    with contextlib.suppress(StopIteration):
+        calls = next(restoring)
+        while True:
+            calls = restoring.send(part.embryo.run(calls) if calls else [])
 
 
 def _make_threads(part: Part) -> None:

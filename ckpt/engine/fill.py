@@ -28,6 +28,7 @@ from ckpt.kernel.userfaultfd import UFFDIO_REGISTER_MODE_MISSING, UffdFeature
 from ckpt.process.seed import Embryo
 from ckpt.process.userfault import make_inside
 from ckpt.resources.memory import VmaRecord
+from ckpt.tracker.spans import Spans, intersect
 from ckpt.units import AddrRange, Fd, Pid, RemoteAddr
 
 _WIDE_BYTES = 4 << 20
@@ -71,13 +72,14 @@ def _gets_huge_pages(vma: VmaRecord) -> bool:
     return always and "nh" not in vma.flags
 
 
-def _is_worth_watching(stored: Stored) -> bool:
+def _is_worth_watching(stored: Stored, over: Spans) -> bool:
     vma = stored.vma
     return (
         vma.file < 0
         and vma.has_own_pages
         and stored.n_bytes >= max(_WIDE_BYTES, stored.n_runs * _LONG_RUN_BYTES)
         and not _gets_huge_pages(vma)
+        and not intersect([(vma.start, vma.end)], over)
     )
 
 
@@ -139,8 +141,10 @@ class Watched:
 
 
 @contextlib.contextmanager
-def _watched(embryo: Embryo, vmas: Sequence[VmaRecord], runs: ResolvedRuns) -> Iterator[Watched]:
-    wide = [stored.vma.span for stored in iter_stored(vmas, runs) if _is_worth_watching(stored)]
+def _watched(
+    embryo: Embryo, vmas: Sequence[VmaRecord], runs: ResolvedRuns, over: Spans
+) -> Iterator[Watched]:
+    wide = [one.vma.span for one in iter_stored(vmas, runs) if _is_worth_watching(one, over)]
     if not wide:
         yield Watched(embryo.pid, None, [])
         return
@@ -170,12 +174,25 @@ def _iter_registered(pid: Pid, fd: Fd, spans: Sequence[AddrRange]) -> Iterator[A
             yield span
 
 
-def fill(embryo: Embryo, reader: PageReader, runs: ResolvedRuns, vmas: Sequence[VmaRecord]) -> None:
+def fill(
+    embryo: Embryo,
+    reader: PageReader,
+    runs: ResolvedRuns,
+    vmas: Sequence[VmaRecord],
+    over: Spans | None = None,
+) -> None:
     """Write the stored pages of `runs`, of which each was checked, into the mapped embryo.
+
+    Args:
+        embryo: the process.
+        reader: of the image.
+        runs: what is written; nothing else may be there, but for `over`.
+        vmas: all its mappings.
+        over: pages that are there already, and are written over.
 
     Raises:
         RestoreFailed: the kernel refused some of it.
         ImageCorrupt: a frame does not decode.
     """
-    with _watched(embryo, vmas, runs) as watched:
+    with _watched(embryo, vmas, runs, over or []) as watched:
         reader.for_each_frame(runs, watched.put)

@@ -67,6 +67,8 @@ class Embryo:
     leader: Task
     tasks: dict[Tid, Task]
     arena: Arena
+    maker: Pid = Pid(0)
+    """Whose clone it is, if that is one of the tree."""
 
     def run(self, calls: list[Call], task: Task | None = None) -> list[Reply]:
         """Run a batch in the name of `task` (the leader by default)."""
@@ -117,7 +119,7 @@ class Nursery:
             raise RestoreFailed(f"making process {pid}", str(reply))
         leader = adopt(Tid(pid))
         arena = attrs.evolve(parent.arena, pid=pid, tgid=pid)
-        embryo = self.embryos[pid] = Embryo(pid, leader, {leader.tid: leader}, arena)
+        embryo = self.embryos[pid] = Embryo(pid, leader, {leader.tid: leader}, arena, parent.pid)
         return embryo
 
     def end(self, pid: Pid) -> None:

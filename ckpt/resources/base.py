@@ -41,6 +41,8 @@ from ckpt.process.freezer import Frozen
 from ckpt.process.remote import Call, Reply
 from ckpt.process.seed import Embryo
 from ckpt.process.task import Task
+from ckpt.resources.remapping import Mapping as Mapped
+from ckpt.tracker.spans import Spans
 from ckpt.units import Fd, Pid, RemoteFd, Tid
 
 R = TypeVar("R")
@@ -267,10 +269,13 @@ class Rebuilt:
     features: Features
     inherited: dict[str, RemoteFd]
     """What `Resource.prepare` opened, under its keys; the numbers in the embryo."""
-    fill: Callable[[], None]
-    """Writes the pages of the image into the mapped, still writable memory."""
+    fill: Callable[[Spans], None]
+    """Writes the pages of the image into the mapped, still writable memory; is told what of
+    `mapped` was kept. All other mappings are new."""
     warn: Callable[[str], None]
     """Tells the user of something that is not exactly as it was."""
+    mapped: Sequence[Mapped] = ()
+    """What of its memory it has already and may keep, see `memory.mappings_of`."""
 
     @property
     def pid(self) -> Pid:
@@ -281,6 +286,11 @@ class Rebuilt:
 def no_findings(_target: Target) -> Iterable[Finding]:
     """Stand for a resource that is always supported."""
     return ()
+
+
+def nothing_more(_record: object, _rebuilt: Rebuilt) -> Restore:
+    """Stand for a resource that `restore` puts back completely."""
+    yield []
 
 
 def nothing_to_open(_record: object, _opening: Opening) -> dict[str, Opened]:
@@ -316,6 +326,8 @@ class Resource(Generic[R]):
     common: Common | None = None
     """The object that it is about, if processes may share that: what is another's is recorded and
     restored there."""
+    finish: Callable[[R, Rebuilt], Restore] = nothing_more
+    """Of a process: what children must not inherit, when all have been born."""
     look: Callable[[Target], Iterable[Finding]] = no_findings
     settle: Callable[[R], R] = as_it_is
     """Completes a record after the thaw, by what needs no frozen target."""

@@ -32,6 +32,7 @@ from ckpt.kernel.procfs import maps
 from ckpt.kernel.procfs import stat as procfs_stat
 from ckpt.process import memory
 from ckpt.process.remote import Call, In, call
+from ckpt.resources import mapping_calls as calls
 from ckpt.resources.base import (
     Capture,
     Opened,
@@ -54,6 +55,7 @@ from ckpt.resources.file_identity import (
     with_build_id,
 )
 from ckpt.resources.mappings import KERNEL_VMAS
+from ckpt.resources.remapping import Mapping, Part, plan_remapping
 from ckpt.resources.vmas import (
     PROT_EXEC,
     PROT_READ,
@@ -79,15 +81,6 @@ __all__ = [
 ]
 
 _ANY_PROT = PROT_READ | PROT_WRITE | PROT_EXEC
-_MAP_SHARED, _MAP_PRIVATE, _MAP_DROPPABLE, _MAP_ANONYMOUS = 0x01, 0x02, 0x08, 0x20
-_MAP_GROWSDOWN, _MAP_NORESERVE, _MAP_FIXED_NOREPLACE = 0x0100, 0x4000, 0x100000
-_MREMAP_MAYMOVE, _MREMAP_FIXED = 1, 2
-_MLOCK_ONFAULT = 1
-
-
-_MADVISE_BEFORE_FILL = {"hg": 14, "nh": 15}
-"""VmFlags code -> advice that changes how pages are allocated."""
-_MADVISE_AFTER_FILL = {"sr": 2, "rr": 1, "dc": 10, "mg": 12, "dd": 16, "wf": 18}
 _MADV_GUARD_INSTALL = 102
 
 
@@ -293,76 +286,108 @@ def _key(index: int) -> str:
 
 
 def restore(record: MemoryRecord, rebuilt: Rebuilt) -> Restore:
-    """Replace the embryo's address space by that of the image."""
-    expect("clearing the address space", (yield _plan_clear(record, rebuilt)))
-    expect("mapping memory", (yield [_mmap(vma, rebuilt) for vma in _mapped(record)]))
-    expect("advising memory", (yield list(_iter_advice(record, _MADVISE_BEFORE_FILL))))
-    rebuilt.fill()
-    expect("advising memory", (yield list(_iter_advice(record, _MADVISE_AFTER_FILL))))
+    """Make the embryo's address space that of the image; of what it has, what fits stays.
+
+    Private memory is writable then, and all is as a child can have it too: see `finish`.
+    """
+    here = list(iter_own_vmas(maps.read_maps(rebuilt.pid)))
+    mapped = join((v.span.start, v.span.end) for v in here if v.path not in KERNEL_VMAS)
+    arena = rebuilt.embryo.arena.span
+    mapped = subtract(mapped, [(arena.start, arena.end)])
+    now = list(rebuilt.mapped)
+    if subtract(join((one.start, one.end) for one in now), mapped):
+        now = []  # it is not what it is said to be; all anew is right in any case
+    plan = plan_remapping(now, mappings_of(record), mapped)
+    vmas = list(_mapped(record))
+    new = [_part_of(vmas[part.index], part) for part in plan.new]
+    unmap = [call(NR.munmap, start, end - start) for start, end in plan.unmap]
+    moves = _plan_moves(record, here, rebuilt)
+    expect("clearing the address space", (yield unmap + moves))
+    expect("mapping memory", (yield [calls.bear(vma, _fd_of(vma, rebuilt)) for vma in new]))
+    expect("advising memory", (yield list(calls.iter_advice_born(new))))
+    changed = [_part_of(vmas[part.index], part) for part in plan.protect]
+    protections = [calls.protect(vma, calls.born_prot(vma)) for vma in changed]
+    expect("protecting memory", (yield protections))
+    rebuilt.fill(plan.keep)
+
+
+def finish(record: MemoryRecord, rebuilt: Rebuilt) -> Restore:
+    """Give mappings what a child would not inherit, or could not undo: they are filled."""
+    vmas = list(_mapped(record))
+    expect("advising memory", (yield list(calls.iter_advice_filled(vmas))))
     expect("guarding memory", (yield list(_iter_guards(record))))
-    expect("protecting memory", (yield list(_iter_protection(record))))
-    expect("naming memory", (yield list(_iter_names(record))))
+    expect("protecting memory", (yield list(calls.iter_protection(vmas))))
+    expect("naming memory", (yield list(calls.iter_names(vmas))))
     # Locking reaches for all pages; that some may not be touched does not undo it.
-    replies = yield list(_iter_locks(record))
+    replies = yield list(calls.iter_locks(vmas))
     expect("locking memory", (reply for reply in replies if reply.error != errno.ENOMEM))
-    expect("sealing memory", (yield list(_iter_seals(record))))
+    expect("sealing memory", (yield list(calls.iter_seals(vmas))))
     expect("setting the mm fields", (yield [_mm_map(record, rebuilt)]))
+
+
+def mappings_of(record: MemoryRecord, *, joins: bool = True) -> list[Mapping]:
+    """Return the mappings that `restore` makes, as they are before `finish`.
+
+    Args:
+        record: of the address space.
+        joins: see `Mapping.joins`; False: they are inherited.
+    """
+    files = [(file.path, file.content) for file in record.files]
+    return [
+        Mapping(
+            start=vma.start,
+            end=vma.end,
+            backing=(
+                vma.shared,
+                files[vma.file] if vma.file >= 0 else None,
+                frozenset(vma.flags) & (calls.FIXED | ({"mw"} if vma.shared else set())),
+            ),
+            offset_bytes=vma.offset_bytes if vma.file >= 0 else None,
+            prot=calls.born_prot(vma),
+            joins=joins,
+        )
+        for vma in _mapped(record)
+    ]
+
+
+def inheritable(record: MemoryRecord) -> list[Mapping]:
+    """Return what of `mappings_of` a child is born with, content and all."""
+    dropped = {vma.start for vma in record.vmas if "dp" in vma.flags}
+    return [one for one in mappings_of(record, joins=False) if one.start not in dropped]
+
+
+def _part_of(vma: VmaRecord, part: Part) -> VmaRecord:
+    offset = vma.offset_bytes + part.start - vma.start if vma.file >= 0 else 0
+    return attrs.evolve(vma, start=part.start, end=part.end, offset_bytes=offset)
 
 
 def _mapped(record: MemoryRecord) -> Iterator[VmaRecord]:
     return (vma for vma in record.vmas if not vma.special)
 
 
-def _plan_clear(record: MemoryRecord, rebuilt: Rebuilt) -> list[Call]:
-    """Unmap what the seed had, and move the kernel's own mappings to their old place.
+def _fd_of(vma: VmaRecord, rebuilt: Rebuilt) -> int:
+    return rebuilt.inherited[_key(vma.file)] if vma.file >= 0 else -1
+
+
+def _plan_moves(record: MemoryRecord, vmas: Iterable[maps.Vma], rebuilt: Rebuilt) -> list[Call]:
+    """Move the kernel's own mappings to their old place.
 
     They move through a spare place beside the arena, since old and new place may overlap.
     """
-    arena = rebuilt.embryo.arena.span
-    here = {}
-    calls = []
-    for vma in iter_own_vmas(maps.read_maps(rebuilt.pid)):
-        if vma.path in KERNEL_VMAS:
-            here[vma.path] = vma.span
-        elif not vma.span.overlaps(arena):
-            calls.append(call(NR.munmap, vma.span.start, vma.span.len_bytes))
-    spare = arena.end
+    here = {vma.path: vma.span for vma in vmas if vma.path in KERNEL_VMAS}
+    away = []
+    spare = rebuilt.embryo.arena.span.end
     moves = []
     for wanted in record.vmas:
         if wanted.special:
             now = here.pop(wanted.special)
-            calls.append(_move(now.start, now.len_bytes, spare))
-            moves.append(_move(spare, now.len_bytes, wanted.start))
+            if now == wanted.span:
+                continue
+            away.append(calls.move(now.start, now.len_bytes, spare))
+            moves.append(calls.move(spare, now.len_bytes, wanted.start))
             spare = RemoteAddr(spare + now.len_bytes)
-    calls += [call(NR.munmap, span.start, span.len_bytes) for span in here.values()]
-    return calls + moves
-
-
-def _move(start: int, size: int, to: int) -> Call:
-    return call(NR.mremap, start, size, size, _MREMAP_MAYMOVE | _MREMAP_FIXED, to)
-
-
-def _mmap(vma: VmaRecord, rebuilt: Rebuilt) -> Call:
-    flags = _MAP_FIXED_NOREPLACE | (_MAP_SHARED if vma.shared else _MAP_PRIVATE)
-    if "dp" in vma.flags:
-        flags = _MAP_FIXED_NOREPLACE | _MAP_DROPPABLE
-    flags |= _MAP_GROWSDOWN if "gd" in vma.flags else 0
-    flags |= _MAP_NORESERVE if "nr" in vma.flags else 0
-    # Pages are filled by writing, so everything private is writable until then.
-    prot = vma.prot if vma.shared else PROT_READ | PROT_WRITE
-    fd = -1
-    if vma.file < 0:
-        flags |= _MAP_ANONYMOUS
-    else:
-        fd = rebuilt.inherited[_key(vma.file)]
-    return call(NR.mmap, vma.start, vma.end - vma.start, prot, flags, fd, vma.offset_bytes)
-
-
-def _iter_advice(record: MemoryRecord, advice: dict[str, int]) -> Iterator[Call]:
-    for vma in _mapped(record):
-        for code, number in advice.items():
-            if code in vma.flags:
-                yield call(NR.madvise, vma.start, vma.end - vma.start, number)
+    away += [call(NR.munmap, span.start, span.len_bytes) for span in here.values()]
+    return away + moves
 
 
 def _iter_guards(record: MemoryRecord) -> Iterator[Call]:
@@ -371,59 +396,14 @@ def _iter_guards(record: MemoryRecord) -> Iterator[Call]:
         yield call(NR.madvise, start, end - start, _MADV_GUARD_INSTALL)
 
 
-def _iter_protection(record: MemoryRecord) -> Iterator[Call]:
-    for vma in _mapped(record):
-        if not vma.shared and vma.prot != PROT_READ | PROT_WRITE:
-            yield call(NR.mprotect, vma.start, vma.end - vma.start, vma.prot)
-
-
-def _iter_locks(record: MemoryRecord) -> Iterator[Call]:
-    for vma in _mapped(record):
-        if "lo" in vma.flags:
-            on_fault = _MLOCK_ONFAULT if "lf" in vma.flags else 0
-            yield call(NR.mlock2, vma.start, vma.end - vma.start, on_fault)
-
-
-def _iter_seals(record: MemoryRecord) -> Iterator[Call]:
-    return (
-        call(NR.mseal, vma.start, vma.end - vma.start, 0)
-        for vma in _mapped(record)
-        if "sl" in vma.flags
-    )
-
-
-def _iter_names(record: MemoryRecord) -> Iterator[Call]:
-    for vma in record.vmas:
-        if vma.name:
-            yield call(
-                NR.prctl,
-                prctl.Prctl.SET_VMA,
-                prctl.PR_SET_VMA_ANON_NAME,
-                vma.start,
-                vma.end - vma.start,
-                In(vma.name.encode() + b"\0"),
-            )
-
-
 def _mm_map(record: MemoryRecord, rebuilt: Rebuilt) -> Call:
     raw = prctl.prctl_mm_map(
         **attrs.asdict(record.mm),
         auxv_size=len(record.auxv),
-        exe_fd=prctl.EXE_FD_UNCHANGED if _has_exe(rebuilt) else rebuilt.inherited["exe"],
+        exe_fd=rebuilt.inherited["exe"],
     )
     argument = In(bytes(raw), ((prctl.prctl_mm_map.auxv.offset, record.auxv),))
     return call(NR.prctl, prctl.Prctl.SET_MM, prctl.MmField.MAP, argument, ctypes.sizeof(raw), 0)
-
-
-def _has_exe(rebuilt: Rebuilt) -> bool:
-    """Tell whether it has the program already, from its parent: setting it again is refused.
-
-    (The kernel lets no program be replaced that is still mapped, not even by itself.)
-    """
-    root = f"/proc/{rebuilt.pid}"
-    wanted = f"{root}/fd/{rebuilt.inherited['exe']}"
-    same = os.path.samestat(os.stat(f"{root}/exe"), os.stat(wanted))
-    return same and os.readlink(f"{root}/exe") == os.readlink(wanted)
 
 
 MEMORY = Resource(
@@ -432,6 +412,7 @@ MEMORY = Resource(
     Stage.MEMORY,
     capture=capture,
     restore=restore,
+    finish=finish,
     look=look,
     settle=settle,
     check_host=check_host,

@@ -170,7 +170,7 @@ class Built:
             task=self.embryo.leader,
             features=FEATURES,
             inherited={},
-            fill=lambda: None,
+            fill=lambda _keep: None,
             warn=self.warnings.append,
         )
         _drive(resource.restore(record, rebuilt), self.run)
@@ -226,7 +226,7 @@ def rebuilt(record: FilesRecord, pid: Pid, **options) -> Iterator[Built]:
                 task=embryo.leader,
                 features=FEATURES,
                 inherited=inherited,
-                fill=lambda: None,
+                fill=lambda _keep: None,
                 warn=warnings.append,
             )
             _drive(FILES.restore(record, rebuilding), embryo.run)

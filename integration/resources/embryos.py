@@ -68,7 +68,7 @@ def restore(
         task=into.leader,
         features=features,
         inherited={},
-        fill=lambda: None,
+        fill=lambda _keep: None,
         warn=warnings.append,
     )
     restoring = resource.restore(record, rebuilt)
