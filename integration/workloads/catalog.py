@@ -47,6 +47,7 @@ STATES: dict[str, list[str]] = {
     "s_memory": ["write", "grow", "fork", "shared"],
     "s_shared": ["write", "zero"],
     "s_shared_tree": ["write"],
+    "s_forked": ["write", "drop"],
     "s_memfd": ["write", "grow", "seal"],
     "s_ghost": ["write", "append"],
     "s_listen": ["reopen"],
@@ -95,6 +96,7 @@ DAMAGES: dict[str, list[str]] = {
         *["break", "arguments"],
     ],
     "s_shared_tree": ["apart", "content", "memfd"],
+    "s_forked": ["parent", "child", "hole"],
     "s_memfd": [
         *["content", "mapped", "behind", "size", "mode", "seals"],
         *["offset", "name", "sharing"],
