@@ -1,4 +1,4 @@
-"""Memory that a fork shares until it is written: what each process has, and that it stays shared."""
+"""Memory that a fork shares until it is written: each process has its own, and it stays shared."""
 
 import pytest
 
