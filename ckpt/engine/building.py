@@ -102,7 +102,7 @@ class Building:
     def _give_memory(self, image: ProcessImage, embryo: Embryo) -> None:
         part = self.parts[image.pid]
         part.embryo = embryo
-        maker = self.parts.get(embryo.maker)
+        maker = self.parts.get(embryo.maker) if embryo.maker else None
         # What is filled only later is nothing yet that a child could keep.
         if maker and maker.image.owns(MEMORY) and not (part.lazy or maker.lazy):
             part.inheritance = inheritance(maker.image.resources["memory"], maker.at_once)

@@ -67,7 +67,7 @@ class Embryo:
     leader: Task
     tasks: dict[Tid, Task]
     arena: Arena
-    maker: Pid = Pid(0)
+    maker: Pid | None = None
     """Whose clone it is, if that is one of the tree."""
 
     def run(self, calls: list[Call], task: Task | None = None) -> list[Reply]:
