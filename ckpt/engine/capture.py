@@ -1,8 +1,8 @@
 """Asking every resource of a frozen process, with as few stops as can be.
 
 What can be read from outside is read first, before an arena exists, so that no record shows our own
-mapping. Then the remote calls of all resources of the process run as one batch, and those of each
-thread as one.
+mapping. Then the remote calls of all resources of a process run as one batch, and those of each
+thread as one; all threads of all processes at the same time.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from ckpt.engine.records import (
     ZombieImage,
     with_shared,
 )
-from ckpt.errors import Finding, TargetGone, UnsupportedState
+from ckpt.errors import CkptError, Finding, TargetGone, UnsupportedState
 from ckpt.kernel.features import Features
 from ckpt.kernel.procfs.held import HeldFiles
 from ckpt.kernel.procfs.stat import Stat, read_stat
@@ -29,7 +29,7 @@ from ckpt.process.clones import Clones
 from ckpt.process.freezer import Frozen, FrozenTree
 from ckpt.process.remote import Call, Reply, part_of
 from ckpt.process.task import Task
-from ckpt.process.together import run_on_each
+from ckpt.process.together import Asked, try_on_all
 from ckpt.process.tree import (
     ending_told,
     has_ended,
@@ -266,14 +266,18 @@ class Capturing:
             if text is not None:
                 task.status_text = text
 
-    def finish(self, arena: Arena) -> ProcessImage:
-        """Run the remote calls and return all records."""
-        frozen = self._frozen
-        leader = frozen.leader.tid
+    def under_way(self, arena: Arena) -> Iterator["_UnderWay"]:
+        """Walk what is asked inside, by thread."""
+        leader = self._frozen.leader
         # Process and leader are asked by the same thread: together, that is a batch less.
-        _finish([*self._process, *self._threads[leader]], arena, frozen.leader)
-        others = [(frozen.tasks[t], asked) for t, asked in self._threads.items() if t != leader]
-        _finish_each(others, arena)
+        yield _UnderWay(arena, leader, [*self._process, *self._threads[leader.tid]])
+        for tid, asked in self._threads.items():
+            if tid != leader.tid:
+                yield _UnderWay(arena, self._frozen.tasks[tid], asked)
+
+    def image(self) -> ProcessImage:
+        """Return all records; `finish_all` comes before."""
+        frozen = self._frozen
         place = _place_of(read_stat(frozen.pid))
         return ProcessImage(
             pid=frozen.pid,
@@ -287,30 +291,53 @@ class Capturing:
         )
 
 
+@attrs.frozen(repr=False)
+class _UnderWay:
+    """What is asked of one thread."""
+
+    arena: Arena
+    task: Task
+    asked: list[_Asked]
+
+
+def finish_all(capturing: Mapping[Pid, Capturing], arenas: Iterable[Arena]) -> list[ProcessImage]:
+    """Run the remote calls of all processes, a round on all of their threads at a time.
+
+    Args:
+        capturing: of each process, in the order of the images.
+        arenas: one in each of them.
+
+    Raises:
+        TargetGone, TargetDamaged: of the first process that this became of; or whatever a capture
+            raises.
+    """
+    under_way = [one for arena in arenas for one in capturing[arena.pid].under_way(arena)]
+    problem: CkptError | None = None
+    while under_way:
+        batches = [
+            Asked(one.arena, one.task, [call for asked in one.asked for call in asked.calls])
+            for one in under_way
+        ]
+        answers = iter(try_on_all([batch for batch in batches if batch.calls]))
+        still: list[_UnderWay] = []
+        for one, batch in zip(under_way, batches, strict=True):
+            answer = next(answers) if batch.calls else ()
+            if isinstance(answer, CkptError):
+                # The others are asked to the end: they may have something to put back.
+                problem = problem or answer
+                continue
+            going_on = _answer(one.asked, answer)
+            if going_on:
+                still.append(_UnderWay(one.arena, one.task, going_on))
+        under_way = still
+    if problem is not None:
+        raise problem
+    return [one.image() for one in capturing.values()]
+
+
 def _begin(resource: Resource[Any], stopped: Stopped) -> _Asked:
     capture = resource.capture(stopped)
     return _Asked(resource.name, capture, next(capture))
-
-
-def _finish(under_way: list[_Asked], arena: Arena, task: Task) -> None:
-    """Run rounds of one batch each until every capture has its record."""
-    _finish_each([(task, under_way)], arena)
-
-
-def _finish_each(under_way: list[tuple[Task, list[_Asked]]], arena: Arena) -> None:
-    """Do so for many tasks, a round on all of them at a time."""
-    while under_way:
-        asked = [
-            (task, [call for one in all_of for call in one.calls]) for task, all_of in under_way
-        ]
-        answers = iter(run_on_each(arena, [one for one in asked if one[1]]))
-        still: list[tuple[Task, list[_Asked]]] = []
-        for (task, all_of), (_, calls) in zip(under_way, asked, strict=True):
-            replies = next(answers) if calls else ()
-            going_on = _answer(all_of, replies)
-            if going_on:
-                still.append((task, going_on))
-        under_way = still
 
 
 def _answer(all_of: list[_Asked], replies: Sequence[Reply]) -> list[_Asked]:

@@ -13,7 +13,7 @@ each round, and told in the freeze.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
@@ -23,8 +23,9 @@ from ckpt.engine.convergence import Policy, Rest, Round, Verdict
 from ckpt.engine.copying import Copy, Pool
 from ckpt.engine.members import Member, Members
 from ckpt.engine.pages import read_own_mappings
+from ckpt.engine.tracking import attach_each
 from ckpt.errors import TargetGone
-from ckpt.process.arena import arena
+from ckpt.process.arena import arenas
 from ckpt.process.freezer import Frozen, FrozenTree
 from ckpt.process.tree import is_zombie, list_tids
 from ckpt.tracker.base import LIVE, TELLING
@@ -135,8 +136,13 @@ class Rounds:
         if self.members.tracker not in LIVE or all(self._on_each(_watches_all)):
             return
         with self.stop() as tree:
-            for pid, frozen in tree.processes.items():
-                _watch_one(self.members.by_pid.get(pid) or self.members.add(pid), frozen)
+            each = [
+                (self.members.by_pid.get(pid) or self.members.add(pid), frozen)
+                for pid, frozen in tree.processes.items()
+            ]
+            _attach_all(each)
+            for member, frozen in each:
+                member.tracking.watch(read_own_mappings(frozen.pid))
 
     def _copy_all(self, pool: Pool) -> None:
         started_s = time.monotonic()
@@ -161,10 +167,14 @@ def _watches_all(member: Member) -> bool:
     return member.tracking.is_attached and member.tracking.watches_all(own)
 
 
-def _watch_one(member: Member, frozen: Frozen) -> None:
-    lent = member.tracking
-    lent.follow_exec()
-    if not lent.is_attached:
-        with arena(frozen.pid, frozen.tgid, frozen.leader) as room:
-            lent.attach(room, frozen.leader)
-    lent.watch(read_own_mappings(frozen.pid))
+def _attach_all(each: Iterable[tuple[Member, Frozen]]) -> None:
+    missing = []
+    for member, frozen in each:
+        member.tracking.follow_exec()
+        if not member.tracking.is_attached:
+            missing.append((member.tracking, frozen))
+    with arenas([(one.pid, one.tgid, one.leader) for _, one in missing]) as lent:
+        attach_each(
+            (tracking, arena, one.leader)
+            for (tracking, one), arena in zip(missing, lent, strict=True)
+        )

@@ -27,6 +27,7 @@ from ckpt.engine.capture import (
     Looked,
     capture_zombies,
     examine,
+    finish_all,
     retarget,
     settle,
 )
@@ -44,12 +45,13 @@ from ckpt.engine.pages import (
     untrusted_spans,
 )
 from ckpt.engine.records import ProcessImage, TreeImage
+from ckpt.engine.tracking import attach_each
 from ckpt.image.reader import PageReader
 from ckpt.image.runs import RunTable
 from ckpt.kernel import ptrace
 from ckpt.kernel.features import Features
-from ckpt.process.arena import Arena, arena
-from ckpt.process.freezer import Frozen, FrozenTree, forget, freeze_tree
+from ckpt.process.arena import Arena, arenas
+from ckpt.process.freezer import FrozenTree, forget, freeze_tree
 from ckpt.process.twin import Twin, cost_ms, find_obstacle, twin
 from ckpt.resources.base import Target, Tree, run_all
 from ckpt.resources.content import NOTE, likely_bytes
@@ -248,28 +250,45 @@ class Taking:
         # All that can be read from outside first, while no process has a mapping of ours.
         capturing = {pid: Capturing(one, targets[pid]) for pid, one in frozen.processes.items()}
         self.members.keep_only(frozen.processes)
-        parts: list[Part] = []
-        for pid, one in frozen.processes.items():
-            member = self.members.by_pid.get(pid) or self.members.add(pid)
-            with arena(pid, one.tgid, one.leader) as lent:
-                image = capturing[pid].finish(lent)
-                member.tracking.attach(lent, one.leader)
-                part = Part(member, image, None)
-                parts.append(part)
-                if twins is not None:
-                    part.twin = self._clone(lent, one, parts, twins)
+        members = [
+            self.members.by_pid.get(pid) or self.members.add(pid) for pid in frozen.processes
+        ]
+        each = frozen.processes.values()
+        with arenas([(one.pid, one.tgid, one.leader) for one in each]) as lent:
+            images = finish_all(capturing, lent)
+            attach_each(
+                (member.tracking, arena, one.leader)
+                for member, arena, one in zip(members, lent, each, strict=True)
+            )
+            parts = [
+                Part(member, image, None) for member, image in zip(members, images, strict=True)
+            ]
+            if twins is not None:
+                self._clone(frozen, parts, lent, twins)
         return parts
 
     def _clone(
-        self, lent: Arena, frozen: Frozen, parts: list[Part], twins: contextlib.ExitStack
-    ) -> Twin | None:
-        """Clone a process, if it and its ancestors will not notice."""
-        adopts = any(part.image.resources["identity"].child_subreaper for part in parts)
-        obstacle = find_obstacle(frozen, adopts_orphans=adopts)
-        cloned = None if obstacle else twins.enter_context(twin(lent, frozen))
-        if cloned is None:
-            self.obstacle = obstacle or "the kernel refused to clone it"
-        return cloned
+        self,
+        frozen: FrozenTree,
+        parts: list[Part],
+        lent: list[Arena],
+        twins: contextlib.ExitStack,
+    ) -> None:
+        """Clone those processes that will not notice, nor will their ancestors."""
+        adopting: set[Pid] = set()
+        for part, arena in zip(parts, lent, strict=True):
+            # Each is behind its parent.
+            adopts = (
+                part.image.resources["identity"].child_subreaper
+                or frozen.parents.get(arena.pid) in adopting
+            )
+            if adopts:
+                adopting.add(arena.pid)
+            obstacle = find_obstacle(frozen.processes[arena.pid], adopts_orphans=adopts)
+            if not obstacle:
+                part.twin = twins.enter_context(twin(arena, frozen.processes[arena.pid]))
+            if part.twin is None:
+                self.obstacle = obstacle or "the kernel refused to clone it"
 
     def _copy_frozen(self, parts: list[Part], pool: Pool) -> int:
         """Scan all for the last time, and read what no clone has.

@@ -4,7 +4,7 @@ Holds together what `tracker/` keeps apart: the epoch, the keeper, and the track
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import attrs
 
@@ -17,7 +17,7 @@ from ckpt.process.tree import Identity
 from ckpt.tracker.base import Scan, Tracker, TrackerName
 from ckpt.tracker.epoch import Epoch, advance, invalidate
 from ckpt.tracker.spans import Own, Spans
-from ckpt.tracker.writeprotect import WriteProtect, create_inside
+from ckpt.tracker.writeprotect import WriteProtect, create_each_inside
 from ckpt.units import GenerationNo, Pid
 
 
@@ -59,9 +59,11 @@ class Tracking:
 
     def attach(self, arena: Arena, task: Task) -> None:
         """Make what must be made inside the frozen process, if it is not there yet."""
-        self.follow_exec()
-        if not self.is_attached:
-            self._writeprotect = create_inside(self.pid, arena, task)
+        attach_each([(self, arena, task)])
+
+    def adopt(self, made: WriteProtect) -> None:
+        """Take what was made inside; it is closed with this."""
+        self._writeprotect = made
 
     def follow_exec(self) -> None:
         """Give up what watched the memory of another program, which the frozen process was."""
@@ -131,6 +133,26 @@ class Tracking:
         if self._writeprotect is not None:
             self._writeprotect.close()
             self._writeprotect = None
+
+
+def attach_each(wanted: Iterable[tuple[Tracking, Arena, Task]]) -> None:
+    """Make what must be made inside of frozen processes, of all at once.
+
+    Args:
+        wanted: of each process: its tracking, an arena in it, a task that makes the calls.
+
+    Raises:
+        FeatureMissing: the kernel refused it, in one of them.
+        TargetGone: one of them has ended.
+    """
+    missing = []
+    for lent, arena, task in wanted:
+        lent.follow_exec()
+        if not lent.is_attached:
+            missing.append((lent, arena, task))
+    made = create_each_inside([(lent.pid, arena, task) for lent, arena, task in missing])
+    for (lent, _, _), one in zip(missing, made, strict=True):
+        lent.adopt(one)
 
 
 @contextlib.contextmanager

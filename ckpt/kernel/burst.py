@@ -18,7 +18,7 @@ from functools import lru_cache
 
 from ckpt.kernel.arch import NR
 from ckpt.kernel.arch import x86_64 as arch
-from ckpt.kernel.libc import readable_address, syscall
+from ckpt.kernel.libc import readable_address, syscall, writable_address
 
 _WORDS = arch.CALL_SIZE // 8
 _RESULT = 7
@@ -72,6 +72,33 @@ class Burst:
             address, n_words = self._table.buffer_info()
             _runner()(address, address + n_words * self._table.itemsize)
         return memoryview(self._table).cast("B").cast("q")[_RESULT::_WORDS].tolist()
+
+
+_ALIGN = 16
+_CHUNK_BYTES = 1 << 16
+
+
+class BurstWithRoom(Burst):
+    """A table of calls, and the memory that they read and fill."""
+
+    def __init__(self) -> None:
+        """Begin with no call."""
+        super().__init__()
+        self._memory = bytearray()
+        self._address = self._used = 0
+        self._kept: list[bytearray] = []
+
+    def take(self, n_bytes: int) -> tuple[bytearray, int, int]:
+        """Return memory that stays where it is, an offset in it, and the address of that."""
+        at = self._used
+        if at + n_bytes > len(self._memory):
+            # Not `bytearray(n)`: the kernel would have to find pages when it fills them.
+            self._memory = bytearray(b"\0") * max(_CHUNK_BYTES, n_bytes)
+            self._address, _ = writable_address(self._memory)
+            self._kept.append(self._memory)
+            at = 0
+        self._used = at + n_bytes + -n_bytes % _ALIGN
+        return self._memory, at, self._address + at
 
 
 _Runner = Callable[[int, int], object]

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 
 from ckpt.kernel.arch import NR
 from ckpt.kernel.arch.x86_64 import Registers
-from ckpt.kernel.burst import Burst
+from ckpt.kernel.burst import Burst, BurstWithRoom
 from ckpt.kernel.libc import writable_address
 from ckpt.kernel.ptrace import (
     SIGINFO_SIZE,
@@ -29,39 +29,18 @@ from ckpt.units import Tid
 _SIGSET_BYTES = 8
 _IOVEC = struct.Struct("<QQ")
 _MASK = struct.Struct("<Q")
-_ALIGN = 16
-_CHUNK_BYTES = 1 << 16
 
 
-class PtraceBurst(Burst):
+class PtraceBurst(BurstWithRoom):
     """A table of requests, and the memory that they need."""
-
-    def __init__(self) -> None:
-        """Begin with no request."""
-        super().__init__()
-        self._memory = bytearray()
-        self._address = self._used = 0
-        self._kept: list[bytearray] = []
 
     def _request(self, request: Request, tid: Tid, addr: int = 0, data: int = 0) -> None:
         self.add(NR.ptrace, request, tid, addr, data)
 
-    def _take(self, n_bytes: int) -> tuple[bytearray, int, int]:
-        """Return memory that stays where it is, an offset in it, and the address of that."""
-        at = self._used
-        if at + n_bytes > len(self._memory):
-            # Not `bytearray(n)`: the kernel would have to find pages when it fills them.
-            self._memory = bytearray(b"\0") * max(_CHUNK_BYTES, n_bytes)
-            self._address, _ = writable_address(self._memory)
-            self._kept.append(self._memory)
-            at = 0
-        self._used = at + n_bytes + -n_bytes % _ALIGN
-        return self._memory, at, self._address + at
-
     def _add_register_set(
         self, request: Request, tid: Tid, which: RegSet, n_bytes: int
     ) -> tuple[bytearray, int]:
-        memory, at, address = self._take(_IOVEC.size + n_bytes)
+        memory, at, address = self.take(_IOVEC.size + n_bytes)
         _IOVEC.pack_into(memory, at, address + _IOVEC.size, n_bytes)
         self.add(NR.ptrace, request, tid, which, address)
         return memory, at + _IOVEC.size
@@ -77,6 +56,10 @@ class PtraceBurst(Burst):
     def cont(self, tid: Tid) -> None:
         """See `ptrace.cont`."""
         self._request(Request.CONT, tid)
+
+    def cont_to_syscall(self, tid: Tid) -> None:
+        """See `ptrace.cont_to_syscall`."""
+        self._request(Request.SYSCALL, tid)
 
     def detach(self, tid: Tid) -> None:
         """See `ptrace.detach`."""
@@ -103,19 +86,19 @@ class PtraceBurst(Burst):
     def get_rseq_configuration(self, tid: Tid) -> raw_rseq_configuration:
         """Return where the registration will be, see `ptrace.get_rseq_configuration`."""
         size = ctypes.sizeof(raw_rseq_configuration)
-        memory, at, address = self._take(size)
+        memory, at, address = self.take(size)
         self._request(Request.GET_RSEQ_CONFIGURATION, tid, size, address)
         return raw_rseq_configuration.from_buffer(memory, at)
 
     def set_sigmask(self, tid: Tid, mask: int) -> None:
         """See `ptrace.set_sigmask`."""
-        memory, at, address = self._take(_SIGSET_BYTES)
+        memory, at, address = self.take(_SIGSET_BYTES)
         _MASK.pack_into(memory, at, mask)
         self._request(Request.SETSIGMASK, tid, _SIGSET_BYTES, address)
 
     def get_sigmask(self, tid: Tid) -> ctypes.c_uint64:
         """Return where the blocked signals will be when it has run, see `ptrace.get_sigmask`."""
-        memory, at, address = self._take(_SIGSET_BYTES)
+        memory, at, address = self.take(_SIGSET_BYTES)
         self._request(Request.GETSIGMASK, tid, _SIGSET_BYTES, address)
         return ctypes.c_uint64.from_buffer(memory, at)
 

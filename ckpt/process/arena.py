@@ -14,23 +14,25 @@ It lies apart from every mapping of the target (`choose_place`). The kernel woul
 neighbour of the same kind, and a merged mapping counts as written as a whole (soft-dirty bits).
 
 The mapping is made and removed by single calls through a `syscall` instruction of the target
-(`task.run_single`): windows of some 0.05 ms each, in which a killed ckpt leaves the task astray.
+(`run_singles`): windows of some 0.05 ms for each, in which a killed ckpt leaves the task astray.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 
 import attrs
 
-from ckpt.errors import HostFull, TargetGone
+from ckpt.errors import CkptError, HostFull, TargetGone
 from ckpt.kernel import process_vm, ptrace
 from ckpt.kernel.arch import NR
 from ckpt.kernel.arch import x86_64 as arch
 from ckpt.kernel.procfs import maps, status
 from ckpt.kernel.procfs.files import read_bytes
+from ckpt.kernel.vm_burst import VmBurst
 from ckpt.process import memory
-from ckpt.process.remote import Call, Reply, pack_batch, size_of, unpack_replies
+from ckpt.process.remote import Call, Reply, call, pack_batch, size_of, unpack_replies
+from ckpt.process.singles import Single, run_singles
 from ckpt.process.task import ALL_SIGNALS, Task
 from ckpt.process.uninterrupted import uninterrupted
 from ckpt.units import AddrRange, Pid, RemoteAddr, addr_range
@@ -189,24 +191,61 @@ def map_arena(task: Task, insn: RemoteAddr, at: RemoteAddr | None = None) -> Rem
 
     Raises:
         HostFull: the kernel has no room for it (address space limit, memory).
+        TargetGone: the process ended.
     """
-    flags = _MAP_PRIVATE | _MAP_ANONYMOUS | (MAP_FIXED_NOREPLACE if at else 0)
+    (mapped,) = _map_each([(task, insn, at)])
+    if isinstance(mapped, CkptError):
+        raise mapped
+    return mapped
+
+
+_Place = tuple[Task, RemoteAddr, RemoteAddr | None]
+"""Of an arena: the thread that maps it, its `syscall` instruction, where it shall be."""
+
+
+def _map_each(places: Sequence[_Place]) -> list[RemoteAddr | CkptError]:
+    """Map arenas in many processes, all at once; return where they are, or why they are not."""
     # All of it in one call, so that the target waits for one call less.
     prot = _PROT_READ | _PROT_WRITE | _PROT_EXEC
-    reply = task.run_single(insn, NR.mmap, at or 0, ARENA_SIZE, prot, flags, -1, 0)
-    if reply.ok:
-        base = RemoteAddr(reply.value)
-        memory.write(Pid(task.tid), base, arch.BATCH_CODE)
-        return base
-    prot = _PROT_READ | _PROT_WRITE
-    reply = task.run_single(insn, NR.mmap, at or 0, ARENA_SIZE, prot, flags, -1, 0)
+    replies = run_singles([_plan_mapping(place, prot) for place in places])
+    code = VmBurst()
+    for (task, _, _), reply in zip(places, replies, strict=True):
+        if isinstance(reply, Reply) and reply.ok:
+            code.write(Pid(task.tid), [(RemoteAddr(reply.value), arch.BATCH_CODE)])
+    problems = iter(code.move())
+    mapped: list[RemoteAddr | CkptError] = []
+    for place, reply in zip(places, replies, strict=True):
+        if isinstance(reply, CkptError):
+            mapped.append(reply)
+        elif not reply.ok:
+            mapped.append(_map_in_two(place))
+        else:
+            mapped.append(next(problems) or RemoteAddr(reply.value))
+    return mapped
+
+
+def _plan_mapping(place: _Place, prot: int) -> Single:
+    task, insn, at = place
+    flags = _MAP_PRIVATE | _MAP_ANONYMOUS | (MAP_FIXED_NOREPLACE if at else 0)
+    return Single(task, insn, call(NR.mmap, at or 0, ARENA_SIZE, prot, flags, -1, 0))
+
+
+def _map_in_two(place: _Place) -> RemoteAddr | CkptError:
+    """Map an arena where memory cannot be had that is writable and executable."""
+    task, insn, _ = place
+    (reply,) = run_singles([_plan_mapping(place, _PROT_READ | _PROT_WRITE)])
+    if isinstance(reply, CkptError):
+        return reply
     if not reply.ok:
-        raise HostFull(
+        return HostFull(
             f"no room for {ARENA_SIZE // 1024} KiB in process {task.tid} ({reply})",
             "raise its limit of address space (RLIMIT_AS), or free memory",
         )
     base = RemoteAddr(reply.value)
-    _map_code_unwritable(task, insn, base)
+    try:
+        _map_code_unwritable(task, insn, base)
+    except CkptError as error:
+        return error
     return base
 
 
@@ -247,12 +286,43 @@ def choose_place(vmas: Sequence[maps.Vma]) -> RemoteAddr | None:
 @contextlib.contextmanager
 def arena(pid: Pid, tgid: int, task: Task) -> Iterator[Arena]:
     """Lend an arena in the stopped process `pid`; gone again on the way out, whatever happened."""
-    vmas = maps.parse_lines(task.maps_lines)
-    insn, at = find_syscall_insn(pid, vmas), choose_place(vmas)
+    with arenas([(pid, tgid, task)]) as (lent,):
+        yield lent
+
+
+@contextlib.contextmanager
+def arenas(wanted: Sequence[tuple[Pid, int, Task]]) -> Iterator[list[Arena]]:
+    """Lend an arena in each of these stopped processes; all are made, and removed, at once.
+
+    Args:
+        wanted: of each process: its pid, its pid as it sees it itself, a thread that makes the
+            calls.
+
+    Raises:
+        HostFull, TargetGone: of the first process that cannot have one; none is left in any.
+    """
+    places = [_find_place(task) for _, _, task in wanted]
     with uninterrupted():
-        base = map_arena(task, insn, at)
+        lent: list[Arena] = []
         try:
-            yield Arena(pid, tgid, base, insn)
+            problem = None
+            for (pid, tgid, _), place, base in zip(wanted, places, _map_each(places), strict=True):
+                if isinstance(base, CkptError):
+                    problem = problem or base
+                else:
+                    lent.append(Arena(pid, tgid, base, place[1]))
+            if problem is not None:
+                raise problem
+            yield lent
         finally:
-            with contextlib.suppress(TargetGone):
-                task.run_single(insn, NR.munmap, base, ARENA_SIZE)
+            _unmap_each(lent, {pid: task for pid, _, task in wanted})
+
+
+def _find_place(task: Task) -> _Place:
+    vmas = maps.parse_lines(task.maps_lines)
+    return task, find_syscall_insn(Pid(task.tid), vmas), choose_place(vmas)
+
+
+def _unmap_each(lent: Sequence[Arena], tasks: Mapping[Pid, Task]) -> None:
+    # One that has ended has none.
+    run_singles([Single(tasks[a.pid], a.insn, call(NR.munmap, a.base, ARENA_SIZE)) for a in lent])

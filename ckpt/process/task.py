@@ -28,7 +28,7 @@ from ckpt.units import Pid, RemoteAddr, Tid, addr_range
 
 ALL_SIGNALS = 0xFFFF_FFFF_FFFF_FFFF
 _SIGSTOP = 19
-_SYSCALL_STOP = 5 | 0x80
+SYSCALL_STOP = 5 | 0x80
 """How a stop in a system call reads under TRACESYSGOOD: SIGTRAP with a bit that is no signal's."""
 _FAULTS = (4, 7, 8, 11)
 """SIGILL, SIGBUS, SIGFPE, SIGSEGV: the kernel forces them, blocked or not."""
@@ -233,7 +233,7 @@ class Task:
         self.prepare_to_run(arch.single_call_registers(self.registers, insn, nr, args), ALL_SIGNALS)
         for _ in ("entry", "exit"):
             ptrace.cont_to_syscall(self.tid)
-            self.wait_for(_SYSCALL_STOP, to_syscall=True)
+            self.wait_for(SYSCALL_STOP, to_syscall=True)
         reply = Reply(Call(nr, args), arch.result_of(ptrace.get_registers(self.tid)))
         self.put_back()
         return reply

@@ -14,7 +14,7 @@ Kernel: userfaultfd(2), ioctl_userfaultfd(2), Documentation/admin-guide/mm/pagem
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import attrs
@@ -35,7 +35,7 @@ from ckpt.kernel.pagemap import (
 from ckpt.kernel.userfaultfd import UffdFeature
 from ckpt.process.arena import Arena
 from ckpt.process.task import Task
-from ckpt.process.userfault import make_inside
+from ckpt.process.userfault import make_inside_each
 from ckpt.tracker.base import Scan, TrackerName
 from ckpt.tracker.populated import iter_ranges, opened_pagemap, scan_written
 from ckpt.tracker.spans import Own, Spans, intersect, join, subtract
@@ -282,17 +282,23 @@ def _look(fd: Fd, own: Own) -> _Seen:
 
 
 def create_inside(pid: Pid, arena: Arena, task: Task) -> WriteProtect:
-    """Make a userfaultfd for the target's address space; its own descriptors stay as they were.
+    """Return what `create_each_inside` does, for one."""
+    return create_each_inside([(pid, arena, task)])[0]
+
+
+def create_each_inside(wanted: Sequence[tuple[Pid, Arena, Task]]) -> list[WriteProtect]:
+    """Make a userfaultfd for each target's address space; their own descriptors stay as they were.
 
     Raises:
         FeatureMissing: the kernel refused one of the steps.
+        TargetGone: one of the targets has ended.
     """
-    fd = make_inside(
-        pid,
-        arena,
-        task,
+    if not wanted:
+        return []
+    fds = make_inside_each(
+        wanted,
         _FEATURES,
         user_faults_only=True,
         remedy="use --tracker softdirty, compare or full",
     )
-    return WriteProtect(fd)
+    return list(map(WriteProtect, fds))

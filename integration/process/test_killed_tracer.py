@@ -2,8 +2,8 @@
 
 What is not held, and is known:
 
-- The single system calls that map and unmap the arena (`Task.run_single`: two before the batches,
-  one behind them, 0.05 ms each). If we are killed in the middle of one, the target goes astray: it
+- The single system calls that map and unmap the arena (`run_singles`: one before the batches, one
+  behind them, 0.05 ms each). If we are killed in the middle of one, the target goes astray: it
   would have to be healed by code that is not mapped yet, or not any more. The tests recognise these
   moments and do not count them.
 - Killed while batches run or between them, we leave the arena mapped: nobody is there to remove it.
@@ -28,6 +28,7 @@ from ckpt.image.chain import Chain
 from ckpt.image.verify import verify
 from ckpt.kernel import ptrace
 from ckpt.kernel.arch import NR
+from ckpt.process import arena as arena_of_process
 from ckpt.process.arena import arena
 from ckpt.process.freezer import freeze
 from ckpt.process.remote import call
@@ -78,15 +79,17 @@ def start(work):
 
 
 def _note_single_calls(flag):
-    run_single = Task.run_single
+    def noted(make_calls):
+        def make_and_note(*args):
+            flag[0] = 1
+            replies = make_calls(*args)
+            flag[0] = 0
+            return replies
 
-    def noted(self, *args):
-        flag[0] = 1
-        reply = run_single(self, *args)
-        flag[0] = 0
-        return reply
+        return make_and_note
 
-    Task.run_single = noted
+    Task.run_single = noted(Task.run_single)
+    arena_of_process.run_singles = noted(arena_of_process.run_singles)
 
 
 def stop_and_call(pid):
