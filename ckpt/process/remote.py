@@ -13,6 +13,7 @@ import errno
 import os
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import accumulate
 from typing import overload
 
 import attrs
@@ -101,21 +102,30 @@ class Reply:
         return f"{self.asked} = {name} ({os.strerror(self.error)})"
 
 
-class Replies(Sequence[Reply]):
-    """The replies of a batch that has run, taken out of its bytes when they are first looked at."""
+@attrs.define(slots=False, eq=False, repr=False)
+class BatchLayout:
+    """Where the calls of a batch have their memory; one for all tasks that are asked the same."""
 
-    def __init__(self, calls: Sequence[Call], batch: bytes) -> None:
-        """Take the calls, and the bytes of the batch after its run."""
-        self._calls = calls
-        self._batch = batch
+    calls: Sequence[Call]
 
     @cached_property
-    def _replies(self) -> list[Reply]:
-        return unpack_replies(self._calls, self._batch)
+    def memory_at(self) -> list[int]:
+        """Offset in the batch of the memory of each call."""
+        sizes = (size_of(asked) - arch.CALL_SIZE for asked in self.calls)
+        return list(accumulate(sizes, initial=len(self.calls) * arch.CALL_SIZE))
+
+
+class Replies(Sequence[Reply]):
+    """The replies of a batch that has run, each taken out of its bytes when it is looked at."""
+
+    def __init__(self, layout: BatchLayout, batch: bytes) -> None:
+        """Take the calls, and the bytes of the batch after its run."""
+        self._layout = layout
+        self._batch = batch
 
     def __len__(self) -> int:
         """Return how many there are, one for each call."""
-        return len(self._calls)
+        return len(self._layout.calls)
 
     @overload
     def __getitem__(self, index: int) -> Reply: ...
@@ -125,7 +135,14 @@ class Replies(Sequence[Reply]):
 
     def __getitem__(self, index: int | slice) -> Reply | Sequence[Reply]:
         """Return one, or some of them."""
-        return self._replies[index]
+        numbers = range(len(self))[index]
+        if isinstance(numbers, int):
+            return self._unpack(numbers)
+        return [self._unpack(number) for number in numbers]
+
+    def _unpack(self, index: int) -> Reply:
+        asked = self._layout.calls[index]
+        return _unpack_reply(asked, self._batch, index, self._layout.memory_at[index])
 
 
 class _Part(Sequence[Reply]):
@@ -213,18 +230,18 @@ def pack_batch(calls: Sequence[Call], at: RemoteAddr) -> bytes:
 
 def unpack_replies(calls: Sequence[Call], batch: bytes) -> list[Reply]:
     """Return the replies from the bytes of a batch that has run."""
-    replies: list[Reply] = []
-    memory_at = len(calls) * arch.CALL_SIZE
-    for index, asked in enumerate(calls):
-        entry = batch[index * arch.CALL_SIZE : (index + 1) * arch.CALL_SIZE]
-        outs: list[bytes] = []
-        for argument in asked.args:
-            if isinstance(argument, int):
-                continue
-            if isinstance(argument, Out):
-                outs.append(batch[memory_at : memory_at + argument.size])
-            elif isinstance(argument, InOut):
-                outs.append(batch[memory_at : memory_at + len(argument.data)])
-            memory_at += _size_of_memory(argument)
-        replies.append(Reply(asked, arch.unpack_result(entry), tuple(outs)))
-    return replies
+    return list(Replies(BatchLayout(calls), batch))
+
+
+def _unpack_reply(asked: Call, batch: bytes, index: int, memory_at: int) -> Reply:
+    outs: list[bytes] = []
+    for argument in asked.args:
+        if isinstance(argument, int):
+            continue
+        if isinstance(argument, Out):
+            outs.append(batch[memory_at : memory_at + argument.size])
+        elif isinstance(argument, InOut):
+            outs.append(batch[memory_at : memory_at + len(argument.data)])
+        memory_at += _size_of_memory(argument)
+    entry = batch[index * arch.CALL_SIZE : (index + 1) * arch.CALL_SIZE]
+    return Reply(asked, arch.unpack_result(entry), tuple(outs))

@@ -21,7 +21,7 @@ from ckpt.kernel.arch import x86_64 as arch
 from ckpt.kernel.ptrace_burst import PtraceBurst
 from ckpt.kernel.vm_burst import VmBurst
 from ckpt.process.arena import Arena, choose_end_mark
-from ckpt.process.remote import Call, Replies, Reply, pack_batch, size_of
+from ckpt.process.remote import BatchLayout, Call, Replies, Reply, pack_batch, size_of
 from ckpt.process.task import ALL_SIGNALS, Task
 from ckpt.process.waiting import Waiting
 from ckpt.units import Pid, RemoteAddr
@@ -56,7 +56,7 @@ class _Run:
 
     arena: Arena
     task: Task
-    calls: Sequence[Call]
+    layout: BatchLayout
     sig: int
     frame_at: RemoteAddr
     frame: bytes
@@ -73,13 +73,13 @@ class _Run:
     @property
     def is_early(self) -> bool:
         """Whether it has stopped before its last call."""
-        end = len(self.calls) * arch.CALL_SIZE
+        end = len(self.layout.calls) * arch.CALL_SIZE
         return self.problem is None and self.batch[end - 8 : end] == _NOT_RUN
 
     @property
     def answer(self) -> Answer:
         """What came of it."""
-        return self.problem or Replies(self.calls, self.batch)
+        return self.problem or Replies(self.layout, self.batch)
 
 
 def run_on_each(
@@ -188,13 +188,13 @@ class _Layout:
         frame_at = RemoteAddr(self._frames_end)
         frame = arch.signal_frame(task.registers, task.xstate, task.sigmask, frame_at)
         frame_end = frame_at + len(frame) + -len(frame) % _ALIGN
-        batch = self._packer.pack(calls, self._tables_start)
+        layout, batch = self._packer.pack(calls, self._tables_start)
         table_at = RemoteAddr(self._tables_start - len(batch))
         if table_at < frame_end:
             return None
         self._frames_end, self._tables_start = frame_end, table_at
         self.is_empty = False
-        return _Run(asked.arena, task, calls, sig, frame_at, frame, table_at, batch)
+        return _Run(asked.arena, task, layout, sig, frame_at, frame, table_at, batch)
 
 
 class _Packer:
@@ -203,19 +203,20 @@ class _Packer:
     def __init__(self) -> None:
         self._known: deque[_Known] = deque(maxlen=_N_KNOWN)
 
-    def pack(self, calls: Sequence[Call], end: int) -> bytes:
+    def pack(self, calls: Sequence[Call], end: int) -> tuple[BatchLayout, bytes]:
         """Return what `pack_batch` does for the room below `end`, with a mark in the last entry."""
         for known in self._known:
-            if known.calls == calls:
+            if known.layout.calls == calls:
                 known.template = known.template or _Template(calls)
-                return known.template.at(end)
-        self._known.appendleft(_Known(calls))
-        return _pack_marked(calls, end)
+                return known.layout, known.template.at(end)
+        new = _Known(BatchLayout(calls))
+        self._known.appendleft(new)
+        return new.layout, _pack_marked(calls, end)
 
 
 @attrs.define(slots=True, eq=False, repr=False)
 class _Known:
-    calls: Sequence[Call]
+    layout: BatchLayout
     template: "_Template | None" = None
     """Made when the same is asked for the second time."""
 
@@ -329,7 +330,7 @@ def _start(runs: Sequence[_Run]) -> list[_Run]:
             task.registers,
             one.arena.base,
             one.table_at,
-            len(one.calls),
+            len(one.layout.calls),
             one.arena.tgid,
             task.tid,
             one.sig,

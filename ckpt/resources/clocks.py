@@ -23,7 +23,7 @@ from ckpt.kernel.features import Features
 from ckpt.kernel.procfs import task as procfs_task
 from ckpt.process.remote import Out, call
 from ckpt.process.seed import ClockOffsets
-from ckpt.resources.base import Capture, Rebuilt, Resource, Restore, Stage, Stopped
+from ckpt.resources.base import Capture, Later, Rebuilt, Resource, Restore, Stage, Stopped
 from ckpt.units import Pid
 
 _NS_PER_S = 1_000_000_000
@@ -41,11 +41,14 @@ class ClocksRecord:
 def capture(stopped: Stopped) -> Capture[ClocksRecord]:
     """Ask the process for the time that it sees."""
     del stopped
-    monotonic, boottime = yield [
-        call(NR.clock_gettime, clock, Out(_TIMESPEC.size))
-        for clock in (time.CLOCK_MONOTONIC, time.CLOCK_BOOTTIME)
-    ]
-    return ClocksRecord(_nanoseconds(monotonic.outs[0]), _nanoseconds(boottime.outs[0]))
+    replies = yield _ASK_CLOCKS
+    return Later(lambda: ClocksRecord(*(_nanoseconds(reply.outs[0]) for reply in replies)))
+
+
+_ASK_CLOCKS = [
+    call(NR.clock_gettime, clock, Out(_TIMESPEC.size))
+    for clock in (time.CLOCK_MONOTONIC, time.CLOCK_BOOTTIME)
+]
 
 
 def _nanoseconds(raw: bytes) -> int:

@@ -136,16 +136,19 @@ def _namespace(pid: Pid | Tid, name: str) -> str:
 def capture(stopped: Stopped) -> Capture[IdentityRecord]:
     """Ask the process for its switches."""
     del stopped
-    subreaper, thp, merge = yield [
-        call(NR.prctl, Prctl.GET_CHILD_SUBREAPER, Out(_INT.size)),
-        call(NR.prctl, Prctl.GET_THP_DISABLE, 0, 0, 0, 0),
-        call(NR.prctl, Prctl.GET_MEMORY_MERGE, 0, 0, 0, 0),
-    ]
+    subreaper, thp, merge = yield _ASK_SWITCHES
     return IdentityRecord(
         child_subreaper=_int_of(subreaper) > 0,
         thp_disabled=_value_of(thp),
         memory_merge=_value_of(merge),
     )
+
+
+_ASK_SWITCHES = [
+    call(NR.prctl, Prctl.GET_CHILD_SUBREAPER, Out(_INT.size)),
+    call(NR.prctl, Prctl.GET_THP_DISABLE, 0, 0, 0, 0),
+    call(NR.prctl, Prctl.GET_MEMORY_MERGE, 0, 0, 0, 0),
+]
 
 
 def _value_of(reply: Reply) -> int:

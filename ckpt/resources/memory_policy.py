@@ -11,7 +11,7 @@ nothing to capture then; an image with a policy is refused on a host without its
 import contextlib
 import errno
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import attrs
@@ -23,6 +23,7 @@ from ckpt.kernel.procfs.files import decode, read_bytes
 from ckpt.process.remote import Call, In, Out, Reply, call
 from ckpt.resources.base import (
     Capture,
+    Later,
     Rebuilt,
     Resource,
     Restore,
@@ -107,7 +108,14 @@ def capture_mappings(stopped: Stopped) -> Capture[MappingPoliciesRecord]:
         start, _, end = line.partition(" ")[0].partition("-")
         if int(start, 16) in noted:
             ends[int(start, 16)] = int(end, 16)
-    replies = yield [_ask(0, 0), *(_ask(start, _F_ADDR) for start in ends)]
+    if not ends:
+        yield []
+        return MappingPoliciesRecord(())
+    replies = yield [_ASK_OWN, *(_ask(start, _F_ADDR) for start in ends)]
+    return Later(lambda: _record_of(ends, replies))
+
+
+def _record_of(ends: Mapping[int, int], replies: Sequence[Reply]) -> MappingPoliciesRecord:
     own = _policy_of(replies[0])
     policies = map(_policy_of, replies[1:])
     return MappingPoliciesRecord(
@@ -126,6 +134,9 @@ def _ask(address: int, flags: int) -> Call:
     return call(NR.get_mempolicy, Out(_MODE.size), Out(_MASK_BYTES), _MAX_NODES, address, flags)
 
 
+_ASK_OWN = _ask(0, 0)
+
+
 def _policy_of(reply: Reply) -> Policy:
     if reply.error in (errno.ENOSYS, errno.EFAULT):
         return _NONE
@@ -136,8 +147,8 @@ def _policy_of(reply: Reply) -> Policy:
 
 def capture_thread(_stopped: Stopped) -> Capture[ThreadPolicyRecord]:
     """Ask the thread."""
-    (reply,) = yield [_ask(0, 0)]
-    return ThreadPolicyRecord(_policy_of(reply))
+    replies = yield [_ASK_OWN]
+    return Later(lambda: ThreadPolicyRecord(_policy_of(replies[0])))
 
 
 def check_thread(record: ThreadPolicyRecord, _features: Features) -> Iterator[Finding]:

@@ -19,7 +19,7 @@ process's own clock. Not exactly as it was:
 """
 
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import attrs
 
@@ -32,7 +32,7 @@ from ckpt.kernel.prctl import (
 )
 from ckpt.kernel.procfs import task as procfs_task
 from ckpt.process.remote import Call, In, InOut, Out, Reply, call
-from ckpt.resources.base import Capture, Rebuilt, Resource, Restore, Stage, Stopped, expect
+from ckpt.resources.base import Capture, Later, Rebuilt, Resource, Restore, Stage, Stopped, expect
 from ckpt.units import iter_batches
 
 _ITIMER_REAL = 0
@@ -101,11 +101,15 @@ class TimersRecord:
 def capture(stopped: Stopped) -> Capture[TimersRecord]:
     """List the timers from outside, ask inside for the time that is left."""
     listed = sorted(procfs_task.read_timers(stopped.pid), key=lambda timer: timer.timer_id)
-    now, *replies = yield [
-        _ask_clock(),
-        *(call(NR.getitimer, which, Out(_INTERVAL_AND_VALUE.size)) for which in _ITIMERS),
+    replies = yield [
+        *_ASK_ALWAYS,
         *(call(NR.timer_gettime, t.timer_id, Out(_INTERVAL_AND_VALUE.size)) for t in listed),
     ]
+    return Later(lambda: _timers_of(listed, replies))
+
+
+def _timers_of(listed: Sequence[procfs_task.PosixTimer], answers: Sequence[Reply]) -> TimersRecord:
+    now, *replies = answers
     n_interval = len(_ITIMERS)
     return TimersRecord(
         tuple(_iter_interval_timers(replies[:n_interval])),
@@ -116,6 +120,12 @@ def capture(stopped: Stopped) -> Capture[TimersRecord]:
 
 def _ask_clock() -> Call:
     return call(NR.clock_gettime, _CLOCK_MONOTONIC, Out(_TIMESPEC.size))
+
+
+_ASK_ALWAYS = [
+    _ask_clock(),
+    *(call(NR.getitimer, which, Out(_INTERVAL_AND_VALUE.size)) for which in _ITIMERS),
+]
 
 
 def _nanoseconds(reply: Reply) -> int:
