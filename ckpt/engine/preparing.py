@@ -98,6 +98,16 @@ class Files:
         run_all(self.at_last)
 
 
+def _if_it_fails(hooks: list[Callable[[], None]]) -> Callable[..., None]:
+    """Return an exit of a context that calls the hooks if the block has raised."""
+
+    def leave(kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            run_all(hooks)
+
+    return leave
+
+
 @contextlib.contextmanager
 def opened(tree: TreeImage, options: RestoreOptions) -> Iterator[Files]:
     """Open everything that the embryos inherit; ours are closed again on the way out.
@@ -110,6 +120,7 @@ def opened(tree: TreeImage, options: RestoreOptions) -> Iterator[Files]:
         with contextlib.ExitStack() as helpers:
             opening = Opening(options, helpers, at_last=files.at_last)
             stack.callback(run_all, opening.at_end)
+            stack.push(_if_it_fails(opening.at_failure))
             for process in tree.processes:
                 opening.options = _options_for(process, tree, options)
                 for resource, record in _iter_records(process):

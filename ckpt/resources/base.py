@@ -256,6 +256,9 @@ class Opening:
     for all descriptions that belong to it."""
     at_last: list[Callable[[], None]] = attrs.field(factory=list)
     """Called when everything is built, right before the first thread is let go."""
+    at_failure: list[Callable[[], None]] = attrs.field(factory=list)
+    """Called, before `at_end`, if the restore fails at whatever step: takes away what others see,
+    names of files above all. Raises nothing."""
     at_end: list[Callable[[], None]] = attrs.field(factory=list)
     """Called when the restore is over, however."""
 

@@ -61,19 +61,20 @@ def reap():
             os.waitpid(-1, 0)
 
 
-def outside(folder):
-    """Return what a restore could leave behind, but for processes."""
+def outside(folder, pid):
+    """Return what a restore of a process could leave behind, but for processes."""
     tables = Path("/proc/self/net/nf_tables_names")
     return (
         sorted(path.name for path in folder.iterdir()),
-        sorted(os.listdir("/dev/shm")),
+        sorted(name for name in os.listdir("/dev/shm") if f"-{pid}-" in name),
         len(os.listdir("/proc/self/fd")),
         tables.read_text() if tables.exists() else "",
     )
 
 
-@pytest.mark.parametrize("name", ["s_unix_tree", "s_shared_tree", "s_files"])
-def test_nothing_is_left_behind(name, tmp_path, monkeypatch):
+@pytest.mark.parametrize("names", ["left by the killed tree", "removed"])
+@pytest.mark.parametrize("name", ["s_unix_tree", "s_unix_named", "s_shared_tree", "s_files"])
+def test_nothing_is_left_behind(name, names, tmp_path, monkeypatch):
     image = tmp_path / "image"
     work = tmp_path / "work"
     work.mkdir()
@@ -81,8 +82,12 @@ def test_nothing_is_left_behind(name, tmp_path, monkeypatch):
         family = {program.pid, *descendants(program.pid)}
         dump(program.pid, image, "--kill")
     reap()
+    if names == "removed":
+        for path in list(work.iterdir()):
+            if path.is_socket():
+                path.unlink()
     faults = Faults(monkeypatch)
-    before = outside(work)
+    before = outside(work, program.pid)
     n_faults = 0
     while True:
         faults.fail_at, faults.n_steps = faults.fail_at + 1 + n_faults // 8, 0
@@ -94,7 +99,7 @@ def test_nothing_is_left_behind(name, tmp_path, monkeypatch):
         n_faults += 1
         reap()
         assert not [pid for pid in family if os.path.exists(f"/proc/{pid}")], faults.fail_at
-        assert outside(work) == before, faults.fail_at
+        assert outside(work, program.pid) == before, faults.fail_at
     assert n_faults > 15
     for pid in (back.pid, *descendants(back.pid)):
         os.kill(pid, signal.SIGKILL)

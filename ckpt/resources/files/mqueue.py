@@ -13,10 +13,12 @@ namespace of the tree's own (both end with the tree); a queue of which somebody 
 (mq_notify), since the kernel does not show what with.
 """
 
+import contextlib
 import errno
 import os
 import stat
 from collections.abc import Iterator
+from functools import partial
 
 import attrs
 
@@ -178,7 +180,7 @@ def open_again(record: MqueueRecord, flags: int, opening: Opening) -> Fd:
     """See `Kind.open`."""
     key = (MQUEUE.name, record.inode)
     if key not in opening.made:
-        made = opening.made[key] = _open_or_make(record)
+        made = opening.made[key] = _open_or_make(record, opening)
         opening.stack.callback(os.close, made)
         if record.unlinked:
             # All descriptions are opened by the name.
@@ -191,7 +193,7 @@ def open_again(record: MqueueRecord, flags: int, opening: Opening) -> Fd:
     return fd
 
 
-def _open_or_make(record: MqueueRecord) -> Fd:
+def _open_or_make(record: MqueueRecord, opening: Opening) -> Fd:
     if not record.unlinked:
         try:
             return mq_open(record.name, os.O_RDWR | os.O_CLOEXEC)
@@ -203,9 +205,16 @@ def _open_or_make(record: MqueueRecord) -> Fd:
     except FileExistsError:
         # The name of an unlinked queue may be another's by now.
         raise OSError(errno.EEXIST, f"message queue /{record.name} is another one's") from None
+    if not record.unlinked:
+        opening.at_failure.append(partial(_remove, record.name))
     os.fchown(fd, record.uid, record.gid)
     os.fchmod(fd, record.mode)
     return fd
+
+
+def _remove(name: str) -> None:
+    with contextlib.suppress(OSError):
+        mq_unlink(name)
 
 
 MQUEUE = Kind(

@@ -152,7 +152,8 @@ class _Work:
         self._open_passed = partial(unix_passed.open_again, opening=opening)
         self._ends: dict[int, _End] = {}
         self._helpers: list[_End] = []
-        self._files: list[str] = []
+        self._files: list[tuple[str, os.stat_result]] = []
+        opening.at_failure.append(self._remove_files)
         self._named: set[_End] = set()
 
     def add(self, end: _End) -> None:
@@ -169,21 +170,25 @@ class _Work:
         """Make all of them, unless something else has failed.
 
         Raises:
-            RestoreFailed: one of them cannot be made; no file of theirs is left.
+            RestoreFailed: one of them cannot be made.
         """
         try:
             if kind is None:
                 self._make_all()
         except OSError as failed:
-            for path in self._files:
-                with contextlib.suppress(OSError):
-                    os.unlink(path)
             raise RestoreFailed("making unix sockets", failed.strerror or str(failed)) from failed
         finally:
             for end in self._helpers:
                 end.sock.close()
             for end in self._ends.values():
                 end.sock.detach()
+
+    def _remove_files(self) -> None:
+        """Remove the names that were made, unless somebody else has them by now."""
+        for path, status in self._files:
+            with contextlib.suppress(OSError):
+                if os.path.samestat(os.lstat(path), status):
+                    os.unlink(path)
 
     def _make_all(self) -> None:
         pairs = [_order(*pair) for pair in self._iter_pairs()]
@@ -264,9 +269,11 @@ class _Work:
         self._named.add(end)
         record = end.record
         if record and record.name:
+            # The file of a dead socket is replaced, and stays one if the restore fails.
+            is_new = bool(record.path) and not os.path.lexists(record.path)
             bind(end.sock, record.name, record.path, record.mode, record.uid, record.gid)
-            if record.path:
-                self._files.append(record.path)
+            if is_new:
+                self._files.append((record.path, os.lstat(record.path)))
         elif end.name[:1] not in (b"", b"\0"):
             bind(end.sock, end.name)
 
