@@ -26,6 +26,7 @@ Not seen, and so lost: time stamps of packets that wait, credentials of messages
 while the receiver did not ask for them.
 """
 
+import errno
 import fcntl
 import os
 import select
@@ -422,20 +423,29 @@ def _check_path(record: UnixRecord) -> Iterator[Problem]:
         return
     if not stat.S_ISSOCK(status.st_mode):
         yield Problem(f"was bound to {record.path}, which is no socket now")
-    elif _is_alive(record.path, status):
+    elif _is_alive(record.path):
         remedy = "end the process that has it, or let it close the socket"
         yield Problem(f"was bound to {record.path}, where another process listens now", remedy)
 
 
-def _is_alive(path: str, status: os.stat_result) -> bool:
-    """Tell whether some socket is bound to the file."""
-    name = os.fsencode(os.path.basename(path))
+def _is_alive(path: str) -> bool:
+    """Tell whether some socket is bound to the file, in whatever network namespace.
+
+    A datagram socket finds out without anybody hearing of it: what listens has another type.
+    """
     try:
-        sockets = read_unix_sockets().values()
+        file = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
         return False
-    number = status.st_ino & 0xFFFF_FFFF
-    return any(one.file == number and os.path.basename(one.name) == name for one in sockets)
+    try:
+        with sockopts.new_socket(_AF_UNIX, SOCK_DGRAM) as sock:
+            sock.connect(f"/proc/self/fd/{file}")
+        return True
+    except OSError as error:
+        # EPERM: a datagram socket that is connected to another one.
+        return error.errno in (errno.EPROTOTYPE, errno.EPERM)
+    finally:
+        os.close(file)
 
 
 UNIX = Kind(
