@@ -90,6 +90,22 @@ class HostFull(HostError):
         return f"{self.what}: {self.remedy}"
 
 
+@attrs.frozen(eq=False, repr=False, str=False)
+class HookFailed(HostError):
+    """A command of the user, run at one moment of a move, did not do its work."""
+
+    exit_code = 14
+    code = "hook-failed"
+    option: str
+    reason: str
+    outcome: str
+    """What has become of the tree."""
+
+    def message(self) -> str:
+        """See `CkptError.message`."""
+        return f"the command of {self.option} failed: {self.reason}; {self.outcome}"
+
+
 class TargetError(CkptError):
     """The process that should be dumped is the trouble (exit codes 20-29)."""
 

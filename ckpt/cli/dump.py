@@ -79,6 +79,13 @@ Example:
     " be repeated. KEY is what /proc/PID/fd shows (pipe:[4711], socket:[4711], /dev/pts/3), or auto"
     " for all pipes, unix sockets and terminals that lead there.",
 )
+@click.option(
+    "--on-departure",
+    metavar="COMMAND",
+    default="",
+    help="With --kill: run COMMAND when everything is on disk and the process stands still, to take"
+    " its address from this host. Its packets are not held here afterwards: it goes elsewhere.",
+)
 @json_option
 @click.argument("image_dir")
 def command(
@@ -90,6 +97,7 @@ def command(
     max_freeze_ms: float,
     ghost_limit_bytes: int,
     external: tuple[str, ...],
+    on_departure: str,
     as_json: bool,
     image_dir: str,
 ) -> None:
@@ -106,6 +114,7 @@ def command(
         max_freeze_ms=max_freeze_ms,
         ghost_limit_bytes=ghost_limit_bytes,
         external=external,
+        on_departure=on_departure,
     )
     result = dump(pid, image_dir, options)
     if incremental and result.reason:

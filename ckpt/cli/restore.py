@@ -59,6 +59,13 @@ Example:
     is_flag=True,
     help="Leave the process in the control groups of this command.",
 )
+@click.option(
+    "--on-arrival",
+    metavar="COMMAND",
+    default="",
+    help="Run COMMAND before anything is made, when no packet for its TCP connections is answered"
+    " any more: to give this host the address that they need.",
+)
 @json_option
 @click.argument("image_dir")
 def command(
@@ -69,6 +76,7 @@ def command(
     tcp_close: bool,
     lazy: bool,
     no_cgroups: bool,
+    on_arrival: str,
     as_json: bool,
     image_dir: str,
 ) -> int:
@@ -91,6 +99,7 @@ def command(
             inherit=inherit.by_number,
             external=inherit.by_name,
             no_cgroups=no_cgroups,
+            on_arrival=on_arrival,
             tcp_close=tcp_close,
         )
         result = restore(image_dir, at, options, lazy=lazy, ahead=ahead)

@@ -19,10 +19,11 @@ import attrs
 from ckpt.engine.capture import examine
 from ckpt.engine.convergence import DEFAULT_BUDGET_MS, Budget, Round
 from ckpt.engine.copying import Copy
+from ckpt.engine.hooks import run_hook
 from ckpt.engine.members import Members
 from ckpt.engine.records import encode_tree
 from ckpt.engine.taking import Taking
-from ckpt.errors import HostFull, TargetGone
+from ckpt.errors import HostFull, TargetGone, UsageError
 from ckpt.image.chain import Chain
 from ckpt.image.format import Kind, Manifest
 from ckpt.image.pipeline import PRESSED_LEVEL
@@ -41,6 +42,8 @@ _BEGIN_COMPARING_MS = 1.0
 """What copying must cost at least, for comparing to be done after the thaw."""
 
 _WORTH_TELLING_BYTES = 1 << 20
+_STAYS = "the process goes on here, and its checkpoint is on disk"
+"""What a command of `--on-departure` that fails has done to the target."""
 
 
 @attrs.frozen
@@ -59,6 +62,9 @@ class DumpOptions:
     """How much of a deleted file may travel in the image."""
     external: Collection[str] = ()
     """What leads outside the tree, and will be given to the restore: see `CaptureOptions`."""
+    on_departure: str = ""
+    """With `kill`: a command that is run right before, when all is stored and the network is held;
+    it takes the addresses of the tree from this host."""
 
 
 @attrs.frozen
@@ -104,6 +110,8 @@ def dump(pid: int, directory: str | Path, options: DumpOptions | None = None) ->
     """
     started_s = time.monotonic()
     options = options or DumpOptions()
+    if options.on_departure and not options.kill:
+        raise UsageError("--on-departure is for a process that leaves: give --kill too")
     root = Pid(pid)
     refuse_untouchable(root)
     features = probe_features()
@@ -116,6 +124,7 @@ def dump(pid: int, directory: str | Path, options: DumpOptions | None = None) ->
             tcp_close=options.tcp_close,
             ghost_limit_bytes=options.ghost_limit_bytes,
             external=options.external,
+            departs=bool(options.on_departure),
         ),
     )
     chain = Chain.create_or_open(Path(directory))
@@ -151,6 +160,7 @@ def dump(pid: int, directory: str | Path, options: DumpOptions | None = None) ->
                     wall_ms=(time.monotonic() - started_s) * 1000,
                 )
                 if options.kill:
+                    run_hook("--on-departure", options.on_departure, _STAYS, CKPT_PID=root)
                     taken.kill()
             if not options.kill:
                 _advance(taking, chain, manifest)

@@ -12,6 +12,7 @@ from typing import Any
 import attrs
 
 from ckpt.engine.family import family_of
+from ckpt.engine.hooks import run_hook
 from ckpt.engine.records import ProcessImage, TreeImage
 from ckpt.errors import FileChanged, HostMismatch
 from ckpt.kernel.features import Features
@@ -109,18 +110,36 @@ def _if_it_fails(hooks: list[Callable[[], None]]) -> Callable[..., None]:
 
 
 @contextlib.contextmanager
-def opened(tree: TreeImage, options: RestoreOptions) -> Iterator[Files]:
+def arriving(tree: TreeImage, options: RestoreOptions) -> Iterator[Opening]:
+    """Keep from answering for the tree while it is not there, then let its addresses come.
+
+    Raises:
+        HookFailed: the command of `--on-arrival` did not do its work.
+        FeatureMissing, NotPermitted: the network cannot be held here.
+    """
+    with contextlib.ExitStack() as stack:
+        opening = Opening(options, stack.enter_context(contextlib.ExitStack()))
+        stack.callback(run_all, opening.at_end)
+        stack.push(_if_it_fails(opening.at_failure))
+        for process in tree.processes:
+            for resource, record in _iter_records(process):
+                resource.expect(record, opening)
+        outcome = "nothing was restored"
+        run_hook("--on-arrival", options.on_arrival, outcome, CKPT_PID=tree.root.pid)
+        yield opening
+
+
+@contextlib.contextmanager
+def opened(tree: TreeImage, opening: Opening) -> Iterator[Files]:
     """Open everything that the embryos inherit; ours are closed again on the way out.
 
     Raises:
         RestoreFailed: something cannot be opened.
     """
-    files = Files()
+    files = Files(at_last=opening.at_last)
+    options = opening.options
     with contextlib.ExitStack() as stack:
-        with contextlib.ExitStack() as helpers:
-            opening = Opening(options, helpers, at_last=files.at_last)
-            stack.callback(run_all, opening.at_end)
-            stack.push(_if_it_fails(opening.at_failure))
+        with opening.stack:
             for process in tree.processes:
                 opening.options = _options_for(process, tree, options)
                 for resource, record in _iter_records(process):

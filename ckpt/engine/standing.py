@@ -1,5 +1,6 @@
 """A tree that is complete and stands still: how it comes to that, and how it is let go.
 
+arrive        its network is held, its addresses may come
 check         this host: pids, files, clocks; everything that is wrong is named together
 open          files, by us, to be inherited
 plant         the seed makes the embryo of the root, with the pid of the image
@@ -26,7 +27,7 @@ from ckpt.engine.content_files import Contents
 from ckpt.engine.identity import read_exec_id
 from ckpt.engine.layout import choose_arena, number_inherited, spans_of
 from ckpt.engine.pages import own_mappings
-from ckpt.engine.preparing import Files, check_host, opened
+from ckpt.engine.preparing import Files, arriving, check_host, opened
 from ckpt.engine.records import TreeImage
 from ckpt.engine.tracking import drop_epoch, tracking
 from ckpt.errors import (
@@ -112,7 +113,7 @@ def standing(building: Building, contents: Contents, options: RestoreOptions) ->
     """Build the tree; end all of it unless it was let go.
 
     Raises:
-        PidTaken, HostMismatch, FileChanged: this host cannot run it as it was; nothing was made.
+        PidTaken, HostMismatch, FileChanged, HookFailed: it cannot run here; nothing was made.
         RestoreFailed: the kernel refused something.
         ImageCorrupt: a frame does not decode.
     """
@@ -120,9 +121,10 @@ def standing(building: Building, contents: Contents, options: RestoreOptions) ->
     # What the root has of its own (host name, IPC, network) is made by us, and inherited.
     with contextlib.ExitStack() as stack:
         stack.enter_context(entered(tree.root.resources))
+        opening = stack.enter_context(arriving(tree, options))
         check_host(tree, building.features, options)
         contents.fill(building.reader)
-        files = stack.enter_context(opened(tree, options))
+        files = stack.enter_context(opened(tree, opening))
         stack.callback(_close_servers, building)
         fds, numbers = number_inherited(
             files.by_key, highest_fd(process.resources for process in tree.processes)

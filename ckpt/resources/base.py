@@ -94,6 +94,8 @@ class CaptureOptions:
     external: Collection[str] = ()
     """What leads outside the tree, and will be given to the restore: names as /proc/PID/fd shows
     them, or `auto`; see `files.outside`."""
+    departs: bool = False
+    """With `kill`: their addresses leave this host too, nothing of its network is held then."""
 
 
 @attrs.define(slots=True, eq=False, repr=False)
@@ -224,6 +226,9 @@ class RestoreOptions:
     """Processes stay in the restorer's control groups."""
     warn: Callable[[str], None] = be_silent
     """Tells the user of something that is not exactly as it was."""
+    on_arrival: str = ""
+    """A command that is run once no packet of a connection of the tree is answered any more, and
+    before this host is looked at: it may give it the addresses of the tree."""
     contents: Mapping[str, str] = attrs.field(factory=dict)
     """Files that the restorer has made, since the image holds their content: by their keys
     (`FileIdentity.content`), and by the names of those that have one; where to open them now."""
@@ -301,6 +306,10 @@ def nothing_to_open(_record: object, _opening: Opening) -> dict[str, Opened]:
     return {}
 
 
+def nothing_to_expect(_record: object, _opening: "Opening") -> None:
+    """Stand for a resource that nobody outside can ask for before it is there."""
+
+
 def as_it_is(record: R) -> R:
     """Stand for a resource whose record is complete when it is captured."""
     return record
@@ -338,6 +347,8 @@ class Resource(Generic[R]):
     """Names the files that are missing or changed, before anything is started."""
     check_host: Callable[[R, Features], Iterable[Finding]] = host_fits
     """Names what this host lacks, before anything is started."""
+    expect: Callable[[R, Opening], None] = nothing_to_expect
+    """Keeps others from an answer (of the network) before it is there; what comes first of all."""
     prepare: Callable[[R, Opening], dict[str, Opened]] = nothing_to_open
     """Opens, in the restorer, what the embryo must inherit."""
 

@@ -53,6 +53,10 @@ def _nothing_changed(_record: object, _flags: int, _options: RestoreOptions) -> 
     return ()
 
 
+def _nothing_to_expect(_record: object, _opening: Opening) -> None:
+    return
+
+
 def _nothing_missing(_record: object) -> Iterable[Problem]:
     return ()
 
@@ -85,6 +89,8 @@ class Kind(Generic[R]):
     """Tells what is missing or changed, before anything is started; warns of lesser changes."""
     check_host: Callable[[R], Iterable[Problem]] = _nothing_missing
     """Tells what this host does not let us have."""
+    expect: Callable[[R, Opening], None] = _nothing_to_expect
+    """See `Resource.expect`."""
     attach: Callable[[R, RemoteFd, Attaching], Restore] | None = None
     """Runs inside the process, once all descriptors have their numbers."""
 

@@ -2,7 +2,8 @@
 
     dump              freeze ──── read ──── thaw                        table lives in this process
     dump with kill    freeze ──── read ──── commit ── `keep` ── kill    `keep` makes one that stays
-    restore           open sockets ──── build ──── let go               both are removed at its end
+    to leave          freeze ──── read ──── commit, hook ────── kill    none: the address is gone
+    restore           hold ── hook ── open sockets ── build ── let go   both are removed at its end
 
 A host without a socket for a packet answers with a reset, and a peer that hears it is lost. So the
 packets of exactly these connections are dropped (`kernel/nftables`) from before the first byte of
@@ -35,7 +36,7 @@ class DumpHold:
     """What a dump holds of the network."""
 
     name: str
-    """Of the table that `keep` makes."""
+    """Of the table that `keep` makes; "" for none."""
     _pid: Pid
     """A process in the network namespace of the connections."""
     _owned: OwnedTable
@@ -64,15 +65,18 @@ class DumpHold:
         self._owned.close()
 
     def keep(self) -> None:
-        """Hold on when this process has ended, and let the sockets end without a word.
+        """Let the sockets end without a word, and hold on when this process has ended.
+
+        Where the addresses have left this host, there is nothing to hold on to.
 
         State: the tree is frozen, and will be killed at once.
 
         Raises:
             CkptError, OSError: nothing was made, no socket was touched.
         """
-        with beside(self._pid):
-            nftables.make_table(self.name, list(self._flows))
+        if self.name:
+            with beside(self._pid):
+                nftables.make_table(self.name, list(self._flows))
         silenced: list[tuple[Fd, int]] = []
         try:
             for pid, fd in self._flows.values():
@@ -81,8 +85,9 @@ class DumpHold:
         except BaseException:
             for ours, reuse_address in silenced:
                 end_silence(ours, reuse_address)
-            with beside(self._pid):
-                nftables.remove_table(self.name)
+            if self.name:
+                with beside(self._pid):
+                    nftables.remove_table(self.name)
             raise
         finally:
             for ours, _ in silenced:
@@ -115,7 +120,8 @@ def dump_hold(tree: Tree) -> DumpHold:
         return known
     name = _PREFIX + os.urandom(_RANDOM_BYTES).hex()
     with beside(tree.pids[0]):
-        made = DumpHold(name, tree.pids[0], OwnedTable(name + "_dump"))
+        owned = OwnedTable(name + "_dump")
+    made = DumpHold("" if tree.options.departs else name, tree.pids[0], owned)
     made.expect(tree.notes.get(_NOTED, ()))
     tree.notes[_NAME] = made
 

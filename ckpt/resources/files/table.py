@@ -23,6 +23,7 @@ from ckpt.process.remote import Reply
 from ckpt.resources.base import (
     Capture,
     Later,
+    Opening,
     Resource,
     RestoreOptions,
     Stage,
@@ -213,6 +214,12 @@ def check_host(record: FilesRecord, _features: Features) -> Iterator[Finding]:
         yield from _findings(record, description, problems)
 
 
+def expect(record: FilesRecord, opening: Opening) -> None:
+    """Let nobody hear of a description before it is there."""
+    for description in record.descriptions:
+        description.behaviour.expect(description.record, opening)
+
+
 def _findings(
     record: FilesRecord, description: Description, problems: Iterable[Problem]
 ) -> Iterator[Finding]:
@@ -283,5 +290,6 @@ FILES = Resource(
     settle=settle,
     check_host=check_host,
     check_files=check_files,
+    expect=expect,
     prepare=prepare,
 )

@@ -306,6 +306,7 @@ TCP_CONNECTION = Kind(
     problem=problem,
     capture=capture,
     check_files=check_files,
+    expect=tcp_rebuild.expect,
     open=tcp_rebuild.open_again,
 )
 """Must stand before `tcp` among the kinds, which names what is wrong with all other sockets."""

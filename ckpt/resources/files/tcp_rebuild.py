@@ -99,6 +99,12 @@ def has_address(address: InetAddress) -> bool:
     return True
 
 
+def expect(record: TcpConnectionRecord, opening: Opening) -> None:
+    """See `Kind.expect`: a packet that comes before the socket would be answered by a reset."""
+    if record.transmission is not None and not opening.options.tcp_close:
+        restore_hold(opening).hold(record.flow)
+
+
 def open_again(record: TcpConnectionRecord, flags: int, opening: Opening) -> Fd:
     """See `Kind.open`."""
     warn = opening.options.warn

@@ -81,7 +81,7 @@ class Transmission:
     window_clamp: int
     """TCP_WINDOW_CLAMP."""
     hold: str
-    """The table of nf_tables that a dump with `kill` has left."""
+    """The table of nf_tables that a dump with `kill` has left; "" for none."""
 
 
 @attrs.frozen(slots=True, repr=False)
