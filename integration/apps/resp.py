@@ -22,8 +22,8 @@ class RedisError(Exception):
 class Redis:
     """One connection, given up by the server before `__exit__` returns: then none is open."""
 
-    def __init__(self, port: int) -> None:
-        self._socket = socket.create_connection(("127.0.0.1", port), ANSWER_S)
+    def __init__(self, port: int, host: str = "127.0.0.1") -> None:
+        self._socket = socket.create_connection((host, port), ANSWER_S)
         self._reader = self._socket.makefile("rb")
 
     def __enter__(self) -> Self:

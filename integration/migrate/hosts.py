@@ -97,6 +97,7 @@ class Host:
     init: int
     """Its pid, seen from outside."""
     address: str
+    started: "list[Started]" = attrs.field(factory=list, repr=False)
 
     @property
     def enter(self) -> list[str]:
@@ -175,6 +176,7 @@ class Started(Dialogue):
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         super().__init__(self.process.stdin.fileno(), self.process.stdout.fileno())
+        host.started.append(self)
 
     @property
     def outer_pid(self) -> int:
@@ -194,7 +196,11 @@ class Started(Dialogue):
         """End it, if it has not ended, and close our ends of its pipes."""
         if self.process.poll() is None:
             self.kill()
-            self.wait()
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Wait for its end, which comes by itself, and close our ends of its pipes."""
+        self.wait()
         for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
             if pipe is not None:
                 with contextlib.suppress(BrokenPipeError):
@@ -282,6 +288,9 @@ def _one_host(name: str, number: int, switch: int) -> Iterator[Host]:
         )
         host.must(["sh", "-c", setup])
         yield host
+    # The host is gone, and all that ran there.
+    for one in host.started:
+        one.abandon()
 
 
 @contextlib.contextmanager
