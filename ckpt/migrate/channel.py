@@ -7,7 +7,9 @@ to its first use, `message` gives the types.
 """
 
 import contextlib
+import math
 import select
+import ssl
 import threading
 import time
 import zlib
@@ -85,6 +87,8 @@ class Channel:
         self._is_deaf = False
         """What comes cannot be understood any more: nothing can be heard."""
         self._is_closed = False
+        self._ends_s = math.inf
+        """When everything has to be over (`within`)."""
 
     # ---- saying
 
@@ -125,7 +129,7 @@ class Channel:
 
     def _write(self, view: memoryview, ends_s: float) -> None:
         while len(view):
-            wait_s = min(self.patience.stall_s, ends_s - time.monotonic())
+            wait_s = min(self.patience.stall_s, min(ends_s, self._ends_s) - time.monotonic())
             done = self._transport.write(view, wait_s) if wait_s > 0 else None
             if done is None:
                 raise PeerLost(peer=self.peer, reason="it takes nothing of what it is sent")
@@ -143,6 +147,10 @@ class Channel:
                 self._receive((), 0.0, new_buffer)
             except PeerRefused as refusal:
                 raise refusal from error
+            except ProtocolError as said:
+                # An alert of TLS; anything else came before, and is not the reason.
+                if isinstance(said.__cause__, ssl.SSLError):
+                    raise
             except CkptError:
                 pass
             finally:
@@ -186,7 +194,7 @@ class Channel:
         self, kinds: tuple[type[Message], ...], timeout_s: float | None, place: Place
     ) -> Message | None:
         begun_s = time.monotonic()
-        ends_s = begun_s + (float("inf") if timeout_s is None else timeout_s)
+        ends_s = begun_s + (math.inf if timeout_s is None else timeout_s)
         n_signs = 0
         while True:
             try:
@@ -265,7 +273,8 @@ class Channel:
             view = view[n_read:]
 
     def _read_some(self, view: memoryview, ends_s: float) -> int | None:
-        n_read = self._transport.read_into(view, max(0.0, ends_s - time.monotonic()))
+        wait_s = min(ends_s, self._ends_s) - time.monotonic()
+        n_read = self._transport.read_into(view, max(0.0, wait_s))
         if n_read == 0:
             raise PeerLost(peer=self.peer, reason="it ended the connection")
         if n_read is not None:
@@ -288,6 +297,15 @@ class Channel:
         )
 
     # ---- around both
+
+    @contextlib.contextmanager
+    def within(self, seconds: float) -> Iterator[None]:
+        """In the block, all waits together take no longer than `seconds`; a late peer is lost."""
+        self._ends_s = time.monotonic() + seconds
+        try:
+            yield
+        finally:
+            self._ends_s = math.inf
 
     def is_readable(self, timeout_s: float) -> bool:
         """Tell whether something came (a sign of life, perhaps), or comes in time."""
@@ -326,8 +344,12 @@ class Channel:
         """Tell the peer why we will not go on, and close; never raises for the peer's sake."""
         reason = error.message()[:_MAX_REASON]
         findings = getattr(error, "findings", ())
+        self.say_last(Refusal(code=error.code, reason=reason, findings=tuple(findings)))
+
+    def say_last(self, what: Message) -> None:
+        """Send a message if that is still possible, and close."""
         with contextlib.suppress(CkptError):
-            self.send(Refusal(code=error.code, reason=reason, findings=tuple(findings)))
+            self.send(what)
             self._drain()
         self.close()
 

@@ -4,10 +4,23 @@
 twice, and a field is only ever added with a default.
 """
 
+import enum
+
 import attrs
 
 from ckpt.errors import Finding
 from ckpt.migrate.message import Message, message
+
+
+class Purpose(enum.StrEnum):
+    """What a connection is for."""
+
+    BEGIN = "begin"
+    """A new session."""
+    STREAM = "stream"
+    """A further stream of a session that is under way."""
+    RESUME = "resume"
+    """Its first channel again, after a cut."""
 
 
 @message(1)

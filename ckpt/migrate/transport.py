@@ -75,6 +75,10 @@ class FdTransport:
         os.set_blocking(in_fd, False)
         os.set_blocking(out_fd, False)
 
+    def descriptors(self) -> tuple[int, int]:
+        """Return what is read from and what is written to, to hand them to another process."""
+        return self._in_fd, self._out_fd
+
     def read_into(self, view: memoryview, wait_s: float) -> int | None:
         """See `Transport.read_into`."""
         try:
