@@ -130,8 +130,10 @@ def dump(pid: int, directory: str | Path, options: DumpOptions | None = None) ->
     chain = Chain.create_or_open(Path(directory))
     with chain.lock(), contextlib.ExitStack() as stack:
         members = Members(root, tracker, features, stack)
+        of_memory = looked.tree.memory_owners()
         for each in looked.targets:
-            members.add(each)
+            if each not in of_memory:
+                members.add(each)
         plan = members.decide(chain, incremental=options.incremental)
         with chain.begin(plan.parent, options=_WRITING) as writer:
             parent = None

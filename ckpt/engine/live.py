@@ -26,6 +26,7 @@ from ckpt.engine.pages import read_own_mappings
 from ckpt.engine.tracking import attach_each
 from ckpt.errors import TargetGone
 from ckpt.process.arena import arenas
+from ckpt.process.clones import find_memory_owners
 from ckpt.process.freezer import Frozen, FrozenTree
 from ckpt.process.tree import is_zombie, list_tids
 from ckpt.tracker.base import LIVE, TELLING
@@ -136,9 +137,13 @@ class Rounds:
         if self.members.tracker not in LIVE or all(self._on_each(_watches_all)):
             return
         with self.stop() as tree:
+            # What has come since the look may share memory too.
+            known = self.members.by_pid.keys() == tree.processes.keys()
+            of_memory = {} if known else find_memory_owners(tuple(tree.processes))
             each = [
                 (self.members.by_pid.get(pid) or self.members.add(pid), frozen)
                 for pid, frozen in tree.processes.items()
+                if pid not in of_memory
             ]
             _attach_all(each)
             for member, frozen in each:

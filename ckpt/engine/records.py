@@ -66,9 +66,14 @@ class ProcessImage:
         return not self.shares.of(resource.common)
 
     @property
+    def has_memory(self) -> bool:
+        """Tell whether its memory is its own, and not another's."""
+        return not self.shares.memory
+
+    @property
     def space(self) -> str:
-        """The name of its page space."""
-        return space_name(self.pid)
+        """The name of the page space of its memory, of whom ever it has that."""
+        return space_name(self.shares.memory or self.pid)
 
 
 @attrs.frozen(repr=False)
@@ -256,7 +261,7 @@ def _decode_resources(raw: dict[str, Any], resources: tuple[Resource[Any], ...])
     records: dict[str, Any] = {}
     for resource in resources:
         try:
-            records[resource.name] = structure(raw[resource.name], resource.record)
+            records[resource.name] = structure(strict(raw[resource.name], dict), resource.record)
         except Exception as error:
             error.add_note(resource.name)
             raise

@@ -105,7 +105,14 @@ def _verify(
         reader = PageReader(chain, number, threads=n_threads)
         tree = decode_tree(reader.manifest, path)
         image = f"generation {number} of {chain.path}"
-        parts = {process.pid: _plan_lazy(process, reader, image) for process in tree.processes}
+        sharers = {process.shares.memory for process in tree.processes}
+        parts = {
+            # Who serves pages ends with the process; whoever shares its memory may need more.
+            one.pid: _plan_lazy(one, reader, image)
+            if one.has_memory and one.pid not in sharers
+            else _plan_at_once(one, reader)
+            for one in tree.processes
+        }
         verify_sizes(chain, number)
         verify_frames(chain, reader, [part.at_once for part in parts.values()], threads=n_threads)
         return reader, tree, parts
@@ -115,8 +122,14 @@ def _verify(
     else:
         reader = verify_for(chain, number, threads=n_threads)
         tree = decode_tree(reader.manifest, path)
-    parts = {one.pid: Part(one, reader.resolve(one.space)) for one in tree.processes}
+    parts = {one.pid: _plan_at_once(one, reader) for one in tree.processes}
     return reader, tree, parts
+
+
+def _plan_at_once(process: ProcessImage, reader: PageReader) -> Part:
+    runs = reader.resolve(process.space)
+    # What it has of another one is filled there.
+    return Part(process, runs if process.has_memory else runs.clip([]))
 
 
 def _plan_lazy(process: ProcessImage, reader: PageReader, image: str) -> Part:

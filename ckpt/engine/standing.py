@@ -84,8 +84,8 @@ class Standing:
         with contextlib.ExitStack() as stack:
             for part in self.building.parts.values():
                 _forget_epoch(part)
-                if lazy:
-                    _unmap_arena(part.embryo)
+                if lazy or not part.image.has_memory:
+                    _unmap_arena(part)
                 else:
                     _arm(self.building, part, chain_id, stack)
 
@@ -95,7 +95,7 @@ class Standing:
         if not self._arenas_gone:
             for part in parts:
                 _forget_epoch(part)
-                _unmap_arena(part.embryo)
+                _unmap_arena(part)
         _let_go(parts)
         for server in self.building.servers:
             server.start()
@@ -159,7 +159,7 @@ def _arm(building: Building, part: Part, chain_id: str, stack: contextlib.ExitSt
     identity, exec_id = read_identity(embryo.pid), read_exec_id(embryo.pid)
     lent = stack.enter_context(tracking(identity, exec_id, name, building.features))
     armed = _succeeds(building, lambda: lent.attach(embryo.arena, embryo.leader))
-    _unmap_arena(embryo)
+    _unmap_arena(part)
     if armed:
         lent.collect(own_mappings(part.image.resources["memory"]), [])
         _succeeds(building, lambda: lent.advance(chain_id, manifest.generation, manifest.digest))
@@ -183,9 +183,14 @@ def _tracker_name(manifest: Manifest, features: Features) -> TrackerName:
         return choose_tracker("auto", features)
 
 
-def _unmap_arena(embryo: Embryo) -> None:
-    """Take the arena away by its own last instruction: the stop comes before the next is read."""
-    arena = embryo.arena
+def _unmap_arena(part: Part) -> None:
+    """Take the arena away by its own last instruction: the stop comes before the next is read.
+
+    One memory has one arena, which goes with whom the memory is of.
+    """
+    embryo, arena = part.embryo, part.embryo.arena
+    if not part.image.has_memory:
+        return
     reply = embryo.leader.run_single(arena.insn, NR.munmap, arena.base, ARENA_SIZE)
     if not reply.ok:
         raise RestoreFailed("removing the arena", str(reply))

@@ -203,9 +203,9 @@ class Taking:
             stack.callback(run_all, tree.at_thaw)
             at_end.callback(run_all, tree.at_end)
             wanted = twins if self._wants_twin(outcome) else None
-            parts = self._capture(frozen, targets, wanted)
+            images, parts = self._capture(frozen, targets, wanted)
             zombies = capture_zombies(frozen)
-            refuse_unplannable(tuple(part.image for part in parts), zombies)
+            refuse_unplannable(images, zombies)
             n_bytes = self._copy_frozen(parts, pool)
             contents.read(tree.notes.get(NOTE, ()))
             if not self.kill:
@@ -216,8 +216,12 @@ class Taking:
             contents.store()
             if not outcome.fits:
                 self._warn_of(n_bytes)
-            image = settle(TreeImage(tuple(part.image for part in parts), zombies))
-            memory = {process.space: self._build_runs(process) for process in image.processes}
+            image = settle(TreeImage(images, zombies))
+            memory = {
+                process.space: self._build_runs(process)
+                for process in image.processes
+                if process.has_memory
+            }
             yield Taken(frozen, tree, image, memory | contents.tables())
 
     @contextlib.contextmanager
@@ -245,45 +249,55 @@ class Taking:
         frozen: FrozenTree,
         targets: Mapping[Pid, Target],
         twins: contextlib.ExitStack | None,
-    ) -> list[Part]:
-        """Capture all resources; clone the processes if there is where to keep the clones."""
+    ) -> tuple[tuple[ProcessImage, ...], list[Part]]:
+        """Capture all resources; clone the processes if there is where to keep the clones.
+
+        Returns the images of all, and what is under way of those that have memory of their own.
+        """
         # All that can be read from outside first, while no process has a mapping of ours.
         capturing = {pid: Capturing(one, targets[pid]) for pid, one in frozen.processes.items()}
-        self.members.keep_only(frozen.processes)
-        members = [
-            self.members.by_pid.get(pid) or self.members.add(pid) for pid in frozen.processes
-        ]
+        of_memory = targets[self.root].tree.memory_owners()
+        owners = [pid for pid in frozen.processes if pid not in of_memory]
+        self.members.keep_only(owners)
+        members = {pid: self.members.by_pid.get(pid) or self.members.add(pid) for pid in owners}
         each = frozen.processes.values()
-        with arenas([(one.pid, one.tgid, one.leader) for one in each]) as lent:
+        with arenas([(one.pid, one.tgid, one.leader) for one in each], of_memory) as lent:
             images = finish_all(capturing, lent)
             attach_each(
-                (member.tracking, arena, one.leader)
-                for member, arena, one in zip(members, lent, each, strict=True)
+                (members[arena.pid].tracking, arena, frozen.processes[arena.pid].leader)
+                for arena in lent
+                if arena.pid in members
             )
-            parts = [
-                Part(member, image, None) for member, image in zip(members, images, strict=True)
-            ]
+            parts = {
+                image.pid: Part(members[image.pid], image, None)
+                for image in images
+                if image.has_memory
+            }
             if twins is not None:
-                self._clone(frozen, parts, lent, twins)
-        return parts
+                self._clone(frozen, images, parts, lent, twins)
+        return tuple(images), list(parts.values())
 
     def _clone(
         self,
         frozen: FrozenTree,
-        parts: list[Part],
+        images: list[ProcessImage],
+        parts: Mapping[Pid, Part],
         lent: list[Arena],
         twins: contextlib.ExitStack,
     ) -> None:
         """Clone those processes that will not notice, nor will their ancestors."""
         adopting: set[Pid] = set()
-        for part, arena in zip(parts, lent, strict=True):
+        for image, arena in zip(images, lent, strict=True):
             # Each is behind its parent.
             adopts = (
-                part.image.resources["identity"].child_subreaper
+                image.resources["identity"].child_subreaper
                 or frozen.parents.get(arena.pid) in adopting
             )
             if adopts:
                 adopting.add(arena.pid)
+            part = parts.get(arena.pid)
+            if part is None:
+                continue
             obstacle = find_obstacle(frozen.processes[arena.pid], adopts_orphans=adopts)
             if not obstacle:
                 part.twin = twins.enter_context(twin(arena, frozen.processes[arena.pid]))

@@ -268,11 +268,12 @@ def _map_code_unwritable(task: Task, insn: RemoteAddr, base: RemoteAddr) -> None
         )
 
 
-def choose_place(vmas: Sequence[maps.Vma]) -> RemoteAddr | None:
+def choose_place(vmas: Sequence[maps.Vma], n_others: int = 0) -> RemoteAddr | None:
     """Return addresses for an arena in the widest hole below a mapping, None if all are narrow.
 
     Args:
         vmas: all mappings of the process, ascending.
+        n_others: how many arenas will be there before it.
     """
     holes = [
         (above.span.start - below.span.end, above.span.start)
@@ -280,7 +281,8 @@ def choose_place(vmas: Sequence[maps.Vma]) -> RemoteAddr | None:
         if above.span.end <= arch.USER_END  # the vsyscall page is the kernel's
     ]
     width, end = max(holes, default=(0, 0))
-    return RemoteAddr(end - _APART - ARENA_SIZE) if width >= ARENA_SIZE + 2 * _APART else None
+    needed = (n_others + 1) * (_APART + ARENA_SIZE)
+    return RemoteAddr(end - needed) if width >= needed + _APART else None
 
 
 @contextlib.contextmanager
@@ -291,17 +293,26 @@ def arena(pid: Pid, tgid: int, task: Task) -> Iterator[Arena]:
 
 
 @contextlib.contextmanager
-def arenas(wanted: Sequence[tuple[Pid, int, Task]]) -> Iterator[list[Arena]]:
+def arenas(
+    wanted: Sequence[tuple[Pid, int, Task]], of_memory: Mapping[Pid, Pid] | None = None
+) -> Iterator[list[Arena]]:
     """Lend an arena in each of these stopped processes; all are made, and removed, at once.
 
     Args:
         wanted: of each process: its pid, its pid as it sees it itself, a thread that makes the
             calls.
+        of_memory: of those that share memory, whose that is: there each has an arena too.
 
     Raises:
         HostFull, TargetGone: of the first process that cannot have one; none is left in any.
     """
-    places = [_find_place(task) for _, _, task in wanted]
+    places: list[_Place] = []
+    n_arenas: dict[Pid, int] = {}
+    for pid, _, task in wanted:
+        owner = (of_memory or {}).get(pid, pid)
+        n_others = n_arenas.get(owner, 0)
+        n_arenas[owner] = n_others + 1
+        places.append(_find_place(task, n_others))
     with uninterrupted():
         lent: list[Arena] = []
         try:
@@ -318,9 +329,9 @@ def arenas(wanted: Sequence[tuple[Pid, int, Task]]) -> Iterator[list[Arena]]:
             _unmap_each(lent, {pid: task for pid, _, task in wanted})
 
 
-def _find_place(task: Task) -> _Place:
+def _find_place(task: Task, n_others: int) -> _Place:
     vmas = maps.parse_lines(task.maps_lines)
-    return task, find_syscall_insn(Pid(task.tid), vmas), choose_place(vmas)
+    return task, find_syscall_insn(Pid(task.tid), vmas), choose_place(vmas, n_others)
 
 
 def _unmap_each(lent: Sequence[Arena], tasks: Mapping[Pid, Task]) -> None:

@@ -127,6 +127,12 @@ class Clones:
         return {pid: Shares(**owners) for pid, owners in of_whom.items()}
 
 
+def find_memory_owners(pids: Sequence[Pid]) -> dict[Pid, Pid]:
+    """Return who of these has no memory of his own -> whose he has."""
+    shares = Clones(pids).confirm(pids)
+    return {pid: one.memory for pid, one in shares.items() if one.memory}
+
+
 def _split(order: Sequence[Pid], answers: Iterator[int]) -> Iterator[list[Pid]]:
     """Cut an order where one is not equal to the next."""
     part = list(order[:1])

@@ -68,7 +68,7 @@ class Embryo:
     tasks: dict[Tid, Task]
     arena: Arena
     maker: Pid | None = None
-    """Whose clone it is, if that is one of the tree."""
+    """Of whose memory it was made a clone, if that is one of the tree."""
 
     def run(self, calls: list[Call], task: Task | None = None) -> list[Reply]:
         """Run a batch in the name of `task` (the leader by default)."""
@@ -119,7 +119,9 @@ class Nursery:
             raise RestoreFailed(f"making process {pid}", str(reply))
         leader = adopt(Tid(pid))
         arena = attrs.evolve(parent.arena, pid=pid, tgid=pid)
-        embryo = self.embryos[pid] = Embryo(pid, leader, {leader.tid: leader}, arena, parent.pid)
+        # A sister is made before she has any other memory than that of their parent.
+        of_whom = parent.maker if flags & CloneFlag.PARENT else parent.pid
+        embryo = self.embryos[pid] = Embryo(pid, leader, {leader.tid: leader}, arena, of_whom)
         return embryo
 
     def end(self, pid: Pid) -> None:

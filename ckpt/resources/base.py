@@ -121,6 +121,10 @@ class Tree:
         """Return what a process has of another one."""
         return self.shares.get(pid, OWN)
 
+    def memory_owners(self) -> dict[Pid, Pid]:
+        """Return who has no memory of his own -> whose he has."""
+        return {pid: one.memory for pid, one in self.shares.items() if one.memory}
+
     def claim(self, key: object) -> bool:
         """Tell whether nobody has asked for `key` yet in this capture.
 

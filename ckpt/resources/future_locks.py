@@ -13,6 +13,7 @@ import attrs
 from ckpt.kernel.arch import NR
 from ckpt.kernel.procfs import maps
 from ckpt.kernel.procfs import status as procfs_status
+from ckpt.process.clones import Common
 from ckpt.process.remote import call
 from ckpt.resources.base import Capture, Rebuilt, Resource, Restore, Stage, Stopped, expect
 
@@ -49,5 +50,10 @@ def restore(record: FutureLocksRecord, _rebuilt: Rebuilt) -> Restore:
 
 
 FUTURE_LOCKS = Resource(
-    "future_locks", FutureLocksRecord, Stage.LATE, capture=capture, restore=restore
+    "future_locks",
+    FutureLocksRecord,
+    Stage.LATE,
+    capture=capture,
+    restore=restore,
+    common=Common.MEMORY,
 )

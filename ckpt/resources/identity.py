@@ -10,8 +10,8 @@ Kernel: prctl(2), personality(2) inside; /proc/PID/{status,ns} and kcmp(2) from 
 - The parent is the restorer: a parent-death signal comes when that ends. The user is told.
 - The I/O-flusher mark can only be read, and set, with CAP_SYS_RESOURCE; without it it is lost.
 - PR_SET_MDWE comes back last: it forbids what the restore itself has to do.
-- Refused before the target is touched: namespaces other than ours (except time), processes that
-  share memory or signal handlers.
+- Refused before the target is touched: namespaces other than ours (except time), a vfork that
+  waits.
 - Not captured: PR_SET_PTRACER.
 """
 
@@ -31,7 +31,7 @@ from ckpt.kernel.prctl import (
     Prctl,
 )
 from ckpt.kernel.procfs import files as procfs_files
-from ckpt.process.clones import Common
+from ckpt.kernel.procfs.stat import read_stat, read_task_stat
 from ckpt.process.remote import Call, Out, Reply, call
 from ckpt.resources.base import (
     Capture,
@@ -53,7 +53,6 @@ _NAMESPACES = {
     "pid_for_children": "pid (of its children)",
     "user": "user",
 }
-_UNSHAREABLE = {Common.MEMORY: "memory", Common.HANDLERS: "signal handlers"}
 _INT = struct.Struct("<i")
 _UNKNOWN = -1
 _UNSIGNED = 0xFFFF_FFFF
@@ -105,13 +104,34 @@ def look(target: Target) -> Iterator[Finding]:
         except TargetGone:
             if tid == Tid(pid):
                 raise
-    for common, owner in target.tree.shares_of(pid).items():
-        if common in _UNSHAREABLE:
-            yield Finding(
-                f"process {pid}",
-                f"shares its {_UNSHAREABLE[common]} with process {owner} (vfork, or clone with a"
-                " flag for that), which is not supported yet",
-            )
+    if target.tree.shares_of(pid).memory and _is_waited_for(pid):
+        yield Finding(
+            f"process {pid}",
+            "was made by vfork and has not executed a program yet: until it does, or ends, the one"
+            " that made it cannot be stopped",
+            "try again",
+        )
+
+
+_CLONING = {int(NR.clone), int(NR.vfork), int(NR.clone3)}
+
+
+def _is_waited_for(pid: Pid) -> bool:
+    """Tell whether a thread of the parent waits in vfork (uninterruptibly) for this process.
+
+    It may be for a sister that has the same memory.
+    """
+    try:
+        parent = Pid(read_stat(pid).ppid)
+        for tid in procfs_files.list_tids(parent):
+            if read_task_stat(parent, tid).state == "D":
+                call_now = procfs_files.read_text(parent, f"task/{tid}/syscall").split()
+                if call_now[0].isdigit() and int(call_now[0]) in _CLONING:
+                    return True
+    except (OSError, TargetGone):
+        # Something has ended: so has the wait.
+        return False
+    return False
 
 
 def _iter_namespace_findings(tid: Tid, subject: str, ours: dict[str, str]) -> Iterator[Finding]:

@@ -31,6 +31,7 @@ from ckpt.kernel.procfs import files as procfs_files
 from ckpt.kernel.procfs import maps
 from ckpt.kernel.procfs import stat as procfs_stat
 from ckpt.process import memory
+from ckpt.process.clones import Common
 from ckpt.process.remote import Call, In, call
 from ckpt.resources import mapping_calls as calls
 from ckpt.resources.base import (
@@ -413,6 +414,7 @@ MEMORY = Resource(
     capture=capture,
     restore=restore,
     finish=finish,
+    common=Common.MEMORY,
     look=look,
     settle=settle,
     check_host=check_host,

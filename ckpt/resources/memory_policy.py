@@ -20,6 +20,7 @@ from ckpt.errors import Finding
 from ckpt.kernel.arch import NR
 from ckpt.kernel.features import Features
 from ckpt.kernel.procfs.files import decode, read_bytes
+from ckpt.process.clones import Common
 from ckpt.process.remote import Call, In, Out, Reply, call
 from ckpt.resources.base import (
     Capture,
@@ -203,6 +204,7 @@ MAPPING_POLICIES = Resource(
     Stage.PROCESS,
     capture=capture_mappings,
     restore=restore_mappings,
+    common=Common.MEMORY,
     look=look,
     check_host=check_mappings,
 )

@@ -37,6 +37,7 @@ from ckpt.kernel.libc import PAGE_SIZE
 from ckpt.kernel.namespaces import inside, read_namespace
 from ckpt.kernel.procfs import maps
 from ckpt.kernel.sysvipc import SEGMENT_PATH, Listed, is_segment
+from ckpt.process.clones import Common
 from ckpt.resources.base import Capture, Later, Resource, Stage, Stopped, Target
 from ckpt.resources.sysv_rebuild import SYSCTL, check_host, prepare, restore
 from ckpt.resources.sysv_record import (
@@ -232,6 +233,7 @@ SYSV = Resource(
     Stage.MEMORY,
     capture=capture,
     restore=restore,
+    common=Common.MEMORY,
     look=look,
     check_host=check_host,
     prepare=prepare,

@@ -17,6 +17,7 @@ from integration.workloads.driver import Program
 TRACKERS = ["writeprotect", "compare", "full"]
 KIDS = {
     "plain": ["files", "fs", "both", "sibling"],
+    "memory": ["files", "memory", "handlers", "all"],
 }
 DAMAGES = ["files", "fs", "mask", "handler", "closed"]
 become_subreaper()
@@ -64,6 +65,25 @@ def test_what_is_shared_stays_shared(kids: str, tracker: str, tmp_path: Path) ->
         assert shares(work.pid) == shared
         assert work.ask("check") == "ok"
         assert os.readlink(f"/proc/{work.pid}/cwd").endswith(".d")
+
+
+@pytest.mark.parametrize("options", [("--lazy",), ()])
+def test_shared_memory_comes_back_from_a_clone_and_before_it_is_there(
+    options: tuple[str, ...], tmp_path: Path
+) -> None:
+    image = tmp_path / "image"
+    with Program("s_clones", *KIDS["memory"], cwd=tmp_path) as work:
+        others = sorted(set(places(work.pid)) - {work.pid})
+        shared = shares(work.pid)
+        # No time for copying: it is read out of a clone.
+        dump(work.pid, image, "--tracker", "full", "--max-freeze", "0")
+        assert work.ask("check") == "ok"
+        assert work.quit() == 0
+    with orphans_reaped(others), Restored(image, *options) as work:
+        assert shares(work.pid) == shared
+        assert work.ask("check") == "ok"
+        assert work.ask("step change") == "stepped"
+        assert work.ask("check") == "ok"
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

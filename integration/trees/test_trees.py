@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from ckpt.kernel.procfs.files import list_tids
 from ckpt.kernel.procfs.stat import read_stat
 from ckpt.units import Pid
 from integration.errors.refusals import nobody_left, refused
+from integration.freezer.targets import await_state
 from integration.harness import Restored, become_subreaper, dump
 from integration.procview import lasting_differences, view
 from integration.workloads.driver import Dialogue, descendants, end_orphans
@@ -212,27 +214,27 @@ def test_a_generation_holds_those_that_were_there(tmp_path):
             assert set(places(back.pid)) == tree
 
 
-SHARES = """
-libc.syscall.restype = ctypes.c_long
-told, tell = os.pipe()
+VFORKED = """
+import threading
 STACK = ctypes.create_string_buffer(1 << 16)
 pause = ctypes.cast(libc.pause, ctypes.c_void_p)
 libc.clone.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p]
 top = (ctypes.addressof(STACK) + (1 << 16)) & ~15
-pid = libc.clone(pause, top, FLAG | 17, None)
-assert pid > 0
+CLONE_VM, CLONE_VFORK = 0x100, 0x4000
+flags = CLONE_VM | CLONE_VFORK | signal.SIGCHLD
+threading.Thread(target=lambda: libc.clone(pause, top, flags, None), daemon=True).start()
 """
 
 
-@pytest.mark.parametrize(("flag", "what"), [(0x100, "memory"), (0x900, "signal handlers")])
-def test_a_child_that_shares_is_named(flag, what, tmp_path):
-    with Tree(python(SHARES.replace("FLAG", str(flag)))) as work:
-        stood = places(work.pid)
-        (pid,) = set(stood) - {work.pid}
+def test_a_vfork_that_waits_is_named(tmp_path):
+    with Tree(python(VFORKED)) as work:
+        (tid,) = set(list_tids(Pid(work.pid))) - {work.pid}
+        await_state(tid, "D")
+        (pid,) = descendants(work.pid)
         said = refused(21, "dump", "--pid", work.pid, tmp_path / "image")
-        assert f"process {pid}" in said
-        assert what in said
-        assert places(work.pid) == stood
+        assert f"process {pid}: was made by vfork" in said
+        assert descendants(work.pid) == {pid}
+        assert work.ask("1 + 1") == "2"
 
 
 ADOPTED = """
