@@ -13,6 +13,7 @@ import attrs
 
 from ckpt.engine.family import Family
 from ckpt.engine.records import (
+    OUTER_GROUP,
     Place,
     ProcessImage,
     ThreadImage,
@@ -213,21 +214,28 @@ def retarget(frozen: FrozenTree, looked: Looked, features: Features) -> dict[Pid
     return targets
 
 
-def capture_zombies(frozen: FrozenTree) -> tuple[ZombieImage, ...]:
+def capture_zombies(frozen: FrozenTree, tree: Tree) -> tuple[ZombieImage, ...]:
     """Return the ended processes of the tree; whoever waits for them has not done it yet."""
-    return tuple(_iter_zombies(frozen.zombies))
+    return tuple(_iter_zombies(frozen.zombies, tree))
 
 
-def _iter_zombies(pids: Iterable[Pid]) -> Iterator[ZombieImage]:
+def _iter_zombies(pids: Iterable[Pid], tree: Tree) -> Iterator[ZombieImage]:
     for pid in pids:
         # One that its parent need not wait for is gone with its end.
         with contextlib.suppress(TargetGone):
-            yield _capture_zombie(pid)
+            yield _capture_zombie(pid, tree)
 
 
-def _capture_zombie(pid: Pid) -> ZombieImage:
+def _capture_zombie(pid: Pid, tree: Tree) -> ZombieImage:
     stat = read_stat(pid)
-    return ZombieImage(pid, _place_of(stat), stat.exit_code, stat.comm)
+    return ZombieImage(pid, _place_below_root(stat, tree), stat.exit_code, stat.comm)
+
+
+def _place_below_root(stat: Stat, tree: Tree) -> Place:
+    place = _place_of(stat)
+    if is_led_from_outside(tree, place.group):
+        return attrs.evolve(place, group=OUTER_GROUP)
+    return place
 
 
 def _place_of(stat: Stat) -> Place:
@@ -239,12 +247,33 @@ def _place_of(stat: Stat) -> Place:
     )
 
 
+_LED_FROM_OUTSIDE = "groups that are led from outside"
+
+
+def is_led_from_outside(tree: Tree, group: Pid) -> bool:
+    """Tell whether a process group has a leader that is not of the tree."""
+    known = tree.notes.setdefault(_LED_FROM_OUTSIDE, {})
+    if group not in known:
+        known[group] = group not in tree.pids and _leads_outside(tree, group)
+    return bool(known[group])
+
+
+def _leads_outside(tree: Tree, pid: Pid) -> bool:
+    try:
+        leader = read_stat(pid)
+    except TargetGone:
+        return False
+    # One that has ended and was not waited for is of the tree if its parent is.
+    return leader.pgrp == pid and Pid(leader.ppid) not in tree.pids
+
+
 class Capturing:
     """The captures of all resources of a frozen process; begun without, ended with an arena."""
 
     def __init__(self, frozen: Frozen, target: Target) -> None:
         """Read everything that can be read from outside."""
         self._frozen = frozen
+        self._tree = target.tree
         self._is_root = frozen.pid == target.tree.pids[0]
         self._read_statuses(target)
         leader = Stopped(frozen, frozen.leader, target.features, target.notes, target.tree)
@@ -278,10 +307,14 @@ class Capturing:
     def image(self) -> ProcessImage:
         """Return all records; `finish_all` comes before."""
         frozen = self._frozen
-        place = _place_of(read_stat(frozen.pid))
+        stat = read_stat(frozen.pid)
+        if self._is_root:
+            place = attrs.evolve(_place_of(stat), parent=Pid(0))
+        else:
+            place = _place_below_root(stat, self._tree)
         return ProcessImage(
             pid=frozen.pid,
-            place=attrs.evolve(place, parent=Pid(0)) if self._is_root else place,
+            place=place,
             stopped_by=frozen.leader.group_stopped,
             resources=_records_of(self._process),
             threads=tuple(

@@ -10,7 +10,7 @@ A group it can join at any time, if that is of its session and still has a membe
 group whose leader has ended is taken, for a moment, by a helper that makes the group.
 
 The session and the group of the root, if nobody of the tree leads them, stand for those of whoever
-restores.
+restores; so does any other group that a process outside leads.
 
 Who shares what with whom (`process/clones`) is made by somebody who has that, with clone's flags.
 """
@@ -20,7 +20,7 @@ from functools import cached_property
 
 import attrs
 
-from ckpt.engine.records import Place, ProcessImage, TreeImage, ZombieImage
+from ckpt.engine.records import OUTER_GROUP, Place, ProcessImage, TreeImage, ZombieImage
 from ckpt.errors import Finding, UnsupportedState
 from ckpt.process.clones import OWN, Common, Shares
 from ckpt.units import Pid
@@ -128,8 +128,8 @@ class Family:
 
     def is_outside(self, place: Place) -> bool:
         """Tell whether a place is in the group of whoever restores."""
-        root = self.places[self.root]
-        return place.group == root.group and root.group not in self.places
+        outer = self.places[self.root].group
+        return place.group == OUTER_GROUP or (place.group == outer and outer not in self.places)
 
     def groups_without_leader(self) -> dict[Pid, Pid]:
         """Return the groups that a helper must make -> somebody of the session."""

@@ -44,8 +44,12 @@ class Place:
     """0: of the root, whose parent is nobody of the image."""
     session: Pid
     group: Pid
+    """`OUTER_GROUP` of who is not the root, and in a group that a process outside leads."""
     exit_signal: int
     """What its parent is sent when it ends; 0: nothing."""
+
+
+OUTER_GROUP = Pid(0)
 
 
 @attrs.frozen(repr=False)

@@ -204,7 +204,7 @@ class Taking:
             at_end.callback(run_all, tree.at_end)
             wanted = twins if self._wants_twin(outcome) else None
             images, parts = self._capture(frozen, targets, wanted)
-            zombies = capture_zombies(frozen)
+            zombies = capture_zombies(frozen, tree)
             refuse_unplannable(images, zombies)
             n_bytes = self._copy_frozen(parts, pool)
             contents.read(tree.notes.get(NOTE, ()))

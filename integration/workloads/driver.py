@@ -6,6 +6,7 @@ pipes.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -68,14 +69,30 @@ def descendants(pid: int) -> set[int]:
 def end_orphans(pids: set[int]) -> None:
     """End what a workload has left behind, so that its numbers are free.
 
-    Orphans are ours if we are a subreaper (`harness.become_subreaper`), and init's otherwise.
+    Orphans are ours if we are a subreaper (`harness.become_subreaper`), and init's otherwise; in
+    either case not before their parents have ended.
     """
     for pid in pids:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-        except (ProcessLookupError, ChildProcessError):
-            continue
+    left = pids
+    while left:
+        left = {pid for pid in left if not _is_reaped(pid) and _parent(pid) in pids}
+
+
+def _is_reaped(pid: int) -> bool:
+    try:
+        os.waitpid(pid, 0)
+    except ChildProcessError:
+        return not os.path.exists(f"/proc/{pid}")
+    return True
+
+
+def _parent(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
 
 
 def remove_shared_memory(pid: int) -> None:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ckpt.engine import records
 from ckpt.engine.family import Births, Family
 from ckpt.engine.records import Place
 from ckpt.process.clones import Shares
@@ -202,6 +203,13 @@ def test_a_grandchild_tells_when_its_parent_was_born():
 def test_only_a_group_of_the_tree_needs_a_helper(group, helpers):
     plan = family({10: (0, 5, 6), 11: (10, 5, group)})
     assert plan.groups_without_leader() == helpers
+
+
+def test_a_group_that_is_led_from_outside_is_that_of_the_restorer():
+    plan = family({10: (0, 10, 10), 11: (10, 5, records.OUTER_GROUP)})
+    assert plan.groups_without_leader() == {}
+    assert plan.births(Pid(10)) == Births((11,), ())
+    assert list(plan.iter_joins()) == []
 
 
 def test_a_leader_that_has_left_its_group_leaves_it_when_the_others_are_in():
