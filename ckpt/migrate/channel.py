@@ -204,8 +204,9 @@ class Channel:
                 what = self._read_message(header, kinds, place)
             except ValueError as error:
                 raise self._give_up(ProtocolError(peer=self.peer, reason=str(error))) from error
-            except (PeerLost, ProtocolError) as error:
-                raise self._give_up(error) from None
+            except (PeerLost, ProtocolError):
+                self._is_deaf = True
+                raise
             if isinstance(what, Refusal):
                 raise self._give_up(self._refused(what))
             if not isinstance(what, KeepAlive):

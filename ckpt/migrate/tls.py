@@ -6,18 +6,23 @@ certificates of an authority, on both sides: whoever has one of that authority i
 receiver's has to name the host that was asked for.
 """
 
+import contextlib
 import datetime
 import hashlib
 import hmac
 import os
+import select
 import socket
 import ssl
+import time
 
 import attrs
 
 from ckpt.errors import ConnectFailed, MigrateError, NotTrusted, UsageError
 from ckpt.migrate.pairing import Token
-from ckpt.migrate.transport import TlsTransport, describe_tls
+from ckpt.migrate.transport import TlsTransport, describe_tls, wait_for
+
+_LAST_WORD_S = 1.0
 
 
 @attrs.frozen
@@ -178,9 +183,25 @@ def _shake_hands(
         )
         tls.do_handshake()
     except OSError as error:
-        (tls or plain).close()
-        raise _turn_failure(error, peer, timeout_s) from error
+        connection = tls or plain
+        failure = _turn_failure(error, peer, timeout_s)
+        if isinstance(failure, NotTrusted):
+            _let_read(connection)
+        connection.close()
+        raise failure from error
     return tls
+
+
+def _let_read(connection: socket.socket) -> None:
+    """Let the peer read why: it has sent more already; closing on that resets the connection."""
+    ends_s = time.monotonic() + _LAST_WORD_S
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_WR)
+        while (wait_s := ends_s - time.monotonic()) > 0:
+            if not wait_for(connection.fileno(), select.POLLIN, wait_s):
+                return
+            if not os.read(connection.fileno(), 1 << 16):
+                return
 
 
 def _turn_failure(error: OSError, peer: str, timeout_s: float) -> MigrateError:
