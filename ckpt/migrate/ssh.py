@@ -9,6 +9,7 @@ import os
 import shlex
 import shutil
 import socket
+import threading
 from typing import TYPE_CHECKING
 
 from ckpt.errors import ConnectFailed
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 
 SSH_VARIABLE = "CKPT_SSH"
 
-_END_S = 5.0
-"""How long ssh may take to end when its input has ended."""
+_END_S = 2.0
+"""How long ssh may take to end when its streams are closed."""
 
 # Ctrl-C goes to the whole terminal; the connection must not go before we have said goodbye.
 _UNINTERRUPTED = ("/bin/sh", "-c", 'trap "" INT; exec "$@"', "sh")
@@ -51,7 +52,7 @@ class SshConnection:
                 [*_UNINTERRUPTED, *command], stdin=theirs.fileno(), stdout=theirs.fileno()
             )
         fd = ours.detach()
-        self.transport = FdTransport(fd, fd, self._peer, self._end)
+        self.transport = FdTransport(fd, fd, self._peer, self._begin_end)
 
     def explain(self, error: ConnectFailed) -> ConnectFailed:
         """Return the reason why nobody answered, by how ssh ended; `error` if that says nothing."""
@@ -64,8 +65,15 @@ class SshConnection:
             return error
         return ConnectFailed(peer=self._peer, reason=reason)
 
+    def _begin_end(self) -> None:
+        """See to it that ssh ends, now that its streams are closed, and let nobody wait for it.
+
+        It carries over what it has read, and goes when the command over there does, which may be a
+        session that goes on without us. No daemon: ours may end no earlier.
+        """
+        threading.Thread(target=self._end, name="ckpt-ssh").start()
+
     def _end(self) -> None:
-        """Wait for ssh to end, after its streams were closed; it is not waited for for ever."""
         if _wait(self._process, _END_S) is None:
             self._process.terminate()
         if _wait(self._process, _END_S) is None:
