@@ -50,7 +50,7 @@ def problem_of(pid: Pid, vma: maps.Vma) -> str:
         return ""
     if is_segment(vma.path):
         return _flags_problem(vma)  # `sysv.py` does the rest
-    return _flags_problem(vma) or _kind_problem(vma) or _problem_of_file(pid, vma)
+    return _kind_problem(vma) or _flags_problem(vma) or _problem_of_file(pid, vma)
 
 
 def _flags_problem(vma: maps.Vma) -> str:
