@@ -335,7 +335,9 @@ class PidTaken(RestoreError):
 
     def message(self) -> str:
         """See `CkptError.message`."""
-        return printable(f"pid {self.pid} is taken by {self.holder}: {self.remedy}")
+        return printable(
+            f"pid {self.pid} is taken by {self.holder}: {self.remedy} (or use --new-pids)"
+        )
 
 
 @attrs.frozen(eq=False, repr=False, str=False)

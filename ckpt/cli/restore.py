@@ -66,6 +66,11 @@ Example:
     help="Run COMMAND before anything is made, when no packet for its TCP connections is answered"
     " any more: to give this host the address that they need.",
 )
+@click.option(
+    "--new-pids",
+    is_flag=True,
+    help="Give the process a pid namespace of its own: its pids may be taken here.",
+)
 @json_option
 @click.argument("image_dir")
 def command(
@@ -77,6 +82,7 @@ def command(
     lazy: bool,
     no_cgroups: bool,
     on_arrival: str,
+    new_pids: bool,
     as_json: bool,
     image_dir: str,
 ) -> int:
@@ -98,6 +104,7 @@ def command(
             allow_changed=frozenset(allow_changed),
             inherit=inherit.by_number,
             external=inherit.by_name,
+            new_pids=new_pids,
             no_cgroups=no_cgroups,
             on_arrival=on_arrival,
             tcp_close=tcp_close,

@@ -10,7 +10,7 @@ they inherit, `restore` and migration let them go.
 
 import contextlib
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import attrs
 
@@ -73,6 +73,8 @@ class Building:
     features: Features
     warn: Callable[[str], None]
     servers: list[Server] = attrs.Factory(list)
+    seen_as: Mapping[int, Pid] = attrs.Factory(dict)
+    """See `Rebuilt.seen_as`."""
 
     def build(self, nursery: Nursery) -> None:
         """Make all processes and threads, and give each its state; only our arenas are left.
@@ -83,6 +85,7 @@ class Building:
             PidTaken: a number is in use.
             RestoreFailed: the kernel refused something.
         """
+        self.seen_as = nursery.seen_as
         Growing(self.tree, nursery, self._give_memory, self._give_terminal).grow()
         parts = self.parts.values()
         for part in parts:
@@ -140,6 +143,7 @@ class Building:
             fill=lambda keep: self._fill(part, keep),
             warn=self.warn,
             mapped=part.inheritance.mapped,
+            seen_as=self.seen_as,
         )
 
     def _fill(self, part: Part, keep: Spans) -> None:
@@ -173,14 +177,16 @@ def _make_threads(part: Part) -> None:
     others = [thread for thread in process.threads if thread.tid != Tid(process.pid)]
     if not others:
         return
+    already = len(embryo.leader.made)
     replies = embryo.run([_clone(thread) for thread in others])
     for thread, reply in zip(others, replies, strict=True):
         if reply.error == errno.EEXIST:
             raise taken(thread.tid)
         if not reply.ok:
             raise RestoreFailed(f"making thread {thread.tid}", str(reply))
-    for thread in others:
-        embryo.tasks[thread.tid] = adopt(thread.tid)
+    made = embryo.leader.made[already:]
+    for thread, tid in zip(others, made, strict=True):
+        embryo.tasks[thread.tid] = adopt(tid, thread.tid)
 
 
 def _clone(thread: ThreadImage) -> Call:

@@ -82,7 +82,7 @@ class Growing:
             raise RestoreFailed(
                 f"making process {pid}", "nobody could share with it what it shared"
             )
-        if maker != parent.pid:
+        if maker != parent.number:
             # The kernel gives it the exit signal of its maker.
             parent, exit_signal, flags = self.nursery.embryos[maker], 0, CloneFlag.PARENT
         if pid in self.family.shares:
@@ -95,8 +95,10 @@ class Growing:
         with self._helpers():
             for pid, group in self.family.iter_joins():
                 embryo = self.nursery.embryos[pid]
-                number = os.getpgrp() if group is None else group
-                embryo.run_checked("joining a process group", [call(NR.setpgid, 0, number)])
+                if group is None:
+                    _join_ours(embryo)
+                    continue
+                embryo.run_checked("joining a process group", [call(NR.setpgid, 0, group)])
 
     @contextlib.contextmanager
     def _helpers(self) -> Iterator[None]:
@@ -124,7 +126,7 @@ class Growing:
             _die(embryo, killed_by)
         else:
             _exit(embryo, zombie.wait_status >> 8 & 0xFF)
-        _wait_until_ended(zombie.pid)
+        _wait_until_ended(embryo.pid)
         # Until here it is one of those that a failure ends.
         del self.nursery.embryos[zombie.pid]
         parent = self.nursery.embryos[zombie.place.parent]
@@ -134,6 +136,22 @@ class Growing:
 
 
 _RLIMIT_CORE = 4
+
+
+def _join_ours(embryo: Embryo) -> None:
+    """Let a process that has made a group of its own come back into that of the restorer.
+
+    Raises:
+        RestoreFailed: it is in a pid namespace in which that has no number.
+    """
+    try:
+        if embryo.pid == embryo.number:
+            embryo.run_checked("joining a process group", [call(NR.setpgid, 0, os.getpgrp())])
+        else:
+            os.setpgid(embryo.pid, os.getpgrp())
+    except OSError as error:
+        reason = "a process was in that of whoever restores, which has no number among --new-pids"
+        raise RestoreFailed("joining a process group", reason) from error
 
 
 def _take_signal(sig: int) -> Call:

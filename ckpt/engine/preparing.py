@@ -38,7 +38,7 @@ def check_host(tree: TreeImage, features: Features, options: RestoreOptions) -> 
         HostMismatch: this host lacks something.
         FileChanged: files are missing, or not what they were.
     """
-    for number in _iter_numbers(tree):
+    for number in () if options.new_pids else _iter_numbers(tree):
         if os.path.exists(f"/proc/{number}"):
             raise taken(Tid(number))
     # Threads and processes have many in common.

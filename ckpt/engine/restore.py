@@ -35,6 +35,7 @@ class RestoreResult:
     """What a restore brought back; the process runs."""
 
     pid: Pid
+    """As the caller sees it."""
     generation: GenerationNo
     restore_ms: float
     """From the start of the call until all threads were let go."""
@@ -85,7 +86,7 @@ def restore(
             stands.arm(chain.chain_id)
             stands.let_go()
     restore_ms = (time.monotonic() - started_s) * 1000
-    return RestoreResult(tree.root.pid, number, restore_ms, tuple(warnings))
+    return RestoreResult(stands.root, number, restore_ms, tuple(warnings))
 
 
 def _number(chain: Chain, at: int | None) -> GenerationNo:

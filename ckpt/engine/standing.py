@@ -24,6 +24,7 @@ import attrs
 
 from ckpt.engine.building import Building, Part
 from ckpt.engine.content_files import Contents
+from ckpt.engine.home import Home, home_of
 from ckpt.engine.identity import read_exec_id
 from ckpt.engine.layout import choose_arena, number_inherited, spans_of
 from ckpt.engine.pages import own_mappings
@@ -51,6 +52,7 @@ from ckpt.resources.registry import clock_offsets, entered, highest_fd
 from ckpt.tracker.base import TrackerName
 from ckpt.tracker.choose import choose_tracker
 from ckpt.tracker.epoch import read_epoch
+from ckpt.units import Pid
 
 
 @attrs.define(repr=False)
@@ -60,7 +62,14 @@ class Standing:
     building: Building
     files: Files
     contents: Contents
+    home: Home
+    """Where its numbers count."""
     _arenas_gone: bool = False
+
+    @property
+    def root(self) -> Pid:
+        """The process that all others descend from, as we see it."""
+        return self.building.parts[self.building.tree.root.pid].embryo.pid
 
     def finish(self) -> None:
         """Do what others on this host can see: connections leave repair mode, names appear.
@@ -68,7 +77,8 @@ class Standing:
         Raises:
             RestoreFailed: the kernel refused some of it.
         """
-        self.files.run_at_last()
+        with self.home.entered():
+            self.files.run_at_last()
         self.contents.finish()
 
     def arm(self, chain_id: str) -> None:
@@ -96,6 +106,7 @@ class Standing:
             for part in parts:
                 _forget_epoch(part)
                 _unmap_arena(part)
+        self.home.settle()
         _let_go(parts)
         for server in self.building.servers:
             server.start()
@@ -124,7 +135,9 @@ def standing(building: Building, contents: Contents, options: RestoreOptions) ->
         opening = stack.enter_context(arriving(tree, options))
         check_host(tree, building.features, options)
         contents.fill(building.reader)
-        files = stack.enter_context(opened(tree, opening))
+        home = stack.enter_context(home_of(tree, options))
+        with home.entered():
+            files = stack.enter_context(opened(tree, opening))
         stack.callback(_close_servers, building)
         fds, numbers = number_inherited(
             files.by_key, highest_fd(process.resources for process in tree.processes)
@@ -135,9 +148,9 @@ def standing(building: Building, contents: Contents, options: RestoreOptions) ->
             spans_of(vma.span for one in tree.processes for vma in one.resources["memory"].vmas)
         )
         offsets = clock_offsets(tree.root.resources)
-        with plant(tree.root.pid, fds, offsets, arena_at) as nursery:
+        with plant(tree.root.pid, fds, offsets, arena_at, home.space) as nursery:
             building.build(nursery)
-            yield Standing(building, files, contents)
+            yield Standing(building, files, contents, home)
 
 
 def _close_servers(building: Building) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 from ckpt.kernel.arch import NR
 from ckpt.kernel.libc import readable_address, syscall
-from ckpt.units import Pid, Tid
+from ckpt.units import Fd, Pid, Tid
 
 
 class Namespace(enum.IntFlag):
@@ -27,6 +27,9 @@ class Namespace(enum.IntFlag):
     IPC = 0x0800_0000
     NET = 0x4000_0000
 
+
+_NEWPID = 0x2000_0000
+"""CLONE_NEWPID."""
 
 BY_NAME = {"uts": Namespace.UTS, "ipc": Namespace.IPC, "net": Namespace.NET}
 """By the names that they have below /proc/PID/ns."""
@@ -99,6 +102,24 @@ def made_anew(names: tuple[str, ...]) -> Iterator[None]:
             flags |= BY_NAME[name]
         syscall(NR.unshare, flags)
         yield
+
+
+@contextlib.contextmanager
+def children_in(space: Fd) -> Iterator[None]:
+    """Have what this thread forks, but not itself, in a pid namespace for the length of the block.
+
+    Raises:
+        OSError: the namespace has lost its first process, or we may not (CAP_SYS_ADMIN).
+    """
+    back = _open("/proc/thread-self/ns/pid_for_children")
+    try:
+        syscall(NR.setns, space, _NEWPID)
+        try:
+            yield
+        finally:
+            syscall(NR.setns, back, _NEWPID)
+    finally:
+        os.close(back)
 
 
 def set_domainname(name: bytes) -> None:

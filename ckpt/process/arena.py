@@ -164,7 +164,7 @@ class Arena:
         frame = arch.signal_frame(task.registers, task.xstate, task.sigmask, frame_at)
         memory.write(self.pid, frame_at, frame)
         registers = arch.batch_registers(
-            task.registers, code, table, n_calls, self.tgid, task.tid, sig, frame_at
+            task.registers, code, table, n_calls, self.tgid, task.inner, sig, frame_at
         )
         task.prepare_to_run(registers, ALL_SIGNALS & ~(1 << (sig - 1)))
         ptrace.cont(task.tid)

@@ -12,7 +12,6 @@ So a restore that fails, or is killed, leaves nothing behind.
 import contextlib
 import os
 import signal
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,11 +21,18 @@ from ckpt.errors import NotPermitted, RestoreFailed, TargetGone
 from ckpt.kernel import ptrace
 from ckpt.kernel.arch import NR
 from ckpt.kernel.arch import x86_64 as arch
-from ckpt.kernel.clone3 import CloneFlag, clone_args, pack_clone_args, pack_set_tid
+from ckpt.kernel.clone3 import (
+    CLONE_ARGS_SIZE_VER1,
+    CloneFlag,
+    clone_args,
+    pack_clone_args,
+    pack_set_tid,
+)
 from ckpt.kernel.prctl import adopting_orphans
 from ckpt.process import memory
 from ckpt.process.arena import Arena, map_arena
 from ckpt.process.holder import taken
+from ckpt.process.pid_space import PidSpace
 from ckpt.process.programs import CODE_AT, spawn
 from ckpt.process.remote import Call, In, Reply, call
 from ckpt.process.task import Task
@@ -40,9 +46,7 @@ _OPTIONS = (
     | ptrace.Option.TRACEFORK
     | ptrace.Option.TRACESYSGOOD
 )
-_CLONE_PARENT, _CLONE_NEWTIME = 0x8000, 0x80
-_CLONE_ARGS = struct.Struct("<11Q")
-_SYSCALL_AT = RemoteAddr(CODE_AT + arch.BIND_CODE.index(arch.SYSCALL_INSN))
+SYSCALL_AT = RemoteAddr(CODE_AT + arch.BIND_CODE.index(arch.SYSCALL_INSN))
 """The first that `spawn` puts into a program that dies with us."""
 _EEXIST = 17
 _WALL = 0x4000_0000
@@ -64,8 +68,12 @@ class Embryo:
     """A process under construction: the right pid, our arena, and soon the image's memory."""
 
     pid: Pid
+    """As we see it."""
+    number: Pid
+    """As the image and the tree itself know it; another one in a pid namespace of its own."""
     leader: Task
     tasks: dict[Tid, Task]
+    """By their numbers in the image."""
     arena: Arena
     maker: Pid | None = None
     """Of whose memory it was made a clone, if that is one of the tree."""
@@ -92,7 +100,9 @@ class Nursery:
     """All embryos of a tree; those that have not been let go end if the restore fails."""
 
     embryos: dict[Pid, Embryo] = attrs.field(factory=dict)
-    """Each behind its parent."""
+    """By their numbers in the image; each behind its parent."""
+    seen_as: dict[int, Pid] = attrs.field(factory=dict)
+    """Number in the image -> the one that we see; those that have ended included."""
 
     @property
     def root(self) -> Embryo:
@@ -117,33 +127,44 @@ class Nursery:
             raise taken(pid)
         if not reply.ok:
             raise RestoreFailed(f"making process {pid}", str(reply))
-        leader = adopt(Tid(pid))
-        arena = attrs.evolve(parent.arena, pid=pid, tgid=pid)
+        outer = Pid(parent.leader.made[-1])
+        embryo = self.take_in(outer, pid)
+        embryo.arena = attrs.evolve(parent.arena, pid=outer, tgid=pid)
         # A sister is made before she has any other memory than that of their parent.
-        of_whom = parent.maker if flags & CloneFlag.PARENT else parent.pid
-        embryo = self.embryos[pid] = Embryo(pid, leader, {leader.tid: leader}, arena, of_whom)
+        embryo.maker = parent.maker if flags & CloneFlag.PARENT else parent.number
+        return embryo
+
+    def take_in(self, pid: Pid, number: Pid) -> Embryo:
+        """Take in a process that was just made, and has no arena yet."""
+        leader = adopt(Tid(pid), Tid(number))
+        self.seen_as[number] = pid
+        embryo = Embryo(pid, number, leader, {leader.inner: leader}, _NO_ARENA)
+        self.embryos[number] = embryo
         return embryo
 
     def end(self, pid: Pid) -> None:
         """Kill one that is not needed any more; its parent must still wait for it."""
-        del self.embryos[pid]
-        _end(pid)
+        end_process(self.embryos.pop(pid).pid)
 
     def end_all(self) -> None:
         """Kill all, and reap those that become ours with their parents' end."""
         with adopting_orphans():
-            for pid in reversed(self.embryos):
+            for embryo in reversed(self.embryos.values()):
                 # One that is gone already must not save the others.
                 with contextlib.suppress(TargetGone):
-                    _end(pid)
-            for pid in self.embryos:
+                    end_process(embryo.pid)
+            for embryo in self.embryos.values():
                 with contextlib.suppress(ChildProcessError):
-                    os.waitpid(pid, _WALL)
+                    os.waitpid(embryo.pid, _WALL)
 
 
 @contextlib.contextmanager
 def plant(
-    pid: Pid, fds: dict[Fd, Fd], offsets: ClockOffsets | None, arena_at: AddrRange
+    pid: Pid,
+    fds: dict[Fd, Fd],
+    offsets: ClockOffsets | None,
+    arena_at: AddrRange,
+    space: PidSpace | None = None,
 ) -> Iterator[Nursery]:
     """Start a seed and make the embryo with process id `pid`; kill all embryos if the block fails.
 
@@ -152,45 +173,52 @@ def plant(
         fds: descriptors that it inherits: number there -> descriptor here.
         offsets: of a new time namespace for it; None: it stays in ours.
         arena_at: addresses that neither the seed nor the image uses, for the arena.
+        space: the pid namespace in which it has that id; None: in ours.
 
     Raises:
         PidTaken: `pid` is in use, or its zombie still waits for a parent.
         RestoreFailed: the kernel refused something else.
     """
+    space_at = Fd(max([*fds, 2]) + 1)
+    if space is not None and space.fd is not None:
+        fds = fds | {space_at: space.fd}
     seed_pid = _spawn_beside(pid, fds)
     nursery = Nursery()
     try:
-        seed = _take_over(seed_pid)
+        seed = take_over(seed_pid)
         if offsets is not None:
             _enter_time_namespace(seed, offsets)
-        made = _clone(seed, pid)
-        leader = adopt(Tid(made))
-        nursery.embryos[made] = Embryo(made, leader, {leader.tid: leader}, _NO_ARENA)
-        _end(seed_pid)
+        if space_at in fds:
+            _bear_into(seed, space_at)
+        is_first = space is not None and space.fd is None
+        made = clone(seed, CloneFlag.PARENT | (CloneFlag.NEWPID if is_first else 0), pid)
+        root = nursery.take_in(made, pid)
+        end_process(seed_pid)
         seed_pid = Pid(0)
-        base = map_arena(leader, _SYSCALL_AT, arena_at.start)
+        base = map_arena(root.leader, SYSCALL_AT, arena_at.start)
         insn = RemoteAddr(base + arch.BATCH_CODE.index(arch.SYSCALL_INSN))
-        nursery.embryos[made].arena = Arena(made, made, base, insn)
+        root.arena = Arena(made, pid, base, insn)
         yield nursery
     except BaseException:
         nursery.end_all()
         raise
     finally:
         if seed_pid:
-            _end(seed_pid)
+            end_process(seed_pid)
 
 
 def _spawn_beside(wanted: Pid, fds: dict[Fd, Fd]) -> Pid:
     """Start a seed whose own pid is not the one that it shall make."""
     pid = spawn(NAME, arch.PAUSE_CODE, fds, survives=False)
     while pid == wanted:
-        _end(pid)
+        end_process(pid)
         # The kernel counts on: the next one is another.
         pid = spawn(NAME, arch.PAUSE_CODE, fds, survives=False)
     return pid
 
 
-def _take_over(pid: Pid) -> Task:
+def take_over(pid: Pid) -> Task:
+    """Stop a program of ours that waits for it."""
     try:
         # The restored process may get filters that forbid what we still have to do in it.
         ptrace.seize(Tid(pid), _OPTIONS | ptrace.Option.SUSPEND_SECCOMP)
@@ -201,12 +229,17 @@ def _take_over(pid: Pid) -> Task:
     return adopt(Tid(pid))
 
 
-def adopt(tid: Tid) -> Task:
-    """Wait for the first stop of a task that we made: it is traced from birth, and ran nothing."""
+def adopt(tid: Tid, number: Tid | None = None) -> Task:
+    """Wait for the first stop of a task that we made: it is traced from birth, and ran nothing.
+
+    Args:
+        tid: as we see it.
+        number: as it sees itself, if that is another one.
+    """
     status = ptrace.wait(tid)
     if status is None or status.kind is not ptrace.Kind.INTERRUPTED:
         raise TargetGone(tid)
-    task = Task(tid)
+    task = Task(tid, number or tid)
     task.read_state()
     # What it inherited is the mask of a remote call: everything blocked.
     task.sigmask = 0
@@ -214,7 +247,7 @@ def adopt(tid: Tid) -> Task:
 
 
 def _enter_time_namespace(seed: Task, offsets: ClockOffsets) -> None:
-    reply = seed.run_single(_SYSCALL_AT, NR.unshare, _CLONE_NEWTIME)
+    reply = seed.run_single(SYSCALL_AT, NR.unshare, CloneFlag.NEWTIME)
     if not reply.ok:
         raise RestoreFailed("making a time namespace", str(reply))
     lines = ""
@@ -226,12 +259,26 @@ def _enter_time_namespace(seed: Task, offsets: ClockOffsets) -> None:
         raise RestoreFailed("setting the clocks of the time namespace", str(error)) from error
 
 
-def _clone(seed: Task, pid: Pid) -> Pid:
-    """Fork the seed with a chosen pid, as a child of ours (CLONE_PARENT)."""
+def _bear_into(seed: Task, space_at: Fd) -> None:
+    """Let what the seed makes from now on be born into the namespace that it has open."""
+    for nr, *args in ((NR.setns, space_at, CloneFlag.NEWPID), (NR.close, space_at)):
+        reply = seed.run_single(SYSCALL_AT, nr, *args)
+        if not reply.ok:
+            raise RestoreFailed("entering a pid namespace", str(reply))
+
+
+def clone(seed: Task, flags: int, pid: Pid) -> Pid:
+    """Fork the seed; the child has the number `pid` where it lives. Returns the one that we see.
+
+    Raises:
+        PidTaken: the number is in use.
+        RestoreFailed: the kernel refused something else.
+    """
     at = RemoteAddr(seed.registers.rsp - 1024)
-    args = _CLONE_ARGS.pack(_CLONE_PARENT, 0, 0, 0, 0, 0, 0, 0, at + _CLONE_ARGS.size, 1, 0)
-    memory.write(seed.tid, at, args + struct.pack("<i", pid))
-    reply = seed.run_single(_SYSCALL_AT, NR.clone3, at, _CLONE_ARGS.size)
+    set_tid = RemoteAddr(at + CLONE_ARGS_SIZE_VER1)
+    args = pack_clone_args(flags=CloneFlag(flags), set_tid=set_tid, n_set_tid=1)
+    memory.write(seed.tid, at, args + pack_set_tid([Tid(pid)]))
+    reply = seed.run_single(SYSCALL_AT, NR.clone3, at, len(args))
     if reply.error == _EEXIST:
         raise taken(pid)
     if not reply.ok:
@@ -239,7 +286,7 @@ def _clone(seed: Task, pid: Pid) -> Pid:
     return Pid(reply.value)
 
 
-def _end(pid: Pid) -> None:
+def end_process(pid: Pid) -> None:
     """Kill a process of ours and reap it, with all threads that we trace."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)

@@ -68,6 +68,9 @@ class Task:
     """A thread that is stopped under our ptrace."""
 
     tid: Tid
+    """As we see it."""
+    inner: Tid = attrs.field(default=attrs.Factory(lambda task: task.tid, takes_self=True))
+    """As it sees itself, in its own pid namespace."""
     group_stopped: int = 0
     """The stop signal if it was in group-stop (SIGSTOP, SIGTSTP, ...), else 0."""
     registers: arch.Registers = attrs.field(factory=arch.Registers)

@@ -332,7 +332,7 @@ def _start(runs: Sequence[_Run]) -> list[_Run]:
             one.table_at,
             len(one.layout.calls),
             one.arena.tgid,
-            task.tid,
+            task.inner,
             one.sig,
             one.frame_at,
         )

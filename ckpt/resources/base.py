@@ -228,6 +228,8 @@ class RestoreOptions:
     """TCP connections come back closed, as if the peers had ended them."""
     no_cgroups: bool = False
     """Processes stay in the restorer's control groups."""
+    new_pids: bool = False
+    """The tree gets a pid namespace of its own, so it may have numbers that are taken here."""
     warn: Callable[[str], None] = be_silent
     """Tells the user of something that is not exactly as it was."""
     on_arrival: str = ""
@@ -288,11 +290,18 @@ class Rebuilt:
     """Tells the user of something that is not exactly as it was."""
     mapped: Sequence[Mapped] = ()
     """What of its memory it has already and may keep, see `memory.mappings_of`."""
+    seen_as: Mapping[int, Pid] = attrs.field(factory=dict)
+    """Number of a process in the image -> the one that we see, where that is another."""
 
     @property
     def pid(self) -> Pid:
-        """The process."""
+        """The process, as we see it."""
         return self.embryo.pid
+
+    @property
+    def number(self) -> Pid:
+        """The process, as the tree and its image know it."""
+        return self.embryo.number
 
 
 def no_findings(_target: Target) -> Iterable[Finding]:

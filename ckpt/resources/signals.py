@@ -129,7 +129,7 @@ def restore(record: SignalsRecord, rebuilt: Rebuilt) -> Restore:
     yield from _queue(
         rebuilt,
         record.pending,
-        lambda sig, info: call(NR.rt_sigqueueinfo, rebuilt.pid, sig, In(info)),
+        lambda sig, info: call(NR.rt_sigqueueinfo, rebuilt.number, sig, In(info)),
     )
 
 
@@ -195,7 +195,7 @@ def restore_thread(record: ThreadSignalsRecord, rebuilt: Rebuilt) -> Restore:
     yield from _queue(
         rebuilt,
         record.pending,
-        lambda sig, info: call(NR.rt_tgsigqueueinfo, rebuilt.pid, task.tid, sig, In(info)),
+        lambda sig, info: call(NR.rt_tgsigqueueinfo, rebuilt.number, task.inner, sig, In(info)),
     )
 
 

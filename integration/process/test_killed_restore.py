@@ -127,9 +127,9 @@ def test_killed_at_any_moment(dead):
 
 
 MOMENTS = {
-    "the seed is no tracee yet": "_take_over",
-    "the seed is taken over": "_clone",
-    "the process is made": "_end",
+    "the seed is no tracee yet": "take_over",
+    "the seed is taken over": "clone",
+    "the process is made": "end_process",
     "it has its arena": "Arena",
 }
 

@@ -70,7 +70,7 @@ def test_trouble_is_one_sentence_and_its_exit_code(ckpt_with, capsys):
     assert run(ckpt_with(raises(error)), ["job"]) == 41
     assert capsys.readouterr() == (
         "",
-        "ckpt: pid 7 is taken by sh: end it, or wait until it is reaped\n",
+        "ckpt: pid 7 is taken by sh: end it, or wait until it is reaped (or use --new-pids)\n",
     )
 
 

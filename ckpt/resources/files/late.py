@@ -15,6 +15,7 @@ import json
 import os
 import re
 from collections.abc import Generator, Iterator
+from functools import partial
 from typing import Any
 
 import attrs
@@ -31,6 +32,7 @@ from ckpt.units import Fd, RemoteFd
 _NAME = "ckpt-placeholder"
 _LINK = f"/memfd:{_NAME} (deleted)"
 _AT_FDCWD = 2**64 - 100
+_PROC_PID = re.compile(rb"^/proc/(\d+)(?=/)")
 _PATH, _PIDFD, _MADE = "path", "pidfd", "made"
 
 
@@ -107,7 +109,7 @@ def _replace(placeholder: _Placeholder, rebuilt: Rebuilt) -> Restore:
     elif what == _PIDFD:
         made = yield from _make_pidfd(*rest)
     else:
-        made = yield from _open(own.value, *rest)
+        made = yield from _open(rebuilt, *rest)
     if what != _MADE:
         _write(placeholder.ours, [_MADE, own.value, placeholder.fds[0]])
     close_on_exec = {fd for fd in placeholder.fds if _closes_on_exec(rebuilt, fd)}
@@ -130,16 +132,23 @@ _Making = Generator[list[Call], list[Reply], int]
 """As `Restore`, and returns the descriptor in the process."""
 
 
-def _open(own_pid: int, path_hex: str, flags: int, offset: int) -> _Making:
+def _open(rebuilt: Rebuilt, path_hex: str, flags: int, offset: int) -> _Making:
     path = bytes.fromhex(path_hex)
     # By the mount that the process sees, it knows at least itself.
-    inside = re.sub(rb"^/proc/%d/" % own_pid, b"/proc/self/", path)
+    inside = _PROC_PID.sub(partial(_name_as_seen, rebuilt), path)
     (opened,) = yield [call(NR.openat, _AT_FDCWD, In(inside + b"\0"), flags_for_open(flags))]
     _judge(f"opening {os.fsdecode(path)}", opened)
     if offset and not flags & os.O_PATH:
         (moved,) = yield [call(NR.lseek, opened.value, offset, os.SEEK_SET)]
         _judge(f"going to byte {offset} of {os.fsdecode(path)}", moved)
     return opened.value
+
+
+def _name_as_seen(rebuilt: Rebuilt, found: re.Match[bytes]) -> bytes:
+    """Return the directory of a process of the tree below the /proc that the process sees."""
+    number = int(found[1])
+    seen_as = rebuilt.seen_as.get(number, number)
+    return b"/proc/self" if number == rebuilt.number else b"/proc/%d" % seen_as
 
 
 def _make_pidfd(pid: int, flags: int) -> _Making:

@@ -1,0 +1,42 @@
+"""A pid namespace in which a restored tree has its numbers, whatever they are for others.
+
+    number    what the image says, and what the tree itself sees: 1233
+    pid       what we see, and /proc where ckpt runs: 48211
+
+The kernel takes and gives numbers as whoever makes the call sees them. So remote calls speak of
+numbers; ptrace, /proc and kill of ours speak of pids. `seed.Embryo` holds both.
+
+Where the root was pid 1 of its namespace, it is the first of the new one. Otherwise that has an
+init of ours (`init`), and is there before the tree is. Then it can be entered for a while: what
+we fork has a number in it, so a stand-in can have the one of a process of the tree.
+
+Kernel: pid_namespaces(7), setns(2).
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+import attrs
+
+from ckpt.kernel.namespaces import children_in
+from ckpt.units import Fd
+
+
+@attrs.frozen(slots=True, repr=False)
+class PidSpace:
+    """Where the root is born."""
+
+    fd: Fd | None
+    """The namespace; None: it begins with the root."""
+
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[None]:
+        """Have what this thread forks in the namespace, if it is there already.
+
+        State:  no threads are started meanwhile: the kernel would refuse.
+        """
+        if self.fd is None:
+            yield
+            return
+        with children_in(self.fd):
+            yield
