@@ -96,7 +96,8 @@ class Files:
         for one in self.by_key.values():
             if one.at_last is not None:
                 one.at_last()
-        run_all(self.at_last)
+        # What was held first is let go last: the packets of connections.
+        run_all(reversed(self.at_last))
 
 
 def _if_it_fails(hooks: list[Callable[[], None]]) -> Callable[..., None]:
