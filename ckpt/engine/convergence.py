@@ -13,7 +13,7 @@ until what is left is copied in no time, or does not shrink any more.
 import enum
 import itertools
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 import attrs
 
@@ -25,7 +25,7 @@ _RUN_MS = 0.004
 _BYTES_PER_MS = 4_000_000
 """process_vm_readv into memory that was touched before, on a machine of two cores."""
 _SMALL_MS = 1.0
-_SHRINKING = 0.7
+SHRINKING: Final = 0.7
 """What a round must leave, at most, of what it began with, to be worth another."""
 _MAX_ROUNDS = 12
 
@@ -83,7 +83,7 @@ def _has_stalled(rests: Sequence[Rest], patience: int) -> bool:
         return False
     last = rests[-patience - 1 :]
     return all(
-        after.copy_ms > before.copy_ms * _SHRINKING for before, after in itertools.pairwise(last)
+        after.copy_ms > before.copy_ms * SHRINKING for before, after in itertools.pairwise(last)
     )
 
 
