@@ -3,13 +3,14 @@
 Kernel: tcp(7), ip(7), ipv6(7), socket(7), getsockopt(2) on a duplicate (pidfd_getfd(2)); TCP_INFO
 for the state, the backlog (tcpi_sacked of a listening socket) and the queue (tcpi_unacked).
 
-Options are set where a new socket of this host has another value: sockets that are accepted later
-inherit them. A port is refused, before anything starts, while somebody else has it, or while closed
-connections of a program that did not set SO_REUSEADDR wait for their end (TIME_WAIT).
+Options are set where a new socket of this host has another value, the packet filter too: sockets
+that are accepted later inherit them. A port is refused, before anything starts, while somebody else
+has it, or while closed connections of a program that did not set SO_REUSEADDR wait for their end
+(TIME_WAIT).
 
-Refused before the target is stopped: connections that wait to be accepted, packet filters, kernel
-TLS, other protocols, other network namespaces. Not seen, and so lost: TCP_MD5SIG keys, programs
-attached for SO_REUSEPORT, SO_INCOMING_CPU.
+Refused before the target is stopped: connections that wait to be accepted, filters of eBPF, kernel
+TLS, other protocols, other network namespaces. Not seen, and so lost: TCP_MD5SIG keys, and what
+`sockopts` does not see.
 """
 
 import contextlib
@@ -23,21 +24,19 @@ import attrs
 
 from ckpt.process.remote import Reply
 from ckpt.resources.base import Opening
-from ckpt.resources.files import network_space
+from ckpt.resources.files import network_space, sockopts, tcp_record
 from ckpt.resources.files.fd_table import FdTable
 from ckpt.resources.files.kind import Kind, duplicate, set_status_flags
 from ckpt.resources.files.network_space import borrow_beside
 from ckpt.resources.files.open_file import OpenFile, Problem
+from ckpt.resources.files.sockopts import Numbers, SocketOptions, Structs, Warn
 from ckpt.units import Fd
 
 _AF_INET, _AF_INET6 = 2, 10
 _FAMILIES = {1: "unix", _AF_INET: "IPv4", _AF_INET6: "IPv6", 16: "netlink", 17: "packet"}
 _SOCK_STREAM, _SOCK_CLOEXEC = 1, os.O_CLOEXEC
 _IPPROTO_TCP, _IPPROTO_UDP = 6, 17
-_SOL, _TCP, _IP, _IPV6 = 1, _IPPROTO_TCP, 0, 41
-_SO_SNDBUF, _SO_RCVBUF, _SO_GET_FILTER = 7, 8, 26
-_SO_SNDBUFFORCE, _SO_RCVBUFFORCE, _SO_BUF_LOCK = 32, 33, 72
-_SNDBUF_LOCK, _RCVBUF_LOCK = 1, 2
+_SOL, _TCP = sockopts.SOL_SOCKET, _IPPROTO_TCP
 _TCP_INFO_OPTION, _TCP_ULP = 11, 31
 _TCP_LISTEN = 10
 _TCP_INFO = struct.Struct("<8B24I4Q2I")
@@ -47,55 +46,21 @@ _EADDRINUSE = 98
 
 _REUSE = "SO_REUSEADDR"
 
-_NUMBERS: dict[str, tuple[int, int]] = {
-    "SO_REUSEADDR": (_SOL, 2),
-    "SO_DONTROUTE": (_SOL, 5),
-    "SO_KEEPALIVE": (_SOL, 9),
-    "SO_OOBINLINE": (_SOL, 10),
-    "SO_PRIORITY": (_SOL, 12),
-    "SO_REUSEPORT": (_SOL, 15),
-    "SO_RCVLOWAT": (_SOL, 18),
-    "SO_TIMESTAMP": (_SOL, 29),
-    "SO_MARK": (_SOL, 36),
-    "SO_BUSY_POLL": (_SOL, 46),
-    "SO_ZEROCOPY": (_SOL, 60),
-    "IP_TOS": (_IP, 1),
-    "IP_TTL": (_IP, 2),
-    "IP_MTU_DISCOVER": (_IP, 10),
-    "IP_RECVERR": (_IP, 11),
-    "IP_FREEBIND": (_IP, 15),
-    "IP_TRANSPARENT": (_IP, 19),
-    "IP_BIND_ADDRESS_NO_PORT": (_IP, 24),
-    "IPV6_UNICAST_HOPS": (_IPV6, 16),
-    "IPV6_MTU_DISCOVER": (_IPV6, 23),
-    "IPV6_V6ONLY": (_IPV6, 26),
-    "IPV6_TCLASS": (_IPV6, 67),
-    "IPV6_FREEBIND": (_IPV6, 78),
-    "TCP_NODELAY": (_TCP, 1),
-    "TCP_MAXSEG": (_TCP, 2),
-    "TCP_CORK": (_TCP, 3),
-    "TCP_KEEPIDLE": (_TCP, 4),
-    "TCP_KEEPINTVL": (_TCP, 5),
-    "TCP_KEEPCNT": (_TCP, 6),
-    "TCP_SYNCNT": (_TCP, 7),
-    "TCP_LINGER2": (_TCP, 8),
-    "TCP_DEFER_ACCEPT": (_TCP, 9),
-    "TCP_WINDOW_CLAMP": (_TCP, 10),
-    "TCP_USER_TIMEOUT": (_TCP, 18),
-    "TCP_FASTOPEN": (_TCP, 23),
-    "TCP_NOTSENT_LOWAT": (_TCP, 25),
-    "TCP_SAVE_SYN": (_TCP, 27),
-}
-"""Options with an int for a value. A kernel that lacks one neither tells nor takes it."""
-
-_STRUCTS: dict[str, tuple[int, int, int]] = {
-    "SO_LINGER": (_SOL, 13, 8),
-    "SO_RCVTIMEO": (_SOL, 20, 16),
-    "SO_SNDTIMEO": (_SOL, 21, 16),
-    "SO_BINDTODEVICE": (_SOL, 25, 16),
-    "TCP_CONGESTION": (_TCP, 13, 16),
-}
-"""Options with a structure or a name for a value, and its size."""
+_NUMBERS: Numbers = (
+    dict(sockopts.NUMBERS)
+    | dict(tcp_record.NUMBERS)
+    | {
+        "TCP_MAXSEG": (_TCP, 2),
+        "TCP_DEFER_ACCEPT": (_TCP, 9),
+        "TCP_WINDOW_CLAMP": (_TCP, 10),
+        "TCP_FASTOPEN": (_TCP, 23),
+        "TCP_SAVE_SYN": (_TCP, 27),
+        "TCP_FASTOPEN_CONNECT": (_TCP, 30),
+        "TCP_FASTOPEN_NO_COOKIE": (_TCP, 34),
+    }
+)
+_OWN_NUMBERS = {name: option for name, option in _NUMBERS.items() if option[0] != _SOL}
+_STRUCTS: Structs = dict(sockopts.STRUCTS) | dict(tcp_record.STRUCTS)
 
 
 @attrs.frozen(slots=True, repr=False)
@@ -118,14 +83,28 @@ class TcpRecord:
     send_buffer_bytes: int
     """As set by SO_SNDBUF; 0 if the kernel chooses."""
     receive_buffer_bytes: int
+    packet_filter: bytes = b""
+    """As in `SocketOptions`."""
+    filter_locked: bool = False
 
     def __attrs_post_init__(self) -> None:
         """Refuse what is no TCP socket."""
         if self.family not in (_AF_INET, _AF_INET6):
             raise ValueError(f"family {self.family} has no TCP")
-        unknown = (self.numbers.keys() - _NUMBERS.keys()) | (self.structs.keys() - _STRUCTS.keys())
-        if unknown:
-            raise ValueError(f"unknown socket options {sorted(unknown)}")
+        sockopts.refuse_unknown(self.numbers, _NUMBERS)
+        sockopts.refuse_unknown(self.structs, _STRUCTS)
+
+    @property
+    def own(self) -> SocketOptions:
+        """What sockets of every family have."""
+        return SocketOptions(
+            {name: n for name, n in self.numbers.items() if name in sockopts.NUMBERS},
+            {name: value for name, value in self.structs.items() if name in sockopts.STRUCTS},
+            self.send_buffer_bytes,
+            self.receive_buffer_bytes,
+            self.packet_filter,
+            self.filter_locked,
+        )
 
     @property
     def where(self) -> str:
@@ -178,11 +157,9 @@ def _problem_of(sock: Socket, table: FdTable) -> Problem | None:
         n = info[_UNACKED]
         what = "1 connection waits" if n == 1 else f"{n} connections wait"
         return Problem(f"is a listening TCP socket, and {what} to be accepted", "try again")
-    if _has(sock, _SOL, _SO_GET_FILTER):
-        return Problem("is a TCP socket with a packet filter, which is not supported yet")
-    if _has(sock, _TCP, _TCP_ULP):
+    if sockopts.has_value(sock, _TCP, _TCP_ULP):
         return Problem("is a TCP socket with an upper layer (TLS), which is not supported yet")
-    return None
+    return sockopts.problem(sock)
 
 
 def _name_of(sock: Socket) -> str:
@@ -198,20 +175,12 @@ def _read_info(sock: Socket) -> tuple[int, ...]:
     return values
 
 
-def _has(sock: Socket, level: int, option: int) -> bool:
-    """Tell whether an option has a value at all; for what may be there only seldom."""
-    try:
-        return bool(sock.getsockopt(level, option, 16).rstrip(b"\0"))
-    except OSError:
-        return False
-
-
 def capture(file: OpenFile, table: FdTable, _replies: list[Reply]) -> TcpRecord:
     """See `Kind.capture`."""
     with borrow_beside(file, table) as sock:
         info = _read_info(sock)
         address, port, flow_info, scope_id = (*sock.getsockname(), 0, 0)[:4]
-        locks = _number(sock, _SOL, _SO_BUF_LOCK) or 0
+        options = sockopts.capture(sock)
         return TcpRecord(
             family=int(sock.family),
             address=address,
@@ -219,38 +188,13 @@ def capture(file: OpenFile, table: FdTable, _replies: list[Reply]) -> TcpRecord:
             flow_info=flow_info,
             scope_id=scope_id,
             backlog=info[_SACKED] if info[0] == _TCP_LISTEN else -1,
-            numbers=_read_numbers(sock),
-            structs=_read_structs(sock),
-            # The kernel doubles what was asked for, to have room for its own records.
-            send_buffer_bytes=(
-                sock.getsockopt(_SOL, _SO_SNDBUF) // 2 if locks & _SNDBUF_LOCK else 0
-            ),
-            receive_buffer_bytes=(
-                sock.getsockopt(_SOL, _SO_RCVBUF) // 2 if locks & _RCVBUF_LOCK else 0
-            ),
+            numbers=options.numbers | sockopts.read_numbers(sock, _OWN_NUMBERS),
+            structs=options.structs | sockopts.read_structs(sock, tcp_record.STRUCTS),
+            send_buffer_bytes=options.send_buffer_bytes,
+            receive_buffer_bytes=options.receive_buffer_bytes,
+            packet_filter=options.packet_filter,
+            filter_locked=options.filter_locked,
         )
-
-
-def _number(sock: Socket, level: int, option: int) -> int | None:
-    try:
-        return sock.getsockopt(level, option)
-    except OSError:
-        return None
-
-
-def _read_numbers(sock: Socket) -> dict[str, int]:
-    values = {name: _number(sock, *option) for name, option in _NUMBERS.items()}
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def _read_structs(sock: Socket) -> dict[str, bytes]:
-    values: dict[str, bytes] = {}
-    for name, (level, option, size) in _STRUCTS.items():
-        try:
-            values[name] = sock.getsockopt(level, option, size)
-        except OSError:
-            continue
-    return values
 
 
 def check_host(record: TcpRecord) -> Iterator[Problem]:
@@ -259,7 +203,7 @@ def check_host(record: TcpRecord) -> Iterator[Problem]:
         return
     try:
         with _new_socket(record.family) as sock:
-            _bind(record, sock)
+            _bind(record, sock, lambda _text: None)
     except OSError as error:
         remedy = (
             "end who has it; its closed connections take a minute"
@@ -269,32 +213,26 @@ def check_host(record: TcpRecord) -> Iterator[Problem]:
         yield Problem(f"cannot be bound to {record.where} here ({error.strerror})", remedy)
 
 
-def _bind(record: TcpRecord, sock: Socket) -> None:
+def _bind(record: TcpRecord, sock: Socket, warn: Warn) -> None:
     """Set all options, some of which decide whether it can be bound, and bind."""
-    for name, value in record.structs.items():
-        level, option, size = _STRUCTS[name]
-        if value.rstrip(b"\0") != sock.getsockopt(level, option, size).rstrip(b"\0"):
-            sock.setsockopt(level, option, value)
-    for name, number in record.numbers.items():
-        if _number(sock, *_NUMBERS[name]) != number:
-            sock.setsockopt(*_NUMBERS[name], number)
-    if record.send_buffer_bytes:
-        sock.setsockopt(_SOL, _SO_SNDBUFFORCE, record.send_buffer_bytes)
-    if record.receive_buffer_bytes:
-        sock.setsockopt(_SOL, _SO_RCVBUFFORCE, record.receive_buffer_bytes)
+    sockopts.restore(record.own, sock, warn, later=True)
+    sockopts.set_structs(record.structs, sock, tcp_record.STRUCTS, warn)
+    sockopts.set_numbers(record.numbers, sock, _OWN_NUMBERS, warn)
     if record.port:
         sock.bind(record.sockaddr)
 
 
-def open_again(record: TcpRecord, flags: int, _opening: Opening) -> Fd:
+def open_again(record: TcpRecord, flags: int, opening: Opening) -> Fd:
     """See `Kind.open`."""
+    warn = opening.options.warn
     with _new_socket(record.family) as sock:
         # Its own connections may have the port before it: `tcp_rebuild` binds them regardless.
         reuse = record.numbers.get(_REUSE, 0)
-        _bind(attrs.evolve(record, numbers=record.numbers | {_REUSE: 1}), sock)
+        _bind(attrs.evolve(record, numbers=record.numbers | {_REUSE: 1}), sock, warn)
         if record.backlog >= 0:
             sock.listen(record.backlog)
         sock.setsockopt(*_NUMBERS[_REUSE], reuse)
+        sockopts.restore_last(record.own, sock, warn)
         fd = duplicate(sock.fileno())
     set_status_flags(fd, flags)
     return fd
