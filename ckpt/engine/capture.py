@@ -40,7 +40,7 @@ from ckpt.process.tree import (
     refuse_untouchable,
 )
 from ckpt.resources.base import Capture, CaptureOptions, Resource, Stopped, Target, Tree
-from ckpt.resources.registry import PROCESS, THREAD
+from ckpt.resources.registry import PROCESS, THREAD, beside
 from ckpt.units import Pid, Tid
 
 
@@ -49,7 +49,9 @@ def look(pid: Pid, features: Features, options: CaptureOptions | None = None) ->
 
     They are not touched.
     """
-    return _look(pid, features, options or CaptureOptions())[1]
+    with beside(pid) as mounts:
+        options = attrs.evolve(options or CaptureOptions(), mounts=mounts)
+        return _look(pid, features, options)[1]
 
 
 _MOST_LOOKS = 20

@@ -31,9 +31,11 @@ from ckpt.image.reader import PageReader
 from ckpt.image.runs import Fate
 from ckpt.image.writer import WriterOptions
 from ckpt.kernel.features import probe_features
+from ckpt.kernel.procfs.mountinfo import Mount
 from ckpt.process.freezer import DEFAULT_TIMEOUT_S
 from ckpt.process.tree import refuse_untouchable
 from ckpt.resources.base import CaptureOptions
+from ckpt.resources.registry import beside, reachable
 from ckpt.tracker.choose import AUTO, choose_tracker
 from ckpt.units import GenerationNo, Pid
 
@@ -114,6 +116,17 @@ def dump(pid: int, directory: str | Path, options: DumpOptions | None = None) ->
         raise UsageError("--on-departure is for a process that leaves: give --kill too")
     root = Pid(pid)
     refuse_untouchable(root)
+    # From a mount namespace of the tree's own, only a relative path leads back here.
+    found_from_there = reachable(directory)
+    with beside(root) as mounts:
+        chain_at = found_from_there if mounts else Path(directory)
+        return _dump(root, chain_at, options, mounts, started_s)
+
+
+def _dump(
+    root: Pid, directory: Path, options: DumpOptions, mounts: tuple[Mount, ...], started_s: float
+) -> DumpResult:
+    """Do so from where the paths of the tree lead."""
     features = probe_features()
     tracker = choose_tracker(options.tracker, features)
     looked = examine(
@@ -125,9 +138,10 @@ def dump(pid: int, directory: str | Path, options: DumpOptions | None = None) ->
             ghost_limit_bytes=options.ghost_limit_bytes,
             external=options.external,
             departs=bool(options.on_departure),
+            mounts=mounts,
         ),
     )
-    chain = Chain.create_or_open(Path(directory))
+    chain = Chain.create_or_open(directory)
     with chain.lock(), contextlib.ExitStack() as stack:
         members = Members(root, tracker, features, stack)
         of_memory = looked.tree.memory_owners()

@@ -27,6 +27,7 @@ from ckpt.image.verify import verify_for, verify_frames, verify_sizes
 from ckpt.image.workers import count_free_threads
 from ckpt.kernel.features import probe_features
 from ckpt.resources.base import RestoreOptions
+from ckpt.resources.registry import has_own_mounts, mounted, reachable, reachable_instead
 from ckpt.units import GenerationNo, Pid
 
 
@@ -77,7 +78,12 @@ def restore(
     number = _number(chain, at)
     reader, tree, parts = _verify(chain, number, ahead, lazy=lazy)
     building = Building(tree, parts, reader, probe_features(), warnings.append)
-    with contents_of(tree) as contents:
+    if has_own_mounts(tree.root.resources):
+        # From there only a relative path leads back here.
+        for one in (chain, reader.chain):
+            one.stay_reachable(reachable(directory))
+        options = reachable_instead(options)
+    with mounted(tree.root.resources), contents_of(tree) as contents:
         options = attrs.evolve(options, contents=contents.paths)
         if lazy:
             verify_frames(chain, reader, contents.resolve(reader))

@@ -68,6 +68,10 @@ class Chain:
         self._manifests: dict[GenerationNo, Manifest] = {}
         self._resolved: dict[tuple[GenerationNo, str], ResolvedRuns] = {}
 
+    def stay_reachable(self, path: Path) -> None:
+        """Find the same directory under another path from now on."""
+        self.path = self._store.path = path
+
     @property
     def store(self) -> Store:
         """The directory, for the rest of the image layer."""

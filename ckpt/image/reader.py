@@ -169,6 +169,11 @@ class PageReader:
         self.manifest = self._line[generation]
         """The manifest of the generation that is read."""
 
+    @property
+    def chain(self) -> Chain:
+        """Where it reads."""
+        return self._chain
+
     def resolve(self, space: str) -> ResolvedRuns:
         """Return every run of `space`, with `PARENT` replaced by what the newest ancestor has.
 

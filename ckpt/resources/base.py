@@ -36,6 +36,7 @@ from ckpt.errors import Finding, RestoreFailed
 from ckpt.kernel.features import Features
 from ckpt.kernel.procfs import files as procfs_files
 from ckpt.kernel.procfs import status as procfs_status
+from ckpt.kernel.procfs.mountinfo import Mount
 from ckpt.process.clones import OWN, Common, Shares
 from ckpt.process.freezer import Frozen
 from ckpt.process.remote import Call, Reply
@@ -94,6 +95,8 @@ class CaptureOptions:
     external: Collection[str] = ()
     """What leads outside the tree, and will be given to the restore: names as /proc/PID/fd shows
     them, or `auto`; see `files.outside`."""
+    mounts: tuple[Mount, ...] = ()
+    """What is mounted where ckpt was started, if it has entered the tree's own mount namespace."""
     departs: bool = False
     """With `kill`: their addresses leave this host too, nothing of its network is held then."""
 

@@ -63,7 +63,7 @@ def look(target: Target) -> Iterator[Finding]:
             yield Finding(
                 f"thread {tid}", "has a working directory of its own, which is not supported yet"
             )
-    if not os.path.samefile(f"/proc/{pid}/ns/mnt", "/proc/self/ns/mnt"):
+    if not os.path.samefile(f"/proc/{pid}/ns/mnt", "/proc/thread-self/ns/mnt"):
         yield Finding("mounts", "the process is in another mount namespace")
     yield from _iter_findings(pid)
 

@@ -15,8 +15,8 @@ Kernel: prctl(2), personality(2) inside; /proc/PID/{status,ns} and kcmp(2) from 
 - Not captured: PR_SET_PTRACER.
 """
 
-import os
 import struct
+import threading
 from collections.abc import Iterator, Sequence
 
 import attrs
@@ -96,7 +96,8 @@ class TaskModesRecord:
 def look(target: Target) -> Iterator[Finding]:
     """Name what one process alone cannot be brought back with."""
     pid = target.pid
-    ours = {name: _namespace(Pid(os.getpid()), name) for name in _NAMESPACES}
+    us = Tid(threading.get_native_id())
+    ours = {name: _namespace(us, name) for name in _NAMESPACES}
     for tid in procfs_files.list_tids(pid):
         subject = f"process {pid}" if tid == Tid(pid) else f"thread {tid}"
         try:

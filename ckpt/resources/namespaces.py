@@ -14,8 +14,9 @@ uname(2) as a remote call.
     net     loopback, up or down, with its usual addresses. Refused: other interfaces, other
             addresses, routes, iptables. Settings below /proc/sys/net are the kernel's own again
     ipc     `sysv.py` has what is in it
+    mnt     `mounts.py` enters and makes it
 
-Others (mount, pid, user, control group) are judged by `identity.py`.
+Others (pid, user, control group) are judged by `identity.py`.
 """
 
 import contextlib
@@ -33,7 +34,10 @@ from ckpt.kernel.arch import NR
 from ckpt.kernel.features import Features
 from ckpt.kernel.procfs import files as procfs_files
 from ckpt.process.remote import Out, Reply, call
+from ckpt.resources import mounts
 from ckpt.resources.base import Capture, Rebuilt, Resource, Restore, Stage, Stopped, Target
+from ckpt.resources.mounts import NOTHING as NO_MOUNTS
+from ckpt.resources.mounts import MountsRecord
 from ckpt.units import Pid, Tid
 
 _SPOKEN = {"uts": "host name", "ipc": "IPC", "net": "network"}
@@ -55,6 +59,8 @@ class NamespacesRecord:
     """Empty unless it has its own."""
     domainname: bytes
     loopback_up: bool
+    mounts: MountsRecord = NO_MOUNTS
+    """What it has mounted for itself."""
 
     def __attrs_post_init__(self) -> None:
         """Refuse what cannot be made."""
@@ -80,6 +86,7 @@ def look(target: Target) -> Iterator[Finding]:
                 )
     if pid == root:
         yield from _iter_own_findings(target)
+        yield from mounts.look(target)
 
 
 def _read(pid: Pid | Tid, name: str) -> str:
@@ -155,12 +162,13 @@ def capture(stopped: Stopped) -> Capture[NamespacesRecord]:
     is_root = stopped.pid == stopped.tree.pids[0]
     own = _read_own(stopped.pid) if is_root else ()
     loopback_up = False
+    mounted = mounts.read_record(stopped)
     if "net" in own:
         with namespaces.inside(stopped.pid, "net"):
             loopback_up = namespaces.is_loopback_up()
     replies = yield [_ASK_NAMES] if "uts" in own else []
     hostname, domainname = _names_of(replies[0]) if "uts" in own else (b"", b"")
-    return NamespacesRecord(own, hostname, domainname, loopback_up)
+    return NamespacesRecord(own, hostname, domainname, loopback_up, mounted)
 
 
 _ASK_NAMES = call(NR.uname, Out(_UTSNAME_BYTES))
@@ -188,6 +196,7 @@ def entered(record: NamespacesRecord) -> Iterator[None]:
         NotPermitted: we may not make them.
         RestoreFailed: the kernel refused something else.
     """
+    mounts.refuse_elsewhere(record.mounts)
     with contextlib.ExitStack() as stack:
         if record.own:
             try:

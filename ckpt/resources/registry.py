@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from ckpt.process.seed import ClockOffsets
-from ckpt.resources import clocks, namespaces
+from ckpt.resources import clocks, mounts, namespaces
 from ckpt.resources.base import Resource
 from ckpt.resources.cgroups import CGROUPS
 from ckpt.resources.content import CONTENTS
@@ -24,6 +24,9 @@ from ckpt.resources.labels import LABEL
 from ckpt.resources.limits import LIMITS
 from ckpt.resources.memory import MEMORY
 from ckpt.resources.memory_policy import MAPPING_POLICIES, THREAD_POLICY
+from ckpt.resources.mounts import beside as beside
+from ckpt.resources.mounts import reachable as reachable
+from ckpt.resources.mounts import reachable_instead as reachable_instead
 from ckpt.resources.namespaces import NAMESPACES
 from ckpt.resources.registers import REGISTERS
 from ckpt.resources.scheduling import SCHEDULING
@@ -103,3 +106,19 @@ def entered(resources: Mapping[str, Any]) -> AbstractContextManager[None]:
         RestoreFailed: the kernel refused something else.
     """
     return namespaces.entered(resources[NAMESPACES.name])
+
+
+def has_own_mounts(resources: Mapping[str, Any]) -> bool:
+    """Tell whether a root has a mount namespace for itself."""
+    return bool(resources[NAMESPACES.name].mounts.own)
+
+
+def mounted(resources: Mapping[str, Any]) -> AbstractContextManager[None]:
+    """Have this thread, and all that it starts, in the mount namespace that the root has.
+
+    Raises:
+        HostMismatch: what is to be mounted is not there.
+        NotPermitted: we may not make it.
+        RestoreFailed: the kernel refused something else.
+    """
+    return mounts.mounted(resources[NAMESPACES.name].mounts)

@@ -60,6 +60,8 @@ NARROW = {
     ("SeccompRecord", "filters"): st.just(()),
     ("GroupRecord", "path"): st.just("/a"),
     ("NamespacesRecord", "own"): st.just(("uts",)),
+    ("MountRecord", "kind"): st.sampled_from(["absent", "changed"]),
+    ("MountRecord", "path"): st.just("/mnt"),
     **{
         ("SysvRecord", name): st.just(())
         for name in ("attached", "segments", "semaphores", "queues", "settings")

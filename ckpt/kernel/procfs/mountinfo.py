@@ -5,6 +5,7 @@ Source: proc_pid_mountinfo(5). Space, tab, line end and backslash in a path are 
 """
 
 import re
+from collections.abc import Sequence
 
 import attrs
 
@@ -28,6 +29,12 @@ class Mount:
     path: str
     """Where it is mounted."""
     fs_type: str
+    options: tuple[str, ...] = attrs.field(default=(), eq=False)
+    """Of this mount: `ro`, `nosuid`."""
+    fs_options: tuple[str, ...] = attrs.field(default=(), eq=False)
+    """Of the file system: `size=4k`."""
+    follows: bool = attrs.field(default=False, eq=False)
+    """What is mounted in another namespace appears here, but not the reverse (a slave)."""
 
 
 def parse_mountinfo(text: str) -> list[Mount]:
@@ -53,11 +60,32 @@ def _parse(line: str) -> Mount:
         root=_plain(root),
         path=_plain(path),
         fs_type=after.split(" ")[0],
+        options=tuple(words[5].split(",")),
+        fs_options=tuple(_plain(after.rpartition(" ")[2]).split(",")),
+        follows=any(word.startswith("master:") for word in words[6:]),
     )
 
 
 def _plain(path: str) -> str:
     return _OCTAL.sub(lambda found: chr(int(found[1], 8)), path)
+
+
+def find_mount(mounts: Sequence[Mount], path: str) -> Mount | None:
+    """Return what is seen at an absolute path without links; None if the root is not shown."""
+    ids = {one.id for one in mounts}
+    found = next((one for one in mounts if one.parent not in ids and one.path == "/"), None)
+    while found is not None:
+        behind = [one for one in mounts if one.parent == found.id and covers(one.path, path)]
+        if not behind:
+            break
+        # The first that a walk down the path comes to.
+        found = min(behind, key=lambda one: len(one.path))
+    return found
+
+
+def covers(folder: str, path: str) -> bool:
+    """Tell whether a path is that of a directory, or below it."""
+    return path == folder or path.startswith(folder.rstrip("/") + "/")
 
 
 def read_mountinfo(pid: Pid) -> list[Mount]:
