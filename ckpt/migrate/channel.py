@@ -13,13 +13,14 @@ import ssl
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from types import TracebackType
 from typing import Self, TypeVar
 
 import attrs
 
-from ckpt.errors import CkptError, PeerLost, PeerRefused, ProtocolError, printable
+from ckpt.errors import CkptError, Finding, PeerLost, PeerRefused, ProtocolError, printable
 from ckpt.migrate.frames import HEADER_BYTES, Header
 from ckpt.migrate.message import FrameMessage, Message, decode, encode, find_kind
 from ckpt.migrate.messages import KeepAlive, Refusal
@@ -41,6 +42,8 @@ _GROW_BYTES = 1 << 20
 """Fields longer than this get their memory as they arrive, not as they are announced."""
 
 _MAX_REASON = 4000
+_MAX_TEXT = 1000
+_MAX_FINDINGS = 100
 
 
 @attrs.frozen
@@ -57,6 +60,14 @@ class Patience:
     """From the connection to the end of the handshake."""
     keep_alive_s: float = 2.0
     """Between two signs of life of ours, in `Channel.kept_alive`."""
+
+
+def _shorten(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """Return findings as they are told: not more than somebody reads, and not endless ones."""
+    return tuple(
+        Finding(*(text[:_MAX_TEXT] for text in (one.subject, one.problem, one.remedy)))
+        for one in islice(findings, _MAX_FINDINGS)
+    )
 
 
 def new_buffer(n_bytes: int) -> memoryview:
@@ -79,6 +90,9 @@ class Channel:
         self.patience = patience or Patience()
         self.bandwidth = bandwidth or Bandwidth()
         self.traffic = Traffic()
+        self.checks_frames = True
+        """Compare the checksum of each page frame that comes; False leaves that to whoever decodes
+        it, in a thread perhaps (`image.pages.check_frame`): a third of a millisecond for 1 MiB."""
         self._transport = transport
         self._sending = threading.RLock()
         self._receiving = threading.RLock()
@@ -249,7 +263,7 @@ class Channel:
         if header.n_frame_bytes:
             stored = place(header.n_frame_bytes)
             self._read_exactly(stored, ends_s)
-        if zlib.crc32(stored) != header.frame_checksum:
+        if self.checks_frames and zlib.crc32(stored) != header.frame_checksum:
             raise ValueError(f"the page frame of a {kind.__name__} is damaged")
         return decode(kind, header, fields, stored)
 
@@ -294,7 +308,7 @@ class Channel:
             peer=self.peer,
             peer_code=printable(refusal.code)[:64],
             reason=printable(refusal.reason)[:_MAX_REASON],
-            findings=refusal.findings,
+            findings=_shorten(refusal.findings),
         )
 
     # ---- around both
@@ -343,9 +357,12 @@ class Channel:
 
     def refuse(self, error: CkptError) -> None:
         """Tell the peer why we will not go on, and close; never raises for the peer's sake."""
-        reason = error.message()[:_MAX_REASON]
-        findings = getattr(error, "findings", ())
-        self.say_last(Refusal(code=error.code, reason=reason, findings=tuple(findings)))
+        findings = _shorten(getattr(error, "findings", ()))
+        reason = error.message()
+        if findings:
+            # Its further lines are the findings, which travel as such.
+            reason = reason.partition("\n")[0].removesuffix(":")
+        self.say_last(Refusal(code=error.code, reason=reason[:_MAX_REASON], findings=findings))
 
     def say_last(self, what: Message) -> None:
         """Send a message if that is still possible, and close."""

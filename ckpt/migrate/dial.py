@@ -3,7 +3,7 @@
 from ckpt.errors import ConnectFailed, PeerLost, UsageError
 from ckpt.migrate.channel import Channel, Patience
 from ckpt.migrate.destination import Address, Destination, SshTarget
-from ckpt.migrate.handshake import NEW_SESSION, Pairing, Ticket, greet, pack_preface
+from ckpt.migrate.handshake import NEW_SESSION, Pairing, Ticket, greet, nobody_answers, pack_preface
 from ckpt.migrate.messages import Purpose
 from ckpt.migrate.pace import Bandwidth
 from ckpt.migrate.pairing import Token
@@ -86,8 +86,7 @@ class Dialer:
             plain.sendall(preface)
         except OSError as error:
             plain.close()
-            reason = f"it ended the connection ({error.strerror or error})"
-            raise ConnectFailed(peer=str(address), reason=reason) from error
+            raise nobody_answers(str(address), error.strerror or str(error)) from error
         timeout_s = self._patience.handshake_s
         return connect_tls(plain, self._trust, address.host, str(address), timeout_s)
 
@@ -110,6 +109,6 @@ def _send_preface(transport: Transport, preface: bytes, wait_s: float) -> None:
         try:
             sent = transport.write(memoryview(preface), wait_s)
         except PeerLost as error:
-            raise ConnectFailed(peer=transport.peer, reason=error.reason) from error
+            raise nobody_answers(transport.peer, error.reason) from error
         if sent != len(preface):
-            raise ConnectFailed(peer=transport.peer, reason="nobody reads there")
+            raise nobody_answers(transport.peer, "nobody reads there")

@@ -153,10 +153,13 @@ def _turn_failure(error: MigrateError, channel: Channel) -> MigrateError:
             peer=channel.peer, reason="it does not take our certificate (--tls-cert, --tls-ca)"
         )
     if isinstance(error, PeerLost | ProtocolError):
-        return ConnectFailed(
-            peer=channel.peer, reason=f"no 'ckpt receive' answers there ({error.reason})"
-        )
+        return nobody_answers(channel.peer, error.reason)
     return error
+
+
+def nobody_answers(peer: str, reason: str) -> ConnectFailed:
+    """Return the error of a connection that came about, but not with one of us."""
+    return ConnectFailed(peer=peer, reason=f"no 'ckpt receive' answers there ({reason})")
 
 
 def admit_all() -> None:

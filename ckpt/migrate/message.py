@@ -108,8 +108,9 @@ def decode(
     Raises:
         ValueError: the fields are not those of `kind`, or the frame's encoding is unknown.
     """
-    values = strict(unpack(memoryview(fields)), dict) if len(fields) else {}
+    values = unpack(memoryview(fields)) if len(fields) else {}
     try:
+        values = strict(values, dict)
         what = structure(
             {name: values[name] for name in _field_names(kind) if name in values}, kind
         )

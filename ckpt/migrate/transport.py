@@ -149,24 +149,31 @@ class TlsTransport:
 
     def read_into(self, view: memoryview, wait_s: float) -> int | None:
         """See `Transport.read_into`."""
-        return self._until(lambda: self._tls.recv_into(view), wait_s)
+        return self._until(self._read_now, view, wait_s)
 
     def write(self, view: memoryview, wait_s: float) -> int | None:
         """See `Transport.write`."""
-        return self._until(lambda: self._tls.send(view), wait_s)
+        return self._until(self._write_now, view, wait_s)
 
-    def _until(self, call: Callable[[], int], wait_s: float) -> int | None:
-        """Do `call` as soon as TLS lets it, which may want the other direction first."""
+    def _read_now(self, view: memoryview, done: int) -> int:
+        return self._tls.read(len(view) - done, view[done:])  # type: ignore[return-value]
+
+    def _write_now(self, view: memoryview, done: int) -> int:
+        return self._tls.write(view[done:])
+
+    def _until(
+        self, step: Callable[[memoryview, int], int], view: memoryview, wait_s: float
+    ) -> int | None:
+        """Do as much of `view` as goes without waiting, but wait for the first part of it.
+
+        OpenSSL takes and gives a record (16 KiB) at a time, and may want the other direction first.
+        """
         ends_s = time.monotonic() + wait_s
         try:
             while True:
-                try:
-                    with self._turn:
-                        return call()
-                except ssl.SSLWantReadError:
-                    events = select.POLLIN
-                except ssl.SSLWantWriteError:
-                    events = select.POLLOUT
+                done, events = self._go_on(step, view)
+                if done or not events:
+                    return done
                 if not wait_for(self._fd, events, ends_s - time.monotonic()):
                     return None
         except ssl.SSLError as error:
@@ -175,6 +182,22 @@ class TlsTransport:
             raise ProtocolError(peer=self.peer, reason=f"TLS: {describe_tls(error)}") from error
         except OSError as error:
             raise PeerLost(peer=self.peer, reason=_why(error)) from error
+
+    def _go_on(self, step: Callable[[memoryview, int], int], view: memoryview) -> tuple[int, int]:
+        """Return how much of `view` went, and what has to be waited for before more does, or 0."""
+        done = 0
+        try:
+            with self._turn:
+                while done < len(view):
+                    n_bytes = step(view, done)
+                    if n_bytes == 0:
+                        break
+                    done += n_bytes
+        except ssl.SSLWantReadError:
+            return done, select.POLLIN
+        except ssl.SSLWantWriteError:
+            return done, select.POLLOUT
+        return done, 0
 
     def fileno(self) -> int:
         """See `Transport.fileno`."""
