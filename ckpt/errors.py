@@ -140,6 +140,8 @@ class Finding:
     """Which object: `fd 7`, `vma 7f00-7f10`, `thread 12`."""
     problem: str
     remedy: str = ""
+    wants_address: bool = False
+    """All that is missing is an IP address of this host."""
 
     def __str__(self) -> str:
         """One line, whatever is in the names of files."""
@@ -465,6 +467,19 @@ class PeerRefused(MigrateError):
         """See `CkptError.message`."""
         lines = "".join(f"\n  {finding}" for finding in self.findings)
         return printable(f"{self.peer} refuses: {self.reason}") + lines
+
+
+@attrs.frozen(eq=False, repr=False, str=False)
+class NotMoved(MigrateError):
+    """The destination could not let the tree go at the last moment; it goes on at the source."""
+
+    exit_code = 56
+    code = "not-moved"
+    reason: str
+
+    def message(self) -> str:
+        """See `CkptError.message`."""
+        return printable(f"the tree goes on here: {self.reason}")
 
 
 class TrackerLost(CkptError):

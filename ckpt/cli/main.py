@@ -22,6 +22,8 @@ COMMANDS = {
     "check": "Say what this kernel offers; with --pid, what would be refused and why.",
     "dump": "Add a checkpoint of a running process to an image directory.",
     "restore": "Bring the process of an image directory back.",
+    "migrate": "Move a running process to another host.",
+    "receive": "Take processes that 'ckpt migrate' sends from another host.",
     "show": "List the checkpoints of an image directory.",
 }
 """Each command's module in this package, and its line in `ckpt --help`."""

@@ -63,6 +63,13 @@ class Part:
     embryo: Embryo = attrs.field(init=False)
 
 
+def part_at_once(process: ProcessImage, reader: PageReader) -> Part:
+    """Return the part of a process all of whose memory is filled before it runs."""
+    runs = reader.resolve(process.space)
+    # What it has of another one is filled there.
+    return Part(process, runs if process.has_memory else runs.clip([]))
+
+
 @attrs.define(repr=False)
 class Building:
     """A tree under construction."""

@@ -177,6 +177,7 @@ def _dump(
                 )
                 if options.kill:
                     run_hook("--on-departure", options.on_departure, _STAYS, CKPT_PID=root)
+                    taken.doom()
                     taken.kill()
             if not options.kill:
                 _advance(taking, chain, manifest)

@@ -9,7 +9,7 @@ from ckpt.engine.deciding import decide_plan, follow_plan
 from ckpt.engine.identity import read_exec_id
 from ckpt.engine.pages import Held, covered
 from ckpt.engine.records import space_name
-from ckpt.engine.tracking import Tracking, tracking
+from ckpt.engine.tracking import Tracking, drop_epoch, tracking
 from ckpt.errors import TargetGone
 from ckpt.image.chain import Chain
 from ckpt.image.format import Manifest
@@ -75,6 +75,13 @@ class Members:
                 continue
             member.follows = follow_plan(chain, member.tracking, epoch, plan.parent)
         return plan
+
+    def take_over(self) -> None:
+        """Take over what trackers there are, for copies that are made from nothing."""
+        for member in self.by_pid.values():
+            epoch = read_epoch(member.pid)
+            if not member.tracking.take_over(epoch) and epoch is not None:
+                drop_epoch(epoch)
 
     def hold(self, parent: Manifest) -> None:
         """Note what the parent generation holds of each."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import attrs
 
-from ckpt.engine.building import Building, Part
+from ckpt.engine.building import Building, Part, part_at_once
 from ckpt.engine.guard import Lazy
 from ckpt.engine.lazy import plan_lazy
 from ckpt.engine.records import ProcessImage, TreeImage, decode_tree
@@ -117,7 +117,7 @@ def _verify(
             # Who serves pages ends with the process; whoever shares its memory may need more.
             one.pid: _plan_lazy(one, reader, image)
             if one.has_memory and one.pid not in sharers
-            else _plan_at_once(one, reader)
+            else part_at_once(one, reader)
             for one in tree.processes
         }
         verify_sizes(chain, number)
@@ -129,14 +129,8 @@ def _verify(
     else:
         reader = verify_for(chain, number, threads=n_threads)
         tree = decode_tree(reader.manifest, path)
-    parts = {one.pid: _plan_at_once(one, reader) for one in tree.processes}
+    parts = {one.pid: part_at_once(one, reader) for one in tree.processes}
     return reader, tree, parts
-
-
-def _plan_at_once(process: ProcessImage, reader: PageReader) -> Part:
-    runs = reader.resolve(process.space)
-    # What it has of another one is filled there.
-    return Part(process, runs if process.has_memory else runs.clip([]))
 
 
 def _plan_lazy(process: ProcessImage, reader: PageReader, image: str) -> Part:

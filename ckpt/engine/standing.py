@@ -219,6 +219,10 @@ def _let_go(parts: list[Part]) -> None:
         if part.image.stopped_by or any(task.deferred_stop for task in tasks):
             os.kill(part.embryo.pid, signal.SIGSTOP)
     for part in parts:
+        # From here on our own end lets them run, too: no part of a tree is left without the rest.
+        for task in part.embryo.tasks.values():
+            ptrace.set_options(task.tid, ptrace.Option.NONE)
+    for part in parts:
         _detach(part.embryo)
 
 

@@ -112,12 +112,33 @@ class Taken:
         """For how long the tree has stood still by now, if it still does."""
         return (time.monotonic() - self.frozen.frozen_at_s) * 1000
 
+    def doom(self) -> None:
+        """Have the target end with us from here on, however we end; it never runs again.
+
+        State: it was taken to be killed, and stands still.
+
+        Raises:
+            CkptError, OSError: something of it could not be readied for its end; nothing changed.
+            TargetGone: a part of it has ended.
+        """
+        run_all(self.tree.at_kill)
+        self._set_options(ptrace.Option.EXITKILL)
+
+    def spare(self) -> None:
+        """Take `doom` back: the target goes on at the end of the block."""
+        self._set_options(ptrace.Option.NONE)
+        run_all(self.tree.at_spared)
+
+    def _set_options(self, more: ptrace.Option) -> None:
+        for frozen in self.frozen.processes.values():
+            for tid in frozen.tasks:
+                ptrace.set_options(tid, self.frozen.options | more)
+
     def kill(self) -> None:
         """End the target where it stands; it does not run another instruction.
 
-        State: it was taken to be killed, and stands still.
+        State: `doom` was called; it stands still.
         """
-        run_all(self.tree.at_kill)
         # The deepest first: no parent is told of the end of a child.
         for frozen in reversed(self.frozen.processes.values()):
             with contextlib.suppress(ProcessLookupError):
@@ -223,6 +244,24 @@ class Taking:
                 if process.has_memory
             }
             yield Taken(frozen, tree, image, memory | contents.tables())
+
+    def preview(self) -> TreeImage:
+        """Stop the tree for a moment and return all but its memory; nothing is copied.
+
+        Raises:
+            UnsupportedState: it owns what cannot be captured.
+            TargetGone: it ended.
+        """
+        with contextlib.ExitStack() as at_end, _without_gc(), contextlib.ExitStack() as stack:
+            frozen = stack.enter_context(self.stop())
+            targets = retarget(frozen, self.looked, self.features)
+            tree = targets[self.root].tree
+            stack.callback(run_all, tree.at_thaw)
+            at_end.callback(run_all, tree.at_end)
+            images, _ = self._capture(frozen, targets, None)
+            zombies = capture_zombies(frozen, tree)
+            refuse_unplannable(images, zombies)
+        return settle(TreeImage(images, zombies))
 
     @contextlib.contextmanager
     def stop(self) -> Iterator[FrozenTree]:

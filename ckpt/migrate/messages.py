@@ -9,7 +9,7 @@ import enum
 import attrs
 
 from ckpt.errors import Finding
-from ckpt.migrate.message import Message, message
+from ckpt.migrate.message import MAX_FIELD_BYTES, FrameMessage, Message, message
 
 
 class Purpose(enum.StrEnum):
@@ -79,3 +79,119 @@ class Refusal(Message):
     code: str
     reason: str
     findings: tuple[Finding, ...] = ()
+
+
+# ---- a migration, in the order in which it is spoken (S: the source, D: the destination)
+
+
+@attrs.frozen
+class Options:
+    """What the user of the source wants of the destination."""
+
+    tcp_close: bool = False
+    lazy: bool = False
+
+
+@message(16, max_field_bytes=MAX_FIELD_BYTES)
+@attrs.frozen
+class Offer(Message):
+    """S: everything but the memory, as it was in a short stop, for D to check."""
+
+    manifest: bytes
+    """`image.format.encode_manifest`, without page spaces."""
+    options: Options
+
+
+@message(17)
+@attrs.frozen
+class Accepted(Message):
+    """D: this host can run it."""
+
+    chain_id: str
+    """Which the manifest of the state has to name."""
+
+
+@message(18)
+@attrs.frozen
+class Clocks(Message):
+    """S: what the root's clocks show now; D asks by an empty one, to measure the way."""
+
+    monotonic_ns: int = 0
+    boottime_ns: int = 0
+
+
+@message(19)
+@attrs.frozen
+class Ready(Message):
+    """D: pages may come."""
+
+
+@message(20, max_field_bytes=1 << 17)
+@attrs.frozen
+class Pages(FrameMessage):
+    """S: the next frame of the page stream, and where its pages belong."""
+
+    spaces: tuple[str, ...]
+    """Names of page spaces."""
+    places: bytes
+    """Triples of packed u64: index of the space, start and end of a range in it."""
+
+
+@message(21)
+@attrs.frozen
+class RoundEnds(Message):
+    """S: all of a round was sent; D: all of it was taken."""
+
+    index: int
+
+
+@message(22, max_field_bytes=MAX_FIELD_BYTES)
+@attrs.frozen
+class State(Message):
+    """S: the tree stands still, and this is everything of it, with what came as pages."""
+
+    manifest: bytes
+
+
+@message(23)
+@attrs.frozen
+class Prepared(Message):
+    """D: all of it is in place and stands still, until S says what becomes of it."""
+
+    prepare_ms: float
+
+
+@message(24)
+@attrs.frozen
+class Go(Message):
+    """S: the tree here will never run again; let it go there."""
+
+
+@message(25)
+@attrs.frozen
+class Running(Message):
+    """D: it runs here."""
+
+    pid: int
+    finish_ms: float
+    warnings: tuple[str, ...] = ()
+
+
+@message(26)
+@attrs.frozen
+class Abort(Message):
+    """S: the tree goes on here; D: it will never run there."""
+
+    reason: str
+
+
+@message(27)
+@attrs.frozen
+class WhatNow(Message):
+    """S, after a cut: what has become of it? D answers Prepared, Running or Abort."""
+
+
+@message(28)
+@attrs.frozen
+class Done(Message):
+    """S: the answer was heard; nothing more will be asked."""

@@ -87,6 +87,8 @@ class FrozenTree:
     """Those that live; the root first, each behind its parent."""
     parents: dict[Pid, Pid]
     """Child -> parent, of all but the root; of those too that have ended (zombies)."""
+    options: ptrace.Option = ptrace.Option.NONE
+    """With which all threads are traced."""
     frozen_at_s: float = 0.0
     thawed_at_s: float = 0.0
 
@@ -116,7 +118,7 @@ def freeze_tree(
     """
     refuse_untouchable(root)
     prepared = dict(_iter_prepared(root, list_tree(root), options))
-    tree = FrozenTree(root, {}, {}, time.monotonic())
+    tree = FrozenTree(root, {}, {}, options, time.monotonic())
     try:
         # A thread that is stopped ends only together with all others.
         with ending_told(tree.processes):

@@ -113,7 +113,12 @@ class Tree:
     shares: Mapping[Pid, Shares] = attrs.field(factory=dict)
     """What processes have of another one, of those that do."""
     at_kill: list[Callable[[], None]] = attrs.field(factory=list)
-    """Called, with `kill`, once the image is whole and right before the tree is ended."""
+    """Called, with `kill`, once the image is whole and before the tree is ended."""
+    at_spared: list[Callable[[], None]] = attrs.field(factory=list)
+    """Called to take `at_kill` back: the tree goes on after all."""
+    at_moved: list[Callable[[], str]] = attrs.field(factory=list)
+    """Called when the tree runs on another host and is gone here; returns what the user must know,
+    or an empty text."""
     at_thaw: list[Callable[[], None]] = attrs.field(factory=list)
     """Called right before the tree is let go, or after it was ended, or after a failure."""
     at_end: list[Callable[[], None]] = attrs.field(factory=list)
@@ -238,6 +243,8 @@ class RestoreOptions:
     on_arrival: str = ""
     """A command that is run once no packet of a connection of the tree is answered any more, and
     before this host is looked at: it may give it the addresses of the tree."""
+    addresses_come: bool = False
+    """This host is only looked at, and will have the addresses of the tree when that comes."""
     contents: Mapping[str, str] = attrs.field(factory=dict)
     """Files that the restorer has made, since the image holds their content: by their keys
     (`FileIdentity.content`), and by the names of those that have one; where to open them now."""

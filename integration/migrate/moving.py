@@ -2,6 +2,7 @@
 
     within(image)            killed and brought back on its host: no move at all, the same program
     offline(hosts, image)    killed here, its address moved, brought back there
+    live(hosts, folder)      `ckpt migrate` on its host, `ckpt receive` on the other
 
 A test that is given a `Move` says nothing of how it is done.
 """
@@ -66,5 +67,44 @@ def offline(hosts: Hosts, image: Path) -> Move:
         dump(work, image, "--on-departure", " ".join(leave_address()))
         there = hosts.other(work.host)
         return restore(there, image, work.pid, "--on-arrival", " ".join(take_address()))
+
+    return move
+
+
+class Receiving(Started):
+    """A tree that `ckpt receive --once` has taken, below itself; `pid` is its root's."""
+
+    def __init__(self, host: Host, token: Path, *options: str) -> None:
+        words = ["receive", "--listen", f"{host.address}:0", "--once", "--json"]
+        super().__init__(host, [*CKPT, *words, "--token-file", token, *options])
+        self.ckpt_pid = self.pid
+        self.listens = last_json(self.line())["listening"]
+
+    def arrive(self, pid: int) -> None:
+        """Be the tree that has been moved here."""
+        early = []
+        while '"warnings"' not in (line := self.line()):
+            early.append(line)
+        self._held = "".join(f"{one}\n" for one in early).encode() + self._held
+        self.said = last_json(line)
+        assert self.said["pid"] == pid
+        self.pid = pid
+
+
+def live(hosts: Hosts, folder: Path, *options: str) -> Move:
+    """Return how a tree is moved while it runs."""
+
+    def move(work: Started) -> Started:
+        there = Receiving(
+            hosts.other(work.host), folder / "token", "--on-arrival", " ".join(take_address())
+        )
+        words = ["migrate", "--pid", str(work.pid), "--to", there.listens, "--json"]
+        words += ["--token-file", str(folder / "token"), *options]
+        said = work.host.must([*CKPT, *words, "--on-departure", " ".join(leave_address())])
+        there.arrive(work.pid)
+        there.said |= last_json(said)
+        work.wait()
+        work.close()
+        return there
 
     return move

@@ -8,6 +8,7 @@ import os
 import random
 import select
 import signal
+import time
 
 import attrs
 import pytest
@@ -22,7 +23,6 @@ from integration.process.test_killed_tracer import let_pass
 from integration.workloads.driver import ANSWER_S, Dialogue, Program
 
 N_KILLS = 60
-LONGEST_S = 0.2
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -109,9 +109,17 @@ def test_killed_at_any_moment(dead):
     chance = random.Random("restore")
     image, pid = dead
     n_whole = 0
+    with restorer(lambda: restore(image)) as one:
+        begun_s = time.monotonic()
+        one.dialogue.tell("check")
+        assert one.dialogue.line() == "ok"
+        # As long as it takes on this machine, under this load, and as much again.
+        longest_s = 2 * (time.monotonic() - begun_s)
+        os.kill(one.pid, signal.SIGKILL)
+        end_all(one.left())
     for number in range(N_KILLS):
         with restorer(lambda: restore(image)) as one:
-            let_pass(chance.uniform(0, LONGEST_S))
+            let_pass(chance.uniform(0, longest_s))
             os.kill(one.pid, signal.SIGKILL)
             stay = one.left()
             if stay:

@@ -23,6 +23,7 @@ AF_INET: Final = 2
 AF_INET6: Final = 10
 SOCK_STREAM: Final = 1
 SOCK_DGRAM: Final = 2
+EADDRNOTAVAIL = 99
 SOCK_RAW: Final = 3
 IPPROTO_TCP: Final = 6
 IPPROTO_UDP: Final = 17

@@ -12,7 +12,10 @@ again. The table of a dump belongs to this process and vanishes with it; only th
 `kill` outlives it: its name is in the record of each connection, and the restore removes it.
 """
 
+import contextlib
 import os
+from _socket import SOCK_DGRAM, inet_ntop
+from _socket import socket as Socket  # noqa: N812 - `socket` takes 20 ms to load
 from collections.abc import Callable, Iterable
 
 import attrs
@@ -42,7 +45,8 @@ class DumpHold:
     _owned: OwnedTable
     _flows: dict[Flow, tuple[Pid, RemoteFd]] = attrs.field(factory=dict)
     """Each connection, and a descriptor of it in the tree."""
-    _silenced: list[Fd] = attrs.field(factory=list)
+    _silenced: list[tuple[Fd, int]] = attrs.field(factory=list)
+    """What `keep` has silenced, and what `end_silence` wants of it."""
 
     def hold(self, flow: Flow, owner: tuple[Pid, RemoteFd]) -> None:
         """Let no packet of a connection through from here on."""
@@ -61,7 +65,7 @@ class DumpHold:
     def close(self) -> None:
         """Remove the table: not while anybody stands still for it, it takes 10 ms."""
         while self._silenced:
-            os.close(self._silenced.pop())
+            os.close(self._silenced.pop()[0])
         self._owned.close()
 
     def keep(self) -> None:
@@ -77,21 +81,50 @@ class DumpHold:
         if self.name:
             with beside(self._pid):
                 nftables.make_table(self.name, list(self._flows))
-        silenced: list[tuple[Fd, int]] = []
         try:
             for pid, fd in self._flows.values():
                 ours = _duplicate_of(pid, fd)
-                silenced.append((ours, silence(ours)))
+                self._silenced.append((ours, silence(ours)))
         except BaseException:
-            for ours, reuse_address in silenced:
-                end_silence(ours, reuse_address)
-            if self.name:
-                with beside(self._pid):
-                    nftables.remove_table(self.name)
+            self.spare()
             raise
-        finally:
-            for ours, _ in silenced:
-                self._silenced.append(ours)
+
+    def spare(self) -> None:
+        """Take `keep` back: the connections go on here."""
+        for ours, reuse_address in self._silenced:
+            end_silence(ours, reuse_address)
+        if self.name:
+            with beside(self._pid):
+                nftables.remove_table(self.name)
+
+    def leave(self) -> str:
+        """Remove the table once the connections are another host's, and so are their addresses.
+
+        Returns:
+            What the user must know: as long as an address is still ours, our packets would end
+            what the tree goes on with elsewhere.
+        """
+        if not self.name:
+            return ""
+        here = sorted({text for flow in self._flows if (text := _local_address(flow))})
+        if not here:
+            nftables.remove_table(self.name)
+            return ""
+        return (
+            f"packets of {len(self._flows)} connections are dropped here until {', '.join(here)} is"
+            f" gone from this host and 'nft delete table inet {self.name}' was called"
+        )
+
+
+def _local_address(flow: Flow) -> str:
+    """Return the address of our end, if this host has it; else an empty text."""
+    with contextlib.closing(Socket(flow.family, SOCK_DGRAM)) as probe:
+        address = inet_ntop(flow.family, flow.local)
+        try:
+            probe.bind((address, 0))
+        except OSError:
+            return ""
+    return address
 
 
 def _duplicate_of(pid: Pid, fd: RemoteFd) -> Fd:
@@ -135,6 +168,8 @@ def dump_hold(tree: Tree) -> DumpHold:
     tree.at_end.append(made.close)
     if tree.options.kill:
         tree.at_kill.append(made.keep)
+        tree.at_spared.append(made.spare)
+        tree.at_moved.append(made.leave)
     return made
 
 

@@ -30,6 +30,8 @@ class Problem:
     remedy: str = ""
     leads_outside: bool = False
     """It would not be one if the user declared it to lead outside the tree (`outside`)."""
+    wants_address: bool = False
+    """All that is missing is an IP address of this host."""
 
 
 @attrs.frozen(slots=True, eq=False, repr=False)

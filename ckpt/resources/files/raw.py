@@ -137,7 +137,10 @@ def check_host(record: RawRecord) -> Iterator[Problem]:
             if not record.local.is_any:
                 sock.bind(record.local.sockaddr)
     except OSError as error:
-        yield Problem(f"cannot be had at {record.local.host} here ({error.strerror})")
+        yield Problem(
+            f"cannot be had at {record.local.host} here ({error.strerror})",
+            wants_address=error.errno == inet.EADDRNOTAVAIL,
+        )
 
 
 def open_again(record: RawRecord, flags: int, opening: Opening) -> Fd:

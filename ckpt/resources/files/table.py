@@ -225,7 +225,7 @@ def _findings(
 ) -> Iterator[Finding]:
     for problem in problems:
         subject = f"fd {record.first_fds()[description.id]} ({description.name})"
-        yield Finding(subject, problem.text, problem.remedy)
+        yield Finding(subject, problem.text, problem.remedy, problem.wants_address)
 
 
 def check_files(record: FilesRecord, options: RestoreOptions) -> Iterator[Finding]:

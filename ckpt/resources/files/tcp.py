@@ -42,7 +42,7 @@ _TCP_LISTEN = 10
 _TCP_INFO = struct.Struct("<8B24I4Q2I")
 """The start of `struct tcp_info`, up to tcpi_segs_in (include/uapi/linux/tcp.h)."""
 _UNACKED, _SACKED = 8 + 4, 8 + 5
-_EADDRINUSE = 98
+_EADDRINUSE, _EADDRNOTAVAIL = 98, 99
 
 _REUSE = "SO_REUSEADDR"
 
@@ -210,7 +210,11 @@ def check_host(record: TcpRecord) -> Iterator[Problem]:
             if error.errno == _EADDRINUSE
             else ""
         )
-        yield Problem(f"cannot be bound to {record.where} here ({error.strerror})", remedy)
+        yield Problem(
+            f"cannot be bound to {record.where} here ({error.strerror})",
+            remedy,
+            wants_address=error.errno == _EADDRNOTAVAIL,
+        )
 
 
 def _bind(record: TcpRecord, sock: Socket, warn: Warn) -> None:

@@ -288,12 +288,18 @@ def check_files(
         tcp_rebuild.try_connection(record)
     except OSError as error:
         yield Problem(
-            f"cannot be had here ({_reason(record, error)})", _REMEDIES.get(error.errno or 0, "")
+            f"cannot be had here ({_reason(record, error)})",
+            _REMEDIES.get(error.errno or 0, ""),
+            wants_address=_lacks_address(record, error),
         )
 
 
+def _lacks_address(record: TcpConnectionRecord, error: OSError) -> bool:
+    return error.errno == errno.EADDRNOTAVAIL and not tcp_rebuild.has_address(record.local)
+
+
 def _reason(record: TcpConnectionRecord, error: OSError) -> str:
-    if error.errno == errno.EADDRNOTAVAIL and tcp_rebuild.has_address(record.local):
+    if error.errno == errno.EADDRNOTAVAIL and not _lacks_address(record, error):
         return "the address is in use: the connection lives, or has just ended"
     return error.strerror or str(error)
 

@@ -213,7 +213,10 @@ def check_host(record: UdpRecord) -> Iterator[Problem]:
         with _new(record) as sock:
             _bind(record, sock, lambda _text: None)
     except OSError as error:
-        yield Problem(f"cannot be bound to {record.local.where} here ({error.strerror})")
+        yield Problem(
+            f"cannot be bound to {record.local.where} here ({error.strerror})",
+            wants_address=error.errno == inet.EADDRNOTAVAIL,
+        )
 
 
 def _new(record: UdpRecord) -> contextlib.AbstractContextManager[Socket]:

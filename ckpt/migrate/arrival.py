@@ -1,0 +1,288 @@
+"""The destination's side of a migration, from start to end.
+
+offer         this host is checked against everything but the memory; all findings together
+rounds        frames come and are kept in a chain of their own, in memory unless told where
+state         the manifest of that generation; the tree is built from it and stands still
+wait          for Go or Abort, through cuts, however long
+let go        and say so, until the source has heard it
+
+All of it is done by a worker; the session's own process is its heir (`heir`): it tells the source
+what became of the tree if the worker is killed. Neighbours: `source` is the other side, `handover`
+has the last words.
+"""
+
+import contextlib
+import mmap
+import tempfile
+import time
+from array import array
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import attrs
+
+from ckpt.engine.building import Building, part_at_once
+from ckpt.engine.preparing import check_host
+from ckpt.engine.records import TreeImage, decode_tree
+from ckpt.engine.standing import Standing, contents_of, standing
+from ckpt.errors import CkptError, PeerLost, PeerRefused, ProtocolError, printable
+from ckpt.image.arriving import NUMBER, Arriving
+from ckpt.image.chain import Chain
+from ckpt.image.format import Manifest, decode_manifest
+from ckpt.image.reader import PageReader
+from ckpt.image.workers import count_free_threads
+from ckpt.kernel.features import probe_features
+from ckpt.migrate.channel import Channel
+from ckpt.migrate.fates import Member
+from ckpt.migrate.messages import (
+    Abort,
+    Accepted,
+    Done,
+    Go,
+    Offer,
+    Pages,
+    Prepared,
+    Purpose,
+    Ready,
+    RoundEnds,
+    Running,
+    State,
+    WhatNow,
+)
+from ckpt.migrate.session import Session
+from ckpt.process.uninterrupted import uninterrupted
+from ckpt.resources.base import RestoreOptions
+from ckpt.resources.registry import entered
+
+_SHM = "/dev/shm"
+_DOUBT_S = 600.0
+"""How long to stand still without a word from the source."""
+_HEARD_S = 30.0
+"""How long to wait for the word that the last answer was heard."""
+
+
+@attrs.frozen
+class ReceiveOptions:
+    """What whoever receives may choose."""
+
+    image_dir: str = ""
+    """Keep what arrives there as a chain; empty: nowhere."""
+    on_arrival: str = ""
+    """A command that is run before the tree's sockets are made, when its network is held; it gives
+    this host the addresses of the tree."""
+    no_cgroups: bool = False
+    stays: bool = False
+    """The tree stays our child, and the session ends with it."""
+
+
+@attrs.define(repr=False)
+class _Work:
+    """One arrival under way."""
+
+    session: Session
+    channel: Channel
+    options: ReceiveOptions
+    chain: Chain
+    note_members: Callable[[list[Member]], None]
+    """Has the heir know who is about to run."""
+    warnings: list[str] = attrs.Factory(list)
+    offer: Offer = attrs.field(init=False)
+
+    def restore_options(self) -> RestoreOptions:
+        """Return what the resources are restored with."""
+        return RestoreOptions(
+            tcp_close=self.offer.options.tcp_close,
+            no_cgroups=self.options.no_cgroups,
+            on_arrival=self.options.on_arrival,
+            warn=self.warnings.append,
+        )
+
+
+def receive_tree(
+    session: Session, options: ReceiveOptions, note_members: Callable[[list[Member]], None]
+) -> Running | None:
+    """Take one tree from a source; it runs when this returns. None: the source has kept it.
+
+    Raises:
+        CkptError: it did not come about; the source was told, and nothing was left here.
+    """
+    with contextlib.ExitStack() as stack:
+        path = options.image_dir or stack.enter_context(_private_directory())
+        chain = Chain.create_or_open(Path(path))
+        stack.enter_context(chain.lock())
+        work = _Work(session, session.channel, options, chain, note_members)
+        work.offer = work.channel.receive(Offer)
+        with work.channel.kept_alive():
+            _check(work)
+        work.channel.send(Accepted(chain.chain_id))
+        arriving = stack.enter_context(Arriving(chain))
+        work.channel.send(Ready())
+        state = _take_rounds(work, arriving)
+        if state is None:
+            return None
+        begun_s = time.monotonic()
+        manifest = _commit(work, arriving, state)
+        with contextlib.ExitStack() as building:
+            with work.channel.kept_alive():
+                stands = building.enter_context(_built(work, manifest))
+            prepared = Prepared((time.monotonic() - begun_s) * 1000)
+            return _await_word(work, stands, prepared)
+
+
+@contextlib.contextmanager
+def _private_directory() -> Iterator[str]:
+    folder = _SHM if Path(_SHM).is_dir() else None
+    with tempfile.TemporaryDirectory(prefix="ckpt-arriving-", dir=folder) as path:
+        yield path
+
+
+def _check(work: _Work) -> None:
+    """Check this host against the offer; what has no name is made for that, and taken back."""
+    manifest = _decode(work, work.offer.manifest)
+    tree = _tree_of(work, manifest)
+    with contents_of(tree) as contents:
+        options = attrs.evolve(
+            work.restore_options(),
+            contents=contents.paths,
+            addresses_come=bool(work.options.on_arrival),
+        )
+        with entered(tree.root.resources):
+            check_host(tree, probe_features(), options)
+
+
+def _decode(work: _Work, encoded: bytes) -> Manifest:
+    with _lies_of(work):
+        return decode_manifest(encoded, "what came")
+
+
+def _tree_of(work: _Work, manifest: Manifest) -> TreeImage:
+    with _lies_of(work):
+        return decode_tree(manifest, "what came")
+
+
+@contextlib.contextmanager
+def _lies_of(work: _Work) -> Iterator[None]:
+    try:
+        yield
+    except CkptError as error:
+        raise ProtocolError(peer=work.channel.peer, reason=error.message()) from error
+
+
+def _take_rounds(work: _Work, arriving: Arriving) -> State | None:
+    """Take frames until the state comes."""
+    while True:
+        what = work.channel.receive(Pages, RoundEnds, State, Abort)
+        if isinstance(what, Pages):
+            n_bytes = sum(end - start for _, start, end in _iter_places(work, what))
+            arriving.append(what.frame, n_bytes // mmap.PAGESIZE, keep=True)
+        elif isinstance(what, RoundEnds):
+            work.channel.send(what)
+        elif isinstance(what, State):
+            return what
+        else:
+            return None
+
+
+def _iter_places(work: _Work, pages: Pages) -> Iterator[tuple[str, int, int]]:
+    if len(pages.places) % 24:
+        raise ProtocolError(peer=work.channel.peer, reason="places of pages are cut short")
+    places = array("Q", pages.places)
+    for index in range(0, len(places), 3):
+        number, start, end = places[index : index + 3]
+        if number >= len(pages.spaces) or not start < end or (start | end) % mmap.PAGESIZE:
+            raise ProtocolError(peer=work.channel.peer, reason="pages belong to no place")
+        yield pages.spaces[number], start, end
+
+
+def _commit(work: _Work, arriving: Arriving, state: State) -> Manifest:
+    with _lies_of(work):
+        return arriving.commit(state.manifest, "what came")
+
+
+@contextlib.contextmanager
+def _built(work: _Work, manifest: Manifest) -> Iterator[Standing]:
+    tree = _tree_of(work, manifest)
+    reader = PageReader(work.chain, NUMBER, threads=count_free_threads())
+    parts = {one.pid: part_at_once(one, reader) for one in tree.processes}
+    building = Building(tree, parts, reader, probe_features(), work.warnings.append)
+    with contents_of(tree) as contents:
+        options = attrs.evolve(work.restore_options(), contents=contents.paths)
+        with standing(building, contents, options) as stands:
+            yield stands
+
+
+# ---- the last words
+
+
+def _await_word(work: _Work, stands: Standing, prepared: Prepared) -> Running | None:
+    """Wait for Go or Abort, over as many connections as it takes.
+
+    Raises:
+        PeerLost: neither came in time; the tree will not run here.
+    """
+    channel = work.channel
+    _say(channel, prepared)
+    give_up_s = time.monotonic() + _DOUBT_S
+    while True:
+        try:
+            word = channel.receive(Go, Abort, WhatNow)
+        except PeerRefused:
+            return None
+        except PeerLost as error:
+            channel = _next_channel(work, channel, give_up_s, error)
+            continue
+        if isinstance(word, Go):
+            running = _let_go(work, stands)
+            _answer(work, channel, running)
+            return running
+        if isinstance(word, Abort):
+            return None
+        _say(channel, prepared)
+
+
+def _say(channel: Channel, what: Prepared | Running | Abort) -> None:
+    """Say it; if the connection is cut, that is noticed by whoever waits for the answer."""
+    with contextlib.suppress(PeerLost, PeerRefused):
+        channel.send(what)
+
+
+def _next_channel(work: _Work, channel: Channel, give_up_s: float, error: CkptError) -> Channel:
+    channel.close()
+    while (left_s := give_up_s - time.monotonic()) > 0:
+        joined = work.session.accept(left_s)
+        if joined is not None and joined.purpose == Purpose.RESUME:
+            return joined.channel
+        if joined is not None:
+            joined.channel.close()
+    raise error
+
+
+def _let_go(work: _Work, stands: Standing) -> Running:
+    begun_s = time.monotonic()
+    pids = [part.embryo.pid for part in stands.building.parts.values()]
+    work.note_members([Member.read(pid) for pid in pids])
+    with uninterrupted():
+        stands.finish()
+        stands.let_go()
+    finish_ms = (time.monotonic() - begun_s) * 1000
+    return Running(pids[0], finish_ms, tuple(printable(text)[:500] for text in work.warnings[:50]))
+
+
+def _answer(work: _Work, channel: Channel, running: Running) -> None:
+    """Say that it runs, until that was heard or nobody asks any more."""
+    give_up_s = time.monotonic() + _HEARD_S
+    _say(channel, running)
+    while True:
+        try:
+            word = channel.receive(Done, WhatNow, timeout_s=max(0.0, give_up_s - time.monotonic()))
+        except PeerRefused:
+            return
+        except PeerLost as error:
+            try:
+                channel = _next_channel(work, channel, give_up_s, error)
+            except PeerLost:
+                return
+            continue
+        if isinstance(word, Done):
+            return
+        _say(channel, running)

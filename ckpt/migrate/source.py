@@ -1,0 +1,213 @@
+"""The source's side of a migration, from start to end.
+
+look          everything that cannot be captured is named before anything is stopped
+offer         all but the memory, taken in a short stop; the destination checks itself against it
+rounds        memory is copied while the tree runs, until little is left
+freeze        everything else is taken; the tree stands still from here on
+hand over     the destination has it in place; the tree here is doomed; it is let go there;
+              it is killed here (`handover`)
+
+Until the tree is doomed it goes on here, whatever fails. Neighbours: `arrival` is the other side.
+"""
+
+import contextlib
+import mmap
+import time
+from collections.abc import Callable
+from functools import partial
+
+import attrs
+
+from ckpt.engine.capture import Looked, examine
+from ckpt.engine.convergence import Policy, Round
+from ckpt.engine.copying import Copy
+from ckpt.engine.hooks import run_hook
+from ckpt.engine.members import Members
+from ckpt.engine.records import TreeImage, encode_tree
+from ckpt.engine.taking import Taken, Taking
+from ckpt.image.format import FORMAT_VERSION, Kind, Manifest, PageFile, encode_manifest
+from ckpt.image.pipeline import PRESSED_LEVEL, Compression
+from ckpt.kernel.features import Features, probe_features
+from ckpt.migrate.channel import Channel
+from ckpt.migrate.dial import Dialer
+from ckpt.migrate.handover import ask_again, hand_over, say_abort
+from ckpt.migrate.messages import Accepted, Offer, Options, Ready, State
+from ckpt.migrate.sending import Sender
+from ckpt.migrate.witness import attended
+from ckpt.process.freezer import DEFAULT_TIMEOUT_S
+from ckpt.process.tree import refuse_untouchable
+from ckpt.resources.base import CaptureOptions, be_silent
+from ckpt.tracker.base import TrackerName
+from ckpt.tracker.choose import AUTO, choose_tracker
+from ckpt.units import GenerationNo, Pid
+
+_COMPRESSION = Compression(pressed_level=PRESSED_LEVEL)
+_STAYS = "the tree goes on here"
+"""What a command of `--on-departure` that fails has done to it."""
+_TELLING_S = 600.0
+_PAUSE_S = 0.2
+
+
+@attrs.frozen
+class MigrateOptions:
+    """How a tree is moved."""
+
+    tcp_close: bool = False
+    """Connections are not kept: they arrive closed."""
+    tracker: str = AUTO
+    freeze_timeout_s: float = DEFAULT_TIMEOUT_S
+    ghost_limit_bytes: int = 1 << 20
+    compression: Compression = _COMPRESSION
+    on_departure: str = ""
+    """A command that is run when the tree stands still and its network is held; it takes the
+    addresses of the tree from this host."""
+
+
+@attrs.frozen
+class MigrateResult:
+    """What a migration did; the tree runs at the destination."""
+
+    pid: Pid
+    rounds: tuple[Round, ...]
+    sent_bytes: int
+    downtime_ms: float
+    """From the first thread stopped here to the word that it runs there."""
+    wall_ms: float
+    warnings: tuple[str, ...]
+
+
+@attrs.define(repr=False)
+class _Work:
+    """One migration under way."""
+
+    root: Pid
+    options: MigrateOptions
+    features: Features
+    tracker: TrackerName
+    channel: Channel
+    chain_id: str = ""
+
+    def capture_options(self, *, kill: bool) -> CaptureOptions:
+        """Return what the resources are asked with."""
+        return CaptureOptions(
+            kill=kill,
+            tcp_close=self.options.tcp_close,
+            ghost_limit_bytes=self.options.ghost_limit_bytes,
+            departs=kill and bool(self.options.on_departure),
+        )
+
+    def manifest(self, tree: TreeImage, taken: Taken | None, sender: Sender | None) -> bytes:
+        """Return what is said of a tree, encoded like the manifest of a full generation."""
+        files: tuple[PageFile, ...] = ()
+        if sender is not None and len(sender.frames):
+            files = (PageFile(sender.n_bytes, sender.frames),)
+        manifest = Manifest(
+            format_version=FORMAT_VERSION,
+            chain_id=self.chain_id,
+            generation=GenerationNo(0),
+            kind=Kind.FULL,
+            parent=None,
+            created_s=time.time(),
+            page_size=mmap.PAGESIZE,
+            tracker=self.tracker,
+            reason="",
+            freeze_ms=0.0,
+            wall_ms=0.0,
+            host={"kernel_release": self.features.kernel_release},
+            records=encode_tree(tree),
+            spaces=taken.spaces if taken else {},
+            page_files=files,
+        )
+        return encode_manifest(manifest)[0]
+
+
+def migrate(
+    pid: int,
+    dialer: Dialer,
+    policy: Policy,
+    options: MigrateOptions | None = None,
+    tell: Callable[[str], None] = be_silent,
+) -> MigrateResult:
+    """Move the process `pid`, with its descendants, to another host; it runs there then.
+
+    State:  any; the tree stands still for `MigrateResult.downtime_ms`, and a moment before.
+
+    Raises:
+        TargetError: the process is gone, may not be touched, or owns something unsupported.
+        HostError: this kernel or this user cannot do it.
+        MigrateError: the destination cannot be reached, refuses, or was lost. The tree goes on
+            here, unless the error says otherwise (`InDoubt`).
+    """
+    started_s = time.monotonic()
+    options = options or MigrateOptions()
+    root = Pid(pid)
+    refuse_untouchable(root)
+    features = probe_features()
+    tracker = choose_tracker(options.tracker, features)
+    with dialer.open() as channel, contextlib.ExitStack() as stack:
+        work = _Work(root, options, features, tracker, channel)
+        looked = examine(root, features, work.capture_options(kill=False))
+        members = Members(root, tracker, features, stack)
+        for each in looked.targets:
+            members.add(each)
+        members.take_over()
+        sender = Sender(channel, mmap.PAGESIZE, options.compression)
+        stack.callback(sender.close)
+        taking = _begin(work, looked, members, sender)
+        _offer(work, taking)
+        taking.looked = examine(root, features, work.capture_options(kill=True))
+        outcome = taking.rounds().run(policy)
+        with attended(partial(_tell_fate, dialer)) as witness, taking.take(outcome) as taken:
+            sender.drain()
+            channel.send(State(work.manifest(taken.image, taken, sender)))
+            run_hook("--on-departure", options.on_departure, _STAYS, CKPT_PID=root)
+            running = hand_over(channel, dialer, taken, witness, tell)
+            downtime_ms = taken.standing_ms
+        warnings = [*taking.warnings, *running.warnings]
+        warnings += [said for moved in taken.tree.at_moved if (said := moved())]
+    return MigrateResult(
+        pid=Pid(running.pid),
+        rounds=outcome.rounds,
+        sent_bytes=channel.traffic.sent_bytes,
+        downtime_ms=downtime_ms,
+        wall_ms=(time.monotonic() - started_s) * 1000,
+        warnings=tuple(warnings),
+    )
+
+
+def _begin(work: _Work, looked: Looked, members: Members, sender: Sender) -> Taking:
+    copy = Copy(sender)
+    sender.follow(copy.stream)
+    return Taking(
+        looked=looked,
+        members=members,
+        copy=copy,
+        parent=None,
+        kill=True,
+        max_freeze_ms=0.0,
+        freeze_timeout_s=work.options.freeze_timeout_s,
+    )
+
+
+def _offer(work: _Work, taking: Taking) -> None:
+    """Have the destination check itself, and prepare for what comes.
+
+    Raises:
+        PeerRefused: it cannot run the tree; with all findings.
+    """
+    channel = work.channel
+    work.chain_id = "0" * 32
+    offer = work.manifest(taking.preview(), None, None)
+    channel.send(Offer(offer, Options(tcp_close=work.options.tcp_close)))
+    work.chain_id = channel.receive(Accepted).chain_id
+    channel.receive(Ready)
+
+
+def _tell_fate(dialer: Dialer, lives_here: bool) -> None:
+    """Be the witness: tell the destination whether the tree lives on here."""
+    if lives_here:
+        say_abort(dialer, _TELLING_S)
+        return
+    give_up_s = time.monotonic() + _TELLING_S
+    while ask_again(dialer) is None and time.monotonic() < give_up_s:
+        time.sleep(_PAUSE_S)
