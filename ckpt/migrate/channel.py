@@ -65,7 +65,7 @@ class Patience:
 def _shorten(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     """Return findings as they are told: not more than somebody reads, and not endless ones."""
     return tuple(
-        Finding(*(text[:_MAX_TEXT] for text in (one.subject, one.problem, one.remedy)))
+        Finding(one.subject[:_MAX_TEXT], one.problem[:_MAX_TEXT], one.remedy[:_MAX_TEXT])
         for one in islice(findings, _MAX_FINDINGS)
     )
 
