@@ -317,9 +317,32 @@ def test_a_file_that_has_another_name_now_is_found_by_that(text, tmp_path):
     assert Path(text).read_text() == "somebody else's"
 
 
-def test_a_file_whose_other_name_is_elsewhere_is_refused(text, tmp_path):
-    (tmp_path / "elsewhere").mkdir()
-    with opened_by(lambda: lose_name(text, tmp_path / "elsewhere" / "file")) as pid:
+@contextlib.contextmanager
+def covered(folder):
+    """Let what is in a directory be out of reach."""
+    subprocess.run(["mount", "-t", "tmpfs", "none", folder], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+@pytest.mark.parametrize("where", ["below/deep", "../beside"])
+def test_a_file_whose_other_name_is_elsewhere_is_found(text, tmp_path, where):
+    other = tmp_path / where / "file"
+    other.parent.mkdir(parents=True)
+    with brought_back(lambda: lose_name(text, other)) as (_, built):
+        opened = f"/proc/{built.pid}/fd/3"
+        assert not Path(text).exists()
+        assert os.readlink(opened) == f"{text} (deleted)"
+        assert os.path.samestat(os.stat(opened), other.stat())
+        assert built.read(3, 3) == other.read_bytes()[4:7]
+
+
+def test_a_file_whose_other_name_is_out_of_reach_is_refused(text, tmp_path):
+    hidden = tmp_path / "hidden"
+    hidden.mkdir()
+    with opened_by(lambda: lose_name(text, hidden / "file")) as pid, covered(hidden):
         (found,) = look(pid)
     assert found.startswith(f"fd 3 ({text} (deleted)): is deleted, but has another name")
 

@@ -113,7 +113,7 @@ def _search(
 ) -> dict[Inode, str]:
     found: dict[Inode, str] = {}
     left = {inode.number: inode for inode in inodes}
-    entries = _iter_entries((mount.path for mount in mounts), other_mounts) if left else iter(())
+    entries = iter_entries((mount.path for mount in mounts), other_mounts) if left else iter(())
     for number, path in entries:
         inode = left.get(number)
         if inode is not None and _is_there(path, inode, mounts):
@@ -124,8 +124,11 @@ def _search(
     return found
 
 
-def _iter_entries(starts: Iterable[str], mounts: Collection[str]) -> Iterator[tuple[int, str]]:
-    """Yield inode number and path of what is there, level by level, within one file system."""
+def iter_entries(starts: Iterable[str], mounts: Collection[str]) -> Iterator[tuple[int, str]]:
+    """Yield inode number and path of what is there, level by level, within one file system.
+
+    What several starts have in common comes several times; after `SEARCHED_ENTRIES` it ends.
+    """
     folders = deque(starts)
     for path in folders:
         with contextlib.suppress(OSError):
