@@ -79,7 +79,7 @@ class Session:
         """Begin with `channel`, which has proved itself."""
         self.session_id = ticket.session_id
         self.channel = channel
-        """The first one. After a cut, `accept` returns the next."""
+        """The first one; after a cut, `accept` returns the next, which may be put here."""
         self._ticket = ticket
         self._pairing = pairing
         self._arrivals: Arrivals | None = arrivals
@@ -132,7 +132,7 @@ class Session:
         try:
             channel = Channel(arrival.open(), patience=self._patience)
             purpose = answer(channel, self._ticket, self._pairing, joins=True)
-            if self._joined.qsize() >= MAX_JOINED:
+            if self._epoll.closed or self._joined.qsize() >= MAX_JOINED:
                 channel.close()
                 return
             self._joined.put(Joined(purpose, channel))
@@ -142,6 +142,27 @@ class Session:
             return
         finally:
             self._proving.release()
+
+    def close(self) -> None:
+        """Let nobody join any more, and close the first channel; may be called again."""
+        if self._arrivals:
+            self._arrivals.close()
+            self._arrivals = None
+        self.channel.close()
+        while not self._joined.empty():
+            self._joined.get().channel.close()
+        # `_wake_fd` stays: a thread that is late would write to whoever got its number.
+        self._epoll.close()
+
+    def abandon(self) -> None:
+        """In a forked child: let go of our descriptors, and of nothing else."""
+        self.channel.abandon()
+        while not self._joined.empty():
+            self._joined.get().channel.abandon()
+        if self._arrivals:
+            self._arrivals.close()
+            self._arrivals = None
+        self._epoll.close()
 
     def __enter__(self) -> Self:
         """Return self."""
@@ -153,10 +174,9 @@ class Session:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Let nobody join any more, and close the first channel, telling the peer of `error`."""
-        if self._arrivals:
-            self._arrivals.close()
+        """Close, telling the peer of `error` on the first channel, if that is still open."""
         self.channel.__exit__(kind, error, traceback)
+        self.close()
 
 
 Handler = Callable[[Session], int]

@@ -5,6 +5,7 @@ import datetime
 import hashlib
 import ipaddress
 import os
+import select
 import socket
 import ssl
 import threading
@@ -16,7 +17,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from ckpt.errors import ConnectFailed, NotTrusted, PeerVersion, UsageError
+from ckpt.errors import ConnectFailed, NotTrusted, PeerLost, PeerVersion, ProtocolError, UsageError
 from ckpt.migrate import handshake
 from ckpt.migrate.channel import Channel
 from ckpt.migrate.destination import Address, SshTarget
@@ -142,6 +143,38 @@ def test_a_server_of_something_else_is_no_receiver(paired, answer):
         pytest.raises(ConnectFailed),
     ):
         Dialer(address, paired.token, patience=QUICK).open()
+
+
+def test_a_bit_that_somebody_in_between_flips_ends_the_channel(paired):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        flip = threading.Event()
+        between = threading.Thread(target=carry_and_flip, args=(server, paired.address, flip))
+        between.start()
+        dialer = Dialer(Address(*server.getsockname()), paired.token, patience=QUICK)
+        with dialer.open() as channel:
+            channel.send(Word("hello"))
+            assert channel.receive(Word).text == "hello"
+            flip.set()
+            channel.send(Word("hello"))
+            with pytest.raises((ProtocolError, PeerLost)):
+                channel.receive(Word)
+        between.join()
+
+
+def carry_and_flip(server, address, flip):
+    """Carry bytes both ways; once `flip` is set, one bit of the next ones is another."""
+    near, _ = server.accept()
+    far = socket.create_connection((address.host, address.port))
+    with near, far:
+        while True:
+            for came, goes in ((near, far), (far, near)):
+                if select.select([came], [], [], 0.01)[0]:
+                    data = bytearray(came.recv(1 << 16))
+                    if not data:
+                        return
+                    if flip.is_set():
+                        data[len(data) // 2] ^= 4
+                    goes.sendall(data)
 
 
 def test_a_server_that_says_nothing_is_given_up(paired):
