@@ -23,6 +23,7 @@ class Namespace(enum.IntFlag):
     """CLONE_NEW*, of the namespaces that a thread can have for itself."""
 
     NONE = 0
+    CGROUP = 0x0200_0000
     UTS = 0x0400_0000
     IPC = 0x0800_0000
     NET = 0x4000_0000
@@ -33,6 +34,9 @@ _NEWPID = 0x2000_0000
 
 BY_NAME = {"uts": Namespace.UTS, "ipc": Namespace.IPC, "net": Namespace.NET}
 """By the names that they have below /proc/PID/ns."""
+
+_ENTERED = BY_NAME | {"cgroup": Namespace.CGROUP}
+"""And that of control groups, which changes nothing but how their paths are shown."""
 
 _SIOCGIFFLAGS, _SIOCSIFFLAGS = 0x8913, 0x8914
 _IFREQ = struct.Struct("<16sH22x")
@@ -69,7 +73,7 @@ def staying(names: tuple[str, ...]) -> Iterator[None]:
             yield
         finally:
             for name, fd in back.items():
-                syscall(NR.setns, fd, BY_NAME[name])
+                syscall(NR.setns, fd, _ENTERED[name])
 
 
 @contextlib.contextmanager
@@ -83,7 +87,7 @@ def inside(pid: Pid, *names: str) -> Iterator[None]:
         for name in names:
             fd = _open(f"/proc/{pid}/ns/{name}")
             try:
-                syscall(NR.setns, fd, BY_NAME[name])
+                syscall(NR.setns, fd, _ENTERED[name])
             finally:
                 os.close(fd)
         yield

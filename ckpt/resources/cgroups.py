@@ -6,21 +6,26 @@ by the restorer, whose rights count, and inherited. It joins before its memory i
 then charged to its own group.
 
 - Only membership is captured: groups are not made, and nothing of theirs is set.
+- A control group namespace that the root has of its own is made anew: by the root itself, in the
+  groups that are the tops of that namespace, before its children are born into it.
 - Paths are those that ckpt's cgroup namespace shows.
 - A group that the process was removed from under its feet (deleted) is not gone back to.
-- Refused before anything is touched: threads in other groups than their process.
+- Refused before anything is touched: threads in other groups than their process; a process that
+  was moved out of what its namespace shows; one in another namespace than the root (`identity`).
 - Refused before anything is started: a group that is missing, frozen, or that we may not write to,
   if we are not in it ourselves; unless `no_cgroups` leaves the process in the restorer's groups.
 """
 
 import os
-from collections.abc import Iterator
+from _thread import get_native_id
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import attrs
 
-from ckpt.errors import Finding, RestoreFailed, TargetGone
+from ckpt.errors import Finding, RestoreFailed, TargetGone, UnsupportedState
 from ckpt.kernel.arch import NR
+from ckpt.kernel.namespaces import Namespace, inside, read_namespace
 from ckpt.kernel.procfs import files as procfs_files
 from ckpt.kernel.procfs.cgroups import (
     Hierarchy,
@@ -43,6 +48,7 @@ from ckpt.resources.base import (
     Stage,
     Stopped,
     Target,
+    expect,
 )
 from ckpt.units import Fd, Pid, Tid
 
@@ -69,6 +75,8 @@ class CgroupsRecord:
     """The groups of a process."""
 
     groups: tuple[GroupRecord, ...]
+    tops: tuple[GroupRecord, ...] = ()
+    """What the root sees as `/` of each hierarchy, if it has a namespace of its own."""
 
 
 def look(target: Target) -> Iterator[Finding]:
@@ -88,6 +96,46 @@ def look(target: Target) -> Iterator[Finding]:
                 "is in another control group than its process, which is not supported",
             )
     target.notes[_NOTE] = HeldFiles(pid, ["cgroup"])
+    if target.pid == target.tree.pids[0]:
+        try:
+            _read_tops(pid)
+        except _OutOfSight as problem:
+            yield Finding(f"process {pid}", str(problem), "run ckpt inside that namespace")
+
+
+class _OutOfSight(Exception):
+    """Tells why a namespace cannot be made anew."""
+
+
+def _read_tops(pid: Pid) -> tuple[GroupRecord, ...]:
+    """Return the groups that a process sees as `/`, by our paths; nothing if it sees what we see.
+
+    Raises:
+        _OutOfSight: they cannot be told, or it is not in or below them.
+    """
+    try:
+        if read_namespace(pid, "cgroup") == read_namespace(Tid(get_native_id()), "cgroup"):
+            return ()
+    except OSError:  # It ended, or this kernel has no such namespaces.
+        return ()
+    outer = _record_of(procfs_files.read_text(pid, "cgroup")).groups
+    try:
+        with inside(pid, "cgroup"):
+            inner = parse_cgroup(procfs_files.read_text(pid, "cgroup"))
+    except OSError as error:
+        what = f"is in another control group namespace than ckpt ({error.strerror})"
+        raise _OutOfSight(what) from error
+    seen = {one.hierarchy: one.path for one in inner}
+    return tuple(GroupRecord(one.hierarchy, _top_of(one, seen[one.hierarchy])) for one in outer)
+
+
+def _top_of(group: GroupRecord, seen: str) -> str:
+    """Return the path of the group under which `group` is seen as `seen`."""
+    below = seen.rstrip("/")
+    if seen.startswith("/..") or not group.path.rstrip("/").endswith(below):
+        what = f"is in the control group {group.path}, which its own namespace does not show"
+        raise _OutOfSight(f"{what}, not supported")
+    return group.path.rstrip("/").removesuffix(below) or "/"
 
 
 def capture(stopped: Stopped) -> Capture[CgroupsRecord]:
@@ -95,8 +143,19 @@ def capture(stopped: Stopped) -> Capture[CgroupsRecord]:
     held: HeldFiles | None = stopped.notes.get(_NOTE)
     raw = held.read().get("cgroup") if held else None
     text = procfs_files.read_bytes(stopped.pid, "cgroup") if raw is None else raw
+    tops = _tops_of(stopped)
     yield []
-    return Later(lambda: _record_of(procfs_files.decode(text)))
+    return Later(lambda: attrs.evolve(_record_of(procfs_files.decode(text)), tops=tops))
+
+
+def _tops_of(stopped: Stopped) -> tuple[GroupRecord, ...]:
+    if stopped.pid != stopped.tree.pids[0]:
+        return ()
+    try:
+        return _read_tops(stopped.pid)
+    except _OutOfSight as problem:
+        finding = Finding(f"process {stopped.pid}", str(problem))
+        raise UnsupportedState(stopped.pid, (finding,)) from problem
 
 
 def _record_of(text: str) -> CgroupsRecord:
@@ -111,9 +170,11 @@ def _record_of(text: str) -> CgroupsRecord:
 
 
 def _elsewhere(record: CgroupsRecord) -> Iterator[GroupRecord]:
-    """Yield the groups that we, and thus the embryo, are not in already."""
+    """Yield the groups that the embryo must join: it is where we are, or under its own top."""
     ours = _record_of(procfs_files.read_text(Pid(os.getpid()), "cgroup")).groups
-    return (group for group in record.groups if group not in ours)
+    here = {one.hierarchy: one for one in ours} | {one.hierarchy: one for one in record.tops}
+    yield from (group for group in record.tops if group not in ours)
+    yield from (group for group in record.groups if here.get(group.hierarchy) != group)
 
 
 def _read_hierarchies() -> dict[str, Hierarchy]:
@@ -188,14 +249,24 @@ def _key(group: GroupRecord) -> str:
 
 def restore(record: CgroupsRecord, rebuilt: Rebuilt) -> Restore:
     """Join the groups that were opened."""
-    joined = [group for group in record.groups if _key(group) in rebuilt.inherited]
+    if record.tops:
+        yield from _join(record.tops, rebuilt)
+        expect("making a control group namespace", (yield [_UNSHARE]))
+    yield from _join(record.groups, rebuilt)
+    _bring_back(record, rebuilt.pid)
+
+
+_UNSHARE = call(NR.unshare, Namespace.CGROUP)
+
+
+def _join(groups: Iterable[GroupRecord], rebuilt: Rebuilt) -> Restore:
+    joined = [group for group in groups if _key(group) in rebuilt.inherited]
     replies = yield [
         call(NR.write, rebuilt.inherited[_key(group)], In(b"0\n"), 2) for group in joined
     ]
     for group, reply in zip(joined, replies, strict=True):
         if not reply.ok:
             raise RestoreFailed(f"joining control group {group.path}", str(reply))
-    _bring_back(record, rebuilt.pid)
 
 
 def _bring_back(record: CgroupsRecord, pid: Pid) -> None:

@@ -98,6 +98,8 @@ def look(target: Target) -> Iterator[Finding]:
     pid = target.pid
     us = Tid(threading.get_native_id())
     ours = {name: _namespace(us, name) for name in _NAMESPACES}
+    # The root may have one of its own (`cgroups`).
+    ours["cgroup"] = _namespace(target.tree.pids[0], "cgroup")
     for tid in procfs_files.list_tids(pid):
         subject = f"process {pid}" if tid == Tid(pid) else f"thread {tid}"
         try:

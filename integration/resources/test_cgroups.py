@@ -9,11 +9,12 @@ import pytest
 
 from ckpt.kernel.procfs.cgroups import Membership, directory_of, parse_hierarchies
 from ckpt.resources.cgroups import CGROUPS, GroupRecord
+from integration.apps.app import App, reap_killed
 from integration.errors.refusals import refused
 from integration.freezer.targets import child
 from integration.harness import Restored, become_subreaper, dump
 from integration.resources.embryos import look
-from integration.workloads.driver import Program
+from integration.workloads.driver import Program, descendants
 
 become_subreaper()
 _HIERARCHIES = parse_hierarchies(Path("/proc/self/mountinfo").read_text(encoding="ascii"))
@@ -60,6 +61,54 @@ def test_it_goes_back_into_its_groups(tmp_path):
             for task in Path(f"/proc/{work.pid}/task").iterdir():
                 assert (task / "cgroup").read_text(encoding="ascii") == before
             assert work.ask("check") == "ok"
+
+
+@contextlib.contextmanager
+def in_a_namespace(made, below, cwd):
+    """Lend a shell in a namespace whose tops are `made`, itself in the groups `below`."""
+    enter = "; ".join(f"echo $$ >{group}/cgroup.procs" for group in made)
+    inner = "; ".join([":"] + [f"echo $$ >{group}/cgroup.procs" for group in below])
+    last = "while read -r group; do last=$group; done </proc/self/cgroup"
+    told = f"while read -r line; do {last}; echo $last; done"
+    child = f"{inner}; echo ready; ({told}); exit"
+    with App(["bash", "-c", f"{enter}; exec unshare --cgroup bash -c '{child}'"], cwd) as shell:
+        assert shell.line() == "ready"
+        yield shell
+
+
+def test_a_namespace_of_its_own_is_made_anew(tmp_path):
+    image = tmp_path / "image"
+    with groups("ckpt-space") as made:
+        below = [directory / "below" for directory in made]
+        for directory in below:
+            directory.mkdir()
+        try:
+            with in_a_namespace(made, below, tmp_path) as work:
+                before = groups_of(work.pid)
+                seen = work.ask("told")
+                family = descendants(work.pid)
+                dump(work.pid, image)
+                assert dump(work.pid, image, "--kill")["kind"] == "delta"
+                work.process.wait()
+                reap_killed(family)
+            with Restored(image) as work:
+                assert [groups_of(pid) for pid in (work.pid, *family)] == [before] * 2
+                spaces = {os.readlink(f"/proc/{pid}/ns/cgroup") for pid in (work.pid, *family)}
+                assert len(spaces) == 1
+                assert os.readlink("/proc/self/ns/cgroup") not in spaces
+                assert work.ask("told") == seen
+                assert "below" in seen
+                assert "ckpt-space" not in seen
+        finally:
+            for directory in below:
+                directory.rmdir()
+
+
+def test_a_process_out_of_its_namespace_is_named(tmp_path):
+    with groups("ckpt-space") as made, in_a_namespace(made, [], tmp_path) as work:
+        join(work.pid, [directory.parent for directory in made])
+        message = refused(21, "dump", "--pid", work.pid, tmp_path / "image")
+    assert "which its own namespace does not show" in message
 
 
 def test_a_group_that_is_gone_is_named(tmp_path):
