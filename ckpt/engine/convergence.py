@@ -102,6 +102,10 @@ class Policy(Protocol):
     def fits(self, rest: Rest) -> bool:
         """Tell whether so much may be copied while the target stands."""
 
+    @property
+    def throttle(self) -> float:
+        """For how much of the time the target is to be stopped in the round that comes."""
+
 
 @attrs.frozen
 class Budget:
@@ -118,3 +122,8 @@ class Budget:
     def fits(self, rest: Rest) -> bool:
         """See `Policy`."""
         return rest.copy_ms <= self.ms
+
+    @property
+    def throttle(self) -> float:
+        """See `Policy`: nobody is slowed for a dump."""
+        return 0.0

@@ -23,6 +23,7 @@ from ckpt.engine.convergence import Policy, Rest, Round, Verdict
 from ckpt.engine.copying import Copy, Pool
 from ckpt.engine.members import Member, Members
 from ckpt.engine.pages import read_own_mappings
+from ckpt.engine.throttle import slowed
 from ckpt.engine.tracking import attach_each
 from ckpt.errors import TargetGone
 from ckpt.process.arena import arenas
@@ -86,7 +87,7 @@ class Rounds:
 
     def _shrink(self, pool: Pool, verdict: Verdict, policy: Policy) -> Verdict:
         while verdict is Verdict.COPY:
-            self._copy_all(pool)
+            self._copy_all(pool, policy.throttle)
             verdict = self._decide(policy)
         return verdict
 
@@ -149,9 +150,11 @@ class Rounds:
             for member, frozen in each:
                 member.tracking.watch(read_own_mappings(frozen.pid))
 
-    def _copy_all(self, pool: Pool) -> None:
+    def _copy_all(self, pool: Pool, throttle: float) -> None:
         started_s = time.monotonic()
-        n_bytes = sum(self._on_each(lambda member: self._copy(member, pool)))
+        # Other trackers stop the target themselves, which two cannot do at once.
+        with slowed(self.stop, throttle if self.members.tracker in LIVE else 0.0):
+            n_bytes = sum(self._on_each(lambda member: self._copy(member, pool)))
         ms = (time.monotonic() - started_s) * 1000
         self._rounds.append(Round(n_bytes // self.page_size, ms))
 

@@ -83,6 +83,10 @@ class Recording:
     def fits(self, _rest: Rest) -> bool:
         return False
 
+    @property
+    def throttle(self) -> float:
+        return 0.0
+
 
 def record(pid: int) -> list[dict[str, float]]:
     """Return rounds of some lengths: `ms` that one took, `pages` and `runs` that it left."""
