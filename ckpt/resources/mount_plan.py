@@ -44,6 +44,8 @@ class MountRecord:
         """Refuse what no step can be."""
         if self.kind not in _KINDS or not self.path.startswith("/"):
             raise ValueError(f"nothing can be done as {self.kind!r} at {self.path!r}")
+        if any("\0" in text for text in (self.path, self.source, self.data)):
+            raise ValueError("a path or an option of a mount is cut by a zero byte")
         if self.kind == BIND and not self.source.startswith("/"):
             raise ValueError(f"{self.source!r} cannot be bound")
         if self.kind == NEW and self.fs_type not in _RECREATED:

@@ -62,6 +62,8 @@ NARROW = {
     ("NamespacesRecord", "own"): st.just(("uts",)),
     ("MountRecord", "kind"): st.sampled_from(["absent", "changed"]),
     ("MountRecord", "path"): st.just("/mnt"),
+    ("MountRecord", "source"): st.just("/srv"),
+    ("MountRecord", "data"): st.just(""),
     **{
         ("SysvRecord", name): st.just(())
         for name in ("attached", "segments", "semaphores", "queues", "settings")

@@ -82,7 +82,13 @@ def test_what_hides_our_own_state_is_named(path):
 
 @pytest.mark.parametrize(
     "fields",
-    [{"kind": "odd"}, {"path": "mnt"}, {"source": "mnt"}, {"kind": "new", "fs_type": "xfs"}],
+    [
+        {"kind": "odd"},
+        {"path": "mnt"},
+        {"source": "mnt"},
+        {"path": "/a\0b"},
+        {"kind": "new", "fs_type": "xfs"},
+    ],
 )
 def test_an_image_cannot_ask_for_anything_else(fields):
     sound = MountRecord("bind", "/mnt", "/data", "", (), "")

@@ -31,3 +31,9 @@ def test_our_own():
         os.major(os.stat("/proc").st_dev),
         os.minor(os.stat("/proc").st_dev),
     )
+
+
+def test_options_and_who_follows_whom():
+    plain, slave, overlay = parse_mountinfo(LINES)
+    assert (plain.options, plain.fs_options) == (("rw", "relatime"), ("rw", "discard"))
+    assert [one.follows for one in (plain, slave, overlay)] == [False, True, False]
