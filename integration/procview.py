@@ -96,16 +96,22 @@ def _fds(root: Path) -> dict[int, tuple[str, str]]:
         link = str((root / "fd" / name).readlink())
         if re.match(r"(pipe|socket):", link):
             link = names.setdefault(link, f"{link.split(':')[0]} number {len(names)}")
-        # What was made by O_TMPFILE is shown by its inode.
-        link = re.sub(r"/#\d+ \(deleted\)$", "/# (deleted)", link)
+        info = (root / "fdinfo" / name).read_text()
+        # What was made by O_TMPFILE is shown by its inode, and comes back without that flag.
+        link, is_unnamed = re.subn(r"/#\d+ \(deleted\)$", "/# (deleted)", link)
+        if is_unnamed:
+            info = re.sub(r"(?<=^flags:\t)0\d+", _without_tmpfile, info, flags=re.MULTILINE)
         # A name that somebody else has meanwhile.
         link = re.sub(r"/\.([^/]+)\.[0-9a-f]{16} \(deleted\)$", r"/\1 (deleted)", link)
-        info = (root / "fdinfo" / name).read_text()
         info = re.sub(rf"^({_VOLATILE_LINES}):.*\n", "", info, flags=re.MULTILINE)
         info = re.sub(r" pos:\S+ ino:\S+ sdev:\S+", "", info)
         # An epoll lists its targets in the order of kernel addresses.
         fds[int(name)] = (link, "".join(sorted(info.splitlines(keepends=True))))
     return fds
+
+
+def _without_tmpfile(octal: re.Match[str]) -> str:
+    return f"0{int(octal[0], 8) & ~os.O_TMPFILE:o}"
 
 
 def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:

@@ -71,10 +71,18 @@ def directory_problem(path: str) -> str:
 
 def open_again(record: DirectoryRecord, flags: int, opening: Opening) -> Fd:
     """See `Kind.open`."""
-    if record.content:
-        made = opening.options.contents[record.content]
-        return open_at(made, flags | os.O_DIRECTORY, 0)
-    return open_at(record.path, flags | os.O_DIRECTORY, record.offset)
+    content = record.content
+    path, offset = (
+        (opening.options.contents[content], 0) if content else (record.path, record.offset)
+    )
+    if flags & (os.O_PATH | os.O_DIRECTORY):
+        return open_at(path, flags | os.O_DIRECTORY, offset)
+    # It was opened without that flag, which F_GETFL tells; here it sees to it that it is one.
+    found = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return open_at(f"/proc/self/fd/{found}", flags, offset)
+    finally:
+        os.close(found)
 
 
 DIRECTORY = Kind(
