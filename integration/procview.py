@@ -11,6 +11,9 @@ import select
 from pathlib import Path
 from typing import Any
 
+from ckpt.kernel.pidfd import pidfd_open
+from ckpt.units import Pid
+
 _STATUS_FIELDS = (
     *("Name", "Umask", "Tgid", "Uid", "Gid", "Groups", "Threads"),
     *("SigPnd", "ShdPnd", "SigBlk", "SigIgn", "SigCgt"),
@@ -56,6 +59,9 @@ def _status(task: Path) -> dict[str, str]:
     for name in ("SigPnd", "ShdPnd"):
         # One that is not blocked is on its way into the program: there for a moment, then gone.
         view[name] = hex(int(view[name], 16) & int(view["SigBlk"], 16))
+    if fields["State"].split()[0] == "Z":
+        # What a thread that has ended would block matters to nobody.
+        del view["SigBlk"]
     return view
 
 
@@ -137,7 +143,7 @@ def lasting_differences(before: dict[str, Any], pid: int) -> list[str]:
     A thread that was stopped in ppoll or sigsuspend has that call's mask only once it has run again
     and is back in there, and nobody says when. Its pidfd paces the looks, and tells its end.
     """
-    pidfd = os.pidfd_open(pid)
+    pidfd = pidfd_open(Pid(pid))
     try:
         for _ in range(_LOOKS):
             found = differences(before, view(pid))

@@ -8,7 +8,7 @@ from ckpt.cli.output import emit_json, json_option, say
 from ckpt.engine.capture import look
 from ckpt.errors import Finding, UnsupportedState
 from ckpt.kernel.features import Features, probe_features
-from ckpt.process.tree import refuse_untouchable
+from ckpt.process.tree import reachable_as, refuse_untouchable
 from ckpt.resources.base import CaptureOptions
 from ckpt.tracker.choose import AUTO, choose_tracker
 from ckpt.units import Pid
@@ -43,8 +43,9 @@ def command(pid: int | None, external: tuple[str, ...], as_json: bool) -> int:
     features = probe_features()
     findings: list[Finding] = []
     if pid is not None:
-        refuse_untouchable(Pid(pid))
-        findings = look(Pid(pid), features, CaptureOptions(external=external))
+        root = reachable_as(Pid(pid))
+        refuse_untouchable(root)
+        findings = look(root, features, CaptureOptions(external=external))
     tracker = choose_tracker(AUTO, features)
     if as_json:
         emit_json(

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 import attrs
 
 from ckpt.engine.fill import fill
-from ckpt.engine.growing import Growing
+from ckpt.engine.growing import Growing, end_leader
 from ckpt.engine.guard import Lazy, Server, start_server, watching
 from ckpt.engine.inheriting import NOTHING, Inheritance, inheritance, plan_fill
 from ckpt.engine.rebuilding import in_order, run_in_rounds
@@ -105,6 +105,10 @@ class Building:
         for part in parts:
             self._restore_threads(part, Stage.THREAD)
         for stage in (Stage.LATE, Stage.CREDENTIALS):
+            if stage is Stage.CREDENTIALS:
+                # Before its children get signals for the end of the thread that has made them.
+                for part in parts:
+                    end_leader(part.image, part.embryo)
             for part in parts:
                 self._restore_process(part, stage)
                 self._restore_threads(part, stage)

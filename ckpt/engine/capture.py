@@ -14,6 +14,7 @@ import attrs
 from ckpt.engine.family import Family
 from ckpt.engine.records import (
     OUTER_GROUP,
+    EndedLeader,
     Place,
     ProcessImage,
     ThreadImage,
@@ -26,7 +27,7 @@ from ckpt.kernel.features import Features
 from ckpt.kernel.procfs.held import HeldFiles
 from ckpt.kernel.procfs.stat import Stat, read_stat
 from ckpt.process.arena import Arena
-from ckpt.process.clones import Clones
+from ckpt.process.clones import Clones, Shares
 from ckpt.process.freezer import Frozen, FrozenTree
 from ckpt.process.remote import Call, Reply, part_of
 from ckpt.process.task import Task
@@ -37,6 +38,7 @@ from ckpt.process.tree import (
     is_zombie,
     list_tids,
     list_tree,
+    number_of,
     refuse_untouchable,
 )
 from ckpt.resources.base import Capture, CaptureOptions, Resource, Stopped, Target, Tree
@@ -93,6 +95,7 @@ def _look_once(
     root: Pid, features: Features, options: CaptureOptions
 ) -> tuple[Looked, list[Finding]]:
     tree = Tree(tuple(list_tree(root)), options)
+    tree.numbers = dict(_iter_numbers(tree.pids))
     if features.kcmp:
         clones = tree.notes[_CLONES] = Clones(tree.pids)
         tree.shares = clones.confirm(tree.pids)
@@ -116,13 +119,30 @@ _CLONES = "who shares what"
 def _look_at_family(tree: Tree) -> list[Finding]:
     """Name who could not be made again as he was; `family.refuse_unplannable` asks once more."""
     places: dict[Pid, Place] = {}
-    for pid in tree.pids:
+    numbers = tree.numbers
+    for number in numbers.values():
         # A descendant may end at any time.
         with contextlib.suppress(TargetGone):
-            place = _place_of(read_stat(pid))
+            place = _place_of(read_stat(number))
             if not places or place.parent in places:
-                places[pid] = place
-    return list(Family(tree.pids[0], places, tree.shares).iter_findings())
+                places[number] = place
+    shares = {
+        numbers[pid]: with_numbers(one, numbers)
+        for pid, one in tree.shares.items()
+        if pid in numbers
+    }
+    return list(Family(numbers[tree.pids[0]], places, shares).iter_findings())
+
+
+def _iter_numbers(pids: Iterable[Pid]) -> Iterator[tuple[Pid, Pid]]:
+    for pid in pids:
+        with contextlib.suppress(TargetGone):
+            yield pid, number_of(pid)
+
+
+def with_numbers(shares: Shares, numbers: Mapping[Pid, Pid]) -> Shares:
+    """Return the same, with the pids of whose it is; see `tree.number_of`."""
+    return Shares(**{common.value: numbers.get(owner, owner) for common, owner in shares.items()})
 
 
 def _look_at(target: Target, targets: dict[Pid, Target]) -> list[Finding]:
@@ -198,6 +218,7 @@ def retarget(frozen: FrozenTree, looked: Looked, features: Features) -> dict[Pid
         UnsupportedState: it owns what cannot be captured.
     """
     tree = Tree(tuple(frozen.processes), looked.tree.options, looked.tree.notes)
+    tree.numbers = {pid: one.number for pid, one in frozen.processes.items()}
     if features.kcmp:
         clones: Clones = tree.notes.get(_CLONES) or Clones(tree.pids)
         tree.shares = clones.confirm(tree.pids)
@@ -279,10 +300,11 @@ class Capturing:
         self._is_root = frozen.pid == target.tree.pids[0]
         self._read_statuses(target)
         leader = Stopped(frozen, frozen.leader, target.features, target.notes, target.tree)
-        self._shares = target.tree.shares_of(frozen.pid)
+        shares = target.tree.shares_of(frozen.pid)
         self._process = [
-            _begin(resource, leader) for resource in PROCESS if not self._shares.of(resource.common)
+            _begin(resource, leader) for resource in PROCESS if not shares.of(resource.common)
         ]
+        self._shares = with_numbers(shares, target.tree.numbers)
         self._threads: dict[Tid, list[_Asked]] = {}
         for tid, task in frozen.tasks.items():
             stopped = Stopped(frozen, task, target.features, target.notes, target.tree)
@@ -309,13 +331,13 @@ class Capturing:
     def image(self) -> ProcessImage:
         """Return all records; `finish_all` comes before."""
         frozen = self._frozen
-        stat = read_stat(frozen.pid)
+        stat = read_stat(frozen.number)
         if self._is_root:
             place = attrs.evolve(_place_of(stat), parent=Pid(0))
         else:
             place = _place_below_root(stat, self._tree)
         return ProcessImage(
-            pid=frozen.pid,
+            pid=frozen.number,
             place=place,
             stopped_by=frozen.leader.group_stopped,
             resources=_records_of(self._process),
@@ -323,6 +345,9 @@ class Capturing:
                 ThreadImage(tid, _records_of(asked)) for tid, asked in self._threads.items()
             ),
             shares=self._shares,
+            ended_leader=None
+            if frozen.number == frozen.pid
+            else EndedLeader(stat.exit_code, stat.comm),
         )
 
 

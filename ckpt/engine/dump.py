@@ -33,7 +33,7 @@ from ckpt.image.writer import WriterOptions
 from ckpt.kernel.features import probe_features
 from ckpt.kernel.procfs.mountinfo import Mount
 from ckpt.process.freezer import DEFAULT_TIMEOUT_S
-from ckpt.process.tree import refuse_untouchable
+from ckpt.process.tree import reachable_as, refuse_untouchable
 from ckpt.resources.base import CaptureOptions
 from ckpt.resources.registry import beside, reachable
 from ckpt.tracker.choose import AUTO, choose_tracker
@@ -114,7 +114,7 @@ def dump(pid: int, directory: str | Path, options: DumpOptions | None = None) ->
     options = options or DumpOptions()
     if options.on_departure and not options.kill:
         raise UsageError("--on-departure is for a process that leaves: give --kill too")
-    root = Pid(pid)
+    root = reachable_as(Pid(pid))
     refuse_untouchable(root)
     # From a mount namespace of the tree's own, only a relative path leads back here.
     found_from_there = reachable(directory)

@@ -27,7 +27,8 @@ from ckpt.kernel.clone3 import CloneFlag
 from ckpt.kernel.prctl import Prctl
 from ckpt.process.remote import Call, In, call
 from ckpt.process.seed import Embryo, Nursery, see_off
-from ckpt.process.tree import is_zombie
+from ckpt.process.task import ALL_SIGNALS
+from ckpt.process.tree import has_ended, is_zombie
 from ckpt.units import Pid
 
 _NAP_S = 0.0002
@@ -117,22 +118,44 @@ class Growing:
     def _end(self, zombie: ZombieImage) -> None:
         """Let a process end as the image says, and its parent not be told a second time."""
         embryo = self.nursery.embryos[zombie.pid]
-        name = zombie.comm.encode(errors="surrogateescape")[:15] + b"\0"
-        embryo.run([call(NR.prctl, Prctl.SET_NAME, In(name))])
+        embryo.run([_set_name(zombie.comm)])
         killed_by = zombie.wait_status & 0x7F
         if killed_by:
             # No core file of ours; that there was one once, its parent will not be told.
             embryo.run([call(NR.prlimit64, 0, _RLIMIT_CORE, In(bytes(16)), 0)])
             _die(embryo, killed_by)
         else:
-            _exit(embryo, zombie.wait_status >> 8 & 0xFF)
-        _wait_until_ended(embryo.pid)
+            _exit(embryo, NR.exit_group, zombie.wait_status >> 8 & 0xFF, 0)
+        _wait_until(lambda: is_zombie(embryo.pid), embryo.pid)
         # Until here it is one of those that a failure ends.
         del self.nursery.embryos[zombie.pid]
         parent = self.nursery.embryos[zombie.place.parent]
         sig = zombie.place.exit_signal
         if sig > 0:
             parent.run([_take_signal(sig)])
+
+
+def end_leader(image: ProcessImage, embryo: Embryo) -> None:
+    """Let the first thread of a process end, if it had, while the others stand.
+
+    From then on the oldest of them stands for it (`tree.reachable_as`).
+    """
+    ended = image.ended_leader
+    if ended is None:
+        return
+    embryo.run([_set_name(ended.comm)])
+    leader = embryo.leader
+    # What is queued for the process is for the others.
+    _exit(embryo, NR.exit, ended.wait_status >> 8 & 0xFF, ALL_SIGNALS)
+    _wait_until(lambda: has_ended(embryo.pid), embryo.pid)
+    del embryo.tasks[leader.inner]
+    other = embryo.leader = min(embryo.tasks.values(), key=lambda task: task.tid)
+    other.deferred_stop |= leader.deferred_stop
+    embryo.arena.pid = Pid(other.tid)
+
+
+def _set_name(comm: str) -> Call:
+    return call(NR.prctl, Prctl.SET_NAME, In(comm.encode(errors="surrogateescape")[:15] + b"\0"))
 
 
 _RLIMIT_CORE = 4
@@ -173,18 +196,18 @@ def _die(embryo: Embryo, sig: int) -> None:
             ptrace.detach(task.tid)
 
 
-def _exit(embryo: Embryo, code: int) -> None:
-    """Let it exit with a code, as it did."""
+def _exit(embryo: Embryo, nr: NR, code: int, blocked: int) -> None:
+    """Let it exit with a code, as it did, by a call that does not return."""
     task, arena = embryo.leader, embryo.arena
-    exiting = arch.single_call_registers(task.registers, arena.insn, NR.exit_group, (code,))
-    task.prepare_to_run(exiting, 0)
+    exiting = arch.single_call_registers(task.registers, arena.insn, nr, (code,))
+    task.prepare_to_run(exiting, blocked)
     with contextlib.suppress(TargetGone):
         ptrace.detach(task.tid)
 
 
-def _wait_until_ended(pid: Pid) -> None:
+def _wait_until(holds: Callable[[], bool], pid: Pid) -> None:
     give_up_s = time.monotonic() + _END_S
-    while not is_zombie(pid):
+    while not holds():
         if time.monotonic() > give_up_s:
             raise RestoreFailed(f"ending process {pid}", "it still runs")
         time.sleep(_NAP_S)

@@ -14,7 +14,7 @@ from ckpt.errors import TargetGone
 from ckpt.image.chain import Chain
 from ckpt.image.format import Manifest
 from ckpt.kernel.features import Features
-from ckpt.process.tree import is_zombie, read_identity
+from ckpt.process.tree import is_zombie, number_of, read_identity
 from ckpt.tracker.base import TELLING, TrackerName
 from ckpt.tracker.choose import Plan
 from ckpt.tracker.epoch import read_epoch
@@ -27,6 +27,8 @@ class Member:
     """One process."""
 
     tracking: Tracking
+    number: Pid
+    """Its pid; `pid` is that by which it can be asked about (`tree.reachable_as`)."""
     held: Held
     follows: bool = True
     """What the parent generation holds of a process with this number is of this very process."""
@@ -35,13 +37,13 @@ class Member:
 
     @property
     def pid(self) -> Pid:
-        """The process."""
+        """The process, as it can be asked about."""
         return self.tracking.pid
 
     @property
     def space(self) -> str:
         """The name of its page space."""
-        return space_name(self.pid)
+        return space_name(self.number)
 
 
 @attrs.define(repr=False)
@@ -62,7 +64,7 @@ class Members:
         """
         identity, exec_id = read_identity(pid), read_exec_id(pid)
         lent = self.stack.enter_context(tracking(identity, exec_id, self.tracker, self.features))
-        member = self.by_pid[pid] = Member(lent, Held([]))
+        member = self.by_pid[pid] = Member(lent, number_of(pid), Held([]))
         return member
 
     def decide(self, chain: Chain, *, incremental: bool) -> Plan:

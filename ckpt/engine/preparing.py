@@ -66,7 +66,8 @@ def check_host(tree: TreeImage, features: Features, options: RestoreOptions) -> 
 
 def _iter_numbers(tree: TreeImage) -> Iterator[int]:
     for process in tree.processes:
-        yield from (int(thread.tid) for thread in process.threads)
+        # A first thread that has ended keeps its number.
+        yield from {int(process.pid), *(int(thread.tid) for thread in process.threads)}
     yield from (int(zombie.pid) for zombie in tree.zombies)
     yield from map(int, family_of(tree).groups_without_leader())
 

@@ -53,6 +53,15 @@ OUTER_GROUP = Pid(0)
 
 
 @attrs.frozen(repr=False)
+class EndedLeader:
+    """The first thread of a process that goes on without it: a zombie until the last one ends."""
+
+    wait_status: int
+    """What the process will have ended with, as wait(2) has it, if nothing else ends it."""
+    comm: str
+
+
+@attrs.frozen(repr=False)
 class ProcessImage:
     """One process of an image."""
 
@@ -64,6 +73,8 @@ class ProcessImage:
     """Those included that are about what it has of another one."""
     threads: tuple[ThreadImage, ...]
     shares: Shares = OWN
+    ended_leader: EndedLeader | None = None
+    """Its first thread has ended, and is none of `threads`."""
 
     def owns(self, resource: Resource[Any]) -> bool:
         """Tell whether what a resource is about is its own, and not another's."""
@@ -119,6 +130,7 @@ def encode_tree(tree: TreeImage) -> dict[str, object]:
                 "place": unstructure(process.place),
                 "stopped_by": process.stopped_by,
                 **_encode_shares(process.shares),
+                **({"ended_leader": unstructure(ended)} if (ended := process.ended_leader) else {}),
                 "resources": {
                     one.name: unstructure(process.resources[one.name])
                     for one in PROCESS
@@ -172,7 +184,7 @@ def _check_relations(tree: TreeImage) -> None:
     for process in tree.processes:
         if process.place.parent not in known and known:
             raise ValueError(f"the parent of process {process.pid} does not come before it")
-        tids = {int(thread.tid) for thread in process.threads}
+        tids = {int(process.pid), *(int(thread.tid) for thread in process.threads)}
         if tids & known:
             raise ValueError(f"process {process.pid} has a number that another one has")
         known |= tids
@@ -231,8 +243,11 @@ def _decode_process(raw: dict[str, Any], before: Mapping[Pid, ProcessImage]) -> 
             )
             for thread in _list(raw, "threads")
         ),
+        ended_leader=structure(strict(raw["ended_leader"], dict), EndedLeader)
+        if "ended_leader" in raw
+        else None,
     )
-    _check_ids([thread.tid for thread in process.threads], process.pid)
+    _check_ids(process)
     return process
 
 
@@ -254,9 +269,10 @@ def with_shared(
     }
 
 
-def _check_ids(tids: list[Tid], pid: Pid) -> None:
-    if Tid(pid) not in tids:
-        raise ValueError(f"process {pid} has no thread of this number")
+def _check_ids(process: ProcessImage) -> None:
+    pid, tids = process.pid, [thread.tid for thread in process.threads]
+    if (Tid(pid) in tids) == (process.ended_leader is not None) or not tids:
+        raise ValueError(f"process {pid} has no thread of this number, or one that has ended")
     if len(set(tids)) < len(tids) or min(tids) < 1:
         raise ValueError("the numbers of its threads cannot be")
 

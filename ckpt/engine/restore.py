@@ -114,9 +114,9 @@ def _verify(
         image = f"generation {number} of {chain.path}"
         sharers = {process.shares.memory for process in tree.processes}
         parts = {
-            # Who serves pages ends with the process; whoever shares its memory may need more.
+            # Who serves pages ends with the first thread; who shares the memory may need more.
             one.pid: _plan_lazy(one, reader, image)
-            if one.has_memory and one.pid not in sharers
+            if one.has_memory and one.pid not in sharers and one.ended_leader is None
             else part_at_once(one, reader)
             for one in tree.processes
         }

@@ -52,7 +52,7 @@ from ckpt.resources.registry import clock_offsets, entered, highest_fd
 from ckpt.tracker.base import TrackerName
 from ckpt.tracker.choose import choose_tracker
 from ckpt.tracker.epoch import read_epoch
-from ckpt.units import Pid
+from ckpt.units import Pid, Tid
 
 
 @attrs.define(repr=False)
@@ -160,7 +160,7 @@ def _close_servers(building: Building) -> None:
 
 def _forget_epoch(part: Part) -> None:
     """Remove the epoch of a process that had this number before."""
-    old = read_epoch(part.embryo.pid)
+    old = read_epoch(part.embryo.reachable_as)
     if old is not None:
         drop_epoch(old)
 
@@ -169,7 +169,8 @@ def _arm(building: Building, part: Part, chain_id: str, stack: contextlib.ExitSt
     """Arm the tracker of one process against what it comes from; its arena is gone then."""
     manifest, embryo = building.reader.manifest, part.embryo
     name = _tracker_name(manifest, building.features)
-    identity, exec_id = read_identity(embryo.pid), read_exec_id(embryo.pid)
+    pid = embryo.reachable_as
+    identity, exec_id = read_identity(pid), read_exec_id(pid)
     lent = stack.enter_context(tracking(identity, exec_id, name, building.features))
     armed = _succeeds(building, lambda: lent.attach(embryo.arena, embryo.leader))
     _unmap_arena(part)
@@ -233,5 +234,5 @@ def _detach(embryo: Embryo) -> None:
             ptrace.detach(task.tid)
         except TargetGone:
             # Those that run already have ended the process. How it ended, the leader tells.
-            if task is not embryo.leader:
+            if task.tid != Tid(embryo.pid):
                 see_off(task.tid)

@@ -238,8 +238,9 @@ class Taking:
             if not outcome.fits:
                 self._warn_of(n_bytes)
             image = settle(TreeImage(images, zombies))
+            members = {one.number: one for one in self.members.by_pid.values()}
             memory = {
-                process.space: self._build_runs(process)
+                process.space: self._build_runs(process, members[process.pid])
                 for process in image.processes
                 if process.has_memory
             }
@@ -308,8 +309,8 @@ class Taking:
                 if arena.pid in members
             )
             parts = {
-                image.pid: Part(members[image.pid], image, None)
-                for image in images
+                pid: Part(members[pid], image, None)
+                for pid, image in zip(frozen.processes, images, strict=True)
                 if image.has_memory
             }
             if twins is not None:
@@ -380,11 +381,10 @@ class Taking:
             drop = DropEqual(parent, member.space)
         member.held.add(self.copy.read_whole(member.space, pid, wanted, pool, drop))
 
-    def _build_runs(self, process: ProcessImage) -> RunTable:
+    def _build_runs(self, process: ProcessImage, member: Member) -> RunTable:
         """Return where each page of a process is."""
         stream, page_size = self.copy.stream, self.copy.page_size
-        held = self.members.by_pid[process.pid].held
-        copied, parent = held.tell_apart(all_copied(stream, process.space))
+        copied, parent = member.held.tell_apart(all_copied(stream, process.space))
         copies = find_newest(stream, process.space, copied, page_size)
         return build_runs(process.resources["memory"], copies, parent, page_size)
 

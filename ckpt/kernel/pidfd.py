@@ -3,6 +3,7 @@
 Source: pidfd_open(2), pidfd_getfd(2), pidfd_send_signal(2).
 """
 
+import errno
 from typing import Final
 
 from ckpt.kernel.arch import NR
@@ -18,15 +19,23 @@ PIDFD_THREAD: Final = 0o200
 def pidfd_open(pid: Pid | Tid, flags: int = 0) -> Fd:
     """Return a descriptor for the process (close-on-exec); readable once it has ended.
 
+    For a thread that is not the first of its process it stands for that thread (6.9).
+
     Kernel: pidfd_open(2), 5.3.
 
     Raises:
         TargetGone: there is no such process (a zombie still is one).
         HostFull: no descriptors left.
-        OSError: EINVAL, `pid` is a thread that leads no group and PIDFD_THREAD is not set.
+        OSError: EINVAL, `pid` is a thread that leads no group, and the kernel is older.
     """
     with failures_of(pid, "open a pidfd"):
-        return Fd(syscall(NR.pidfd_open, pid, flags))
+        try:
+            return Fd(syscall(NR.pidfd_open, pid, flags))
+        except OSError as error:
+            # Before 6.15 EINVAL, then ENOENT.
+            if error.errno not in (errno.EINVAL, errno.ENOENT) or flags & PIDFD_THREAD:
+                raise
+            return Fd(syscall(NR.pidfd_open, pid, flags | PIDFD_THREAD))
 
 
 def pidfd_getfd(pidfd: int, target_fd: RemoteFd | int, *, pid: Pid) -> Fd:

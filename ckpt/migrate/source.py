@@ -35,7 +35,7 @@ from ckpt.migrate.messages import Accepted, Offer, Options, Ready, State
 from ckpt.migrate.sending import Sender
 from ckpt.migrate.witness import attended
 from ckpt.process.freezer import DEFAULT_TIMEOUT_S
-from ckpt.process.tree import refuse_untouchable
+from ckpt.process.tree import reachable_as, refuse_untouchable
 from ckpt.resources.base import CaptureOptions, be_silent
 from ckpt.tracker.base import TrackerName
 from ckpt.tracker.choose import AUTO, choose_tracker
@@ -140,7 +140,7 @@ def migrate(
     """
     started_s = time.monotonic()
     options = options or MigrateOptions()
-    root = Pid(pid)
+    root = reachable_as(Pid(pid))
     refuse_untouchable(root)
     features = probe_features()
     tracker = choose_tracker(options.tracker, features)
@@ -148,8 +148,10 @@ def migrate(
         work = _Work(root, options, features, tracker, channel)
         looked = examine(root, features, work.capture_options(kill=False))
         members = Members(root, tracker, features, stack)
+        of_memory = looked.tree.memory_owners()
         for each in looked.targets:
-            members.add(each)
+            if each not in of_memory:
+                members.add(each)
         members.take_over()
         sender = Sender(channel, mmap.PAGESIZE, options.compression)
         stack.callback(sender.close)
@@ -160,7 +162,7 @@ def migrate(
         with attended(partial(_tell_fate, dialer)) as witness, taking.take(outcome) as taken:
             sender.drain()
             channel.send(State(work.manifest(taken.image, taken, sender)))
-            run_hook("--on-departure", options.on_departure, _STAYS, CKPT_PID=root)
+            run_hook("--on-departure", options.on_departure, _STAYS, CKPT_PID=pid)
             running = hand_over(channel, dialer, taken, witness, tell)
             downtime_ms = taken.standing_ms
         warnings = [*taking.warnings, *running.warnings]

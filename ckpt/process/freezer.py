@@ -32,6 +32,7 @@ from ckpt.process.tree import (
     is_zombie,
     list_tids,
     list_tree,
+    reachable_as,
     refuse_untouchable,
 )
 from ckpt.process.uninterrupted import uninterrupted
@@ -50,8 +51,11 @@ class Frozen:
     """A process of which every thread is stopped under our ptrace."""
 
     pid: Pid
+    """By which it can be asked about, see `tree.reachable_as`."""
+    number: Pid
+    """Its pid."""
     tgid: int
-    """Its pid as it sees itself: the innermost of its pid namespaces."""
+    """That as it sees itself: the innermost of its pid namespaces."""
     is_our_child: bool
     asleep: Mapping[Tid, Asleep]
     """Its threads that slept in a call with a relative timeout, just before the stop."""
@@ -69,7 +73,7 @@ class Frozen:
 
     @property
     def leader(self) -> Task:
-        """The thread whose tid is the pid."""
+        """The first thread; the oldest one, if that has ended."""
         return self.tasks[Tid(self.pid)]
 
     @property
@@ -151,11 +155,12 @@ def freeze(
 
 def _prepare(pid: Pid, options: ptrace.Option) -> Frozen:
     """Read everything that can be read before the stop."""
-    ns_pid = status.read_status(pid).ns_pid
+    ids = status.read_status(pid)
     is_our_child = read_stat(pid).ppid == os.getpid()
     prepared = _Prepared(list_tids(pid), options)
     children = Children(pid)
-    return Frozen(pid, ns_pid[-1], is_our_child, sleeping.look(pid), children, prepared)
+    asleep = sleeping.look(pid)
+    return Frozen(pid, ids.tgid, ids.ns_tgid[-1], is_our_child, asleep, children, prepared)
 
 
 def _iter_prepared(
@@ -200,9 +205,11 @@ def _relate(root: Pid, stopped: Mapping[Pid, Frozen]) -> dict[Pid, Pid]:
     """Return all descendants with their parents, each behind its parent."""
     parents: dict[Pid, Pid] = {}
     order = [root]
+    known = {frozen.number: pid for pid, frozen in stopped.items()}
     for pid in order:
         if pid in stopped:
-            children = stopped[pid].children.list(stopped[pid].tasks)
+            numbers = stopped[pid].children.list(stopped[pid].tasks)
+            children = [known.get(number) or reachable_as(number) for number in numbers]
             parents |= dict.fromkeys(children, pid)
             order += children
     return parents
@@ -329,7 +336,7 @@ def _without_leader(frozen: Frozen) -> TargetGone | TargetRefused:
     others = (tid for tid in frozen.tasks if tid != Tid(frozen.pid))
     if any(_state_of(frozen.pid, tid) in _STOPPED for tid in others):
         return TargetRefused(
-            frozen.pid, "has lost its first thread: such a process is not supported yet"
+            frozen.number, "has lost its first thread just now, and goes on with others: try again"
         )
     return TargetGone(frozen.pid)
 
@@ -442,7 +449,7 @@ def _look_at(frozen: Frozen, task: Task) -> ptrace.WaitStatus | None:
 
     The end of a child of ours is left to be waited for by whoever started it, and wants its status.
     """
-    return look_at(task.tid, reap=not frozen.is_our_child or task.tid != Tid(frozen.pid))
+    return look_at(task.tid, reap=not frozen.is_our_child or task.tid != Tid(frozen.number))
 
 
 def _mend(frozen: Frozen, task: Task) -> None:

@@ -78,6 +78,11 @@ class Embryo:
     maker: Pid | None = None
     """Of whose memory it was made a clone, if that is one of the tree."""
 
+    @property
+    def reachable_as(self) -> Pid:
+        """By which we can ask about it: another than `pid` when its first thread has ended."""
+        return Pid(self.leader.tid)
+
     def run(self, calls: list[Call], task: Task | None = None) -> list[Reply]:
         """Run a batch in the name of `task` (the leader by default)."""
         return self.arena.run(task or self.leader, calls)

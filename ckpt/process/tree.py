@@ -53,6 +53,26 @@ def list_tids(pid: Pid) -> list[Tid]:
     return sorted(files.list_tids(pid), key=lambda tid: (tid != Tid(pid), tid))
 
 
+def reachable_as(pid: Pid) -> Pid:
+    """Return the number by which a process can be asked about: its pid, if its first thread lives.
+
+    Else that of its oldest living thread: /proc shows nothing of its memory and its files under
+    the number of one that has ended, and no call takes that.
+    """
+    if not has_ended(pid):
+        return pid
+    return next((Pid(tid) for tid in _tids_or_none(pid) if tid != Tid(pid)), pid)
+
+
+def number_of(pid: Pid) -> Pid:
+    """Return the pid of a process that is known as `pid` (`reachable_as`).
+
+    Raises:
+        TargetGone: it has ended.
+    """
+    return procfs_status.read_status(pid).tgid
+
+
 def has_ended(pid: Pid) -> bool:
     """Tell whether the process, or the thread, is a zombie or does not exist any more."""
     try:
@@ -134,13 +154,15 @@ def _is_child(child: Pid, pid: Pid) -> bool:
 def list_tree(root: Pid) -> list[Pid]:
     """Return a process and all its living descendants, each behind its parent; a moment's view.
 
+    Each as it can be asked about (`reachable_as`).
+
     Raises:
         TargetGone: `root` ended.
     """
     tree = [root]
     for pid in tree:
         try:
-            tree += [child for child in list_children(pid) if not is_zombie(child)]
+            tree += [reachable_as(child) for child in list_children(pid) if not is_zombie(child)]
         except TargetGone:
             if pid == root:
                 raise
@@ -168,9 +190,9 @@ def refuse_untouchable(pid: Pid) -> None:
             is no process, a zombie, or traced by somebody else.
     """
     status = procfs_status.read_status(pid)
-    if status.tgid != pid:
+    if status.tgid != pid and not has_ended(status.tgid):
         raise TargetRefused(pid, f"is a thread of process {status.tgid}: name that one")
-    if pid == os.getpid():
+    if status.tgid == os.getpid():
         raise TargetRefused(pid, "is ckpt itself")
     stat = procfs_stat.read_stat(pid)
     if stat.flags & _PF_KTHREAD:
@@ -183,6 +205,6 @@ def refuse_untouchable(pid: Pid) -> None:
         )
     ancestor = Pid(os.getppid())
     while ancestor > 0:
-        if ancestor == pid:
+        if ancestor == status.tgid:
             raise TargetRefused(pid, "is an ancestor of this ckpt: it would stop itself")
         ancestor = Pid(procfs_stat.read_stat(ancestor).ppid)

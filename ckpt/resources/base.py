@@ -106,10 +106,13 @@ class Tree:
     """The processes of one dump, and what they have in common."""
 
     pids: tuple[Pid, ...]
-    """Those that live; the root first, each behind its parent."""
+    """Those that live, by which they can be asked about (`tree.reachable_as`); the root first, each
+    behind its parent."""
     options: CaptureOptions = CaptureOptions()
     notes: dict[str, Any] = attrs.field(factory=dict)
     """As `Target.notes`, for what is looked at once for all processes."""
+    numbers: Mapping[Pid, Pid] = attrs.field(factory=dict)
+    """The pid of each; another one where its first thread has ended."""
     shares: Mapping[Pid, Shares] = attrs.field(factory=dict)
     """What processes have of another one, of those that do."""
     at_kill: list[Callable[[], None]] = attrs.field(factory=list)

@@ -108,7 +108,7 @@ def capture(stopped: Stopped) -> Capture[TerminalRecord]:
     device = stat.tty_nr & _UNSIGNED
     return TerminalRecord(
         device=device,
-        leads=bool(device) and stat.session == int(stopped.pid),
+        leads=bool(device) and stat.session == int(stopped.frozen.number),
         inside=bool(device) and _is_inside(device, stopped.tree),
     )
 
@@ -155,7 +155,7 @@ def capture_foreground(stopped: Stopped) -> Capture[ForegroundRecord]:
     stat = read_stat(stopped.pid)
     device = stat.tty_nr & _UNSIGNED
     fd = _find_fd(stopped.pid, device)
-    leads = bool(device) and stat.session == int(stopped.pid)
+    leads = bool(device) and stat.session == int(stopped.frozen.number)
     settings, size = b"", (0, 0, 0, 0)
     outside = fd is not None and not _is_inside(device, stopped.tree)
     # One of those that use it is enough to tell.

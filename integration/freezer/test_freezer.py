@@ -15,6 +15,7 @@ from ckpt.kernel.procfs.files import list_tids
 from ckpt.kernel.procfs.maps import read_maps
 from ckpt.process.arena import find_syscall_insn
 from ckpt.process.freezer import freeze
+from ckpt.process.tree import reachable_as
 from ckpt.units import Pid
 from integration.freezer.targets import await_state, child, disturb, state_of, status_lines
 from integration.workloads.driver import Program
@@ -188,12 +189,15 @@ def test_one_that_is_already_traced_is_refused():
         disturb(pid)
 
 
-def test_a_process_whose_first_thread_has_ended_is_refused():
+def test_a_process_whose_first_thread_has_ended_is_frozen_by_another_one():
     def leave_the_others_alone():
         threading.Thread(target=signal.pause).start()
         ctypes.CDLL(None).syscall(60, 0)  # exit, of this thread only
 
     with child(nothing, leave_the_others_alone) as pid:
         await_state(pid, "Z")
-        with pytest.raises(TargetRefused):
-            disturb(pid)
+        with freeze(reachable_as(Pid(pid)), ptrace.Option.NONE) as frozen:
+            assert frozen.number == pid != frozen.pid
+            assert [*frozen.tasks] == [frozen.pid]
+        with pytest.raises(TargetRefused), freeze(Pid(pid), ptrace.Option.NONE):
+            pass

@@ -152,7 +152,7 @@ DAMAGES: dict[str, list[str]] = {
 }
 
 # Programs of several processes; each has a test of its own in `integration/states`.
-TREES = ["s_family", "s_unix_tree", "s_clones"]
+TREES = ["s_family", "s_unix_tree", "s_clones", "s_leader"]
 
 # Arguments that add what is rare, and may be refused by name.
 VARIANTS: dict[str, list[str]] = {

@@ -59,12 +59,28 @@ def read_link(pid: Pid | Tid, name: str) -> str:
 def list_tids(pid: Pid) -> list[Tid]:
     """Return the threads of the process, ascending; zombie threads included.
 
+    Asked for by the number of another thread than the first one, that is left out if it has ended:
+    all that it had for itself is gone, and only its number is kept for the process.
+
     The list is a moment's: threads come and go while it is read, unless all are stopped.
 
     Raises:
         TargetGone: the process ended and was waited for.
     """
-    return [Tid(number) for number in _numbers(pid, "task")]
+    with (
+        proc_failures_of(pid, f"list /proc/{pid}/task"),
+        os.scandir(f"/proc/{pid}/task") as entries,
+    ):
+        # The kernel begins with the first one, whatever its number.
+        first, *others = [int(entry.name) for entry in entries] or [int(pid)]
+    if first != pid and others and _has_ended(pid, first):
+        return [Tid(number) for number in sorted(others)]
+    return [Tid(number) for number in sorted([first, *others])]
+
+
+def _has_ended(pid: Pid, tid: int) -> bool:
+    state = read_bytes(pid, f"task/{tid}/stat").rpartition(b")")[2].split()[0]
+    return state in (b"Z", b"X")
 
 
 def list_fds(pid: Pid | Tid) -> list[RemoteFd]:

@@ -176,7 +176,9 @@ def _judge(step: str, reply: Reply) -> None:
 
 def pids_of_tree(table: FdTable) -> set[int]:
     """Return the processes of the tree that have anything open."""
-    return {table.pid, *(pid for file in table.files for pid, _ in file.slots)}
+    numbers = table.tree.numbers
+    pids = {table.pid, *(pid for file in table.files for pid, _ in file.slots)}
+    return pids | {numbers.get(pid, pid) for pid in pids}
 
 
 def is_of_tree(pid: int, table: FdTable) -> bool:

@@ -97,7 +97,7 @@ def _list_signalling(links: Mapping[RemoteFd, str], tree: Tree) -> list[RemoteFd
 
 def _hold_leases(tree: Tree) -> bool:
     """Tell whether somebody of the tree has asked for a lease."""
-    pids = {str(pid) for pid in tree.pids}
+    pids = {str(tree.numbers.get(pid, pid)) for pid in tree.pids}
     with open("/proc/locks", encoding="ascii") as locks:
         lines = map(str.split, locks)
         return any(words[1] == "LEASE" and words[4] in pids for words in lines)
@@ -108,7 +108,7 @@ def _list_owners(tree: Tree) -> set[tuple[int, int]]:
     owners: set[tuple[int, int]] = set()
     for pid in tree.pids:
         with contextlib.suppress(OSError, TargetGone):
-            owners |= {(_PID, int(pid)), (_PGRP, os.getpgid(pid))}
+            owners |= {(_PID, int(tree.numbers.get(pid, pid))), (_PGRP, os.getpgid(pid))}
             owners |= {(_TID, int(tid)) for tid in list_tids(pid)}
     return owners
 
