@@ -35,6 +35,8 @@ CHECKS = {
     "unix sockets": (tree.check, {}),
     "shell": (tree.check_shell, {}),
 }
+SLOW = ("redis", "postgres", "writer, 1,000 a second")
+NAMES = [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in CHECKS]
 
 
 @pytest.fixture
@@ -69,13 +71,13 @@ def hear(sock, n_bytes):
     return held
 
 
-@pytest.mark.parametrize("name", CHECKS)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_service_comes_back_in_its_place(name, hosts, tmp_path):
     check, options = CHECKS[name]
     check(hosts, within(tmp_path / "image"), tmp_path, **options, moves=1)
 
 
-@pytest.mark.parametrize("name", CHECKS)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_service_moves_there_and_back(name, hosts, tmp_path):
     check, options = CHECKS[name]
     figures = check(hosts, offline(hosts, tmp_path / "image"), tmp_path, **options, moves=2)
@@ -83,6 +85,7 @@ def test_a_service_moves_there_and_back(name, hosts, tmp_path):
     assert hosts.a.tables() == hosts.b.tables() == []
 
 
+@pytest.mark.slow
 def test_a_connection_goes_there_and_back_ten_times(echo, hosts, tmp_path):
     work, sock = echo
     move = offline(hosts, tmp_path / "image")
