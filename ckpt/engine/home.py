@@ -12,6 +12,7 @@ from ckpt.engine.records import TreeImage
 from ckpt.process.init import Init, new_pid_space
 from ckpt.process.pid_space import PidSpace
 from ckpt.resources.base import RestoreOptions
+from ckpt.resources.registry import has_own_numbers
 from ckpt.units import Pid
 
 
@@ -36,6 +37,11 @@ class Home:
             self.init.watch(self.root)
 
 
+def wants_own_numbers(tree: TreeImage, options: RestoreOptions) -> bool:
+    """Tell whether a tree is given a pid namespace: it had one, or the user wants it."""
+    return options.new_pids or has_own_numbers(tree.root.resources)
+
+
 @contextlib.contextmanager
 def home_of(tree: TreeImage, options: RestoreOptions) -> Iterator[Home]:
     """Lend the namespace that a tree is restored in; a new one ends if the block fails.
@@ -44,7 +50,7 @@ def home_of(tree: TreeImage, options: RestoreOptions) -> Iterator[Home]:
         NotPermitted: we may not make one.
     """
     root = tree.root.pid
-    if not options.new_pids:
+    if not wants_own_numbers(tree, options):
         yield Home(root)
         return
     with new_pid_space(root) as (space, init):

@@ -14,7 +14,8 @@ from ckpt.errors import TargetGone
 from ckpt.image.chain import Chain
 from ckpt.image.format import Manifest
 from ckpt.kernel.features import Features
-from ckpt.process.tree import is_zombie, number_of, read_identity
+from ckpt.kernel.procfs.status import read_status
+from ckpt.process.tree import is_zombie, read_identity
 from ckpt.tracker.base import TELLING, TrackerName
 from ckpt.tracker.choose import Plan
 from ckpt.tracker.epoch import read_epoch
@@ -29,6 +30,8 @@ class Member:
     tracking: Tracking
     number: Pid
     """Its pid; `pid` is that by which it can be asked about (`tree.reachable_as`)."""
+    inner: Pid
+    """Its pid as the tree itself and its image know it."""
     held: Held
     follows: bool = True
     """What the parent generation holds of a process with this number is of this very process."""
@@ -43,7 +46,7 @@ class Member:
     @property
     def space(self) -> str:
         """The name of its page space."""
-        return space_name(self.number)
+        return space_name(self.inner)
 
 
 @attrs.define(repr=False)
@@ -64,7 +67,9 @@ class Members:
         """
         identity, exec_id = read_identity(pid), read_exec_id(pid)
         lent = self.stack.enter_context(tracking(identity, exec_id, self.tracker, self.features))
-        member = self.by_pid[pid] = Member(lent, number_of(pid), Held([]))
+        ids = read_status(pid)
+        inner = Pid(ids.ns_tgid[-1])
+        member = self.by_pid[pid] = Member(lent, ids.tgid, inner, Held([]))
         return member
 
     def decide(self, chain: Chain, *, incremental: bool) -> Plan:

@@ -12,6 +12,7 @@ from typing import Any
 import attrs
 
 from ckpt.engine.family import family_of
+from ckpt.engine.home import wants_own_numbers
 from ckpt.engine.hooks import run_hook
 from ckpt.engine.records import ProcessImage, TreeImage
 from ckpt.errors import FileChanged, HostMismatch
@@ -38,7 +39,7 @@ def check_host(tree: TreeImage, features: Features, options: RestoreOptions) -> 
         HostMismatch: this host lacks something.
         FileChanged: files are missing, or not what they were.
     """
-    for number in () if options.new_pids else _iter_numbers(tree):
+    for number in () if wants_own_numbers(tree, options) else _iter_numbers(tree):
         if os.path.exists(f"/proc/{number}"):
             raise taken(Tid(number))
     # Threads and processes have many in common.

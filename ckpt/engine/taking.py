@@ -36,6 +36,7 @@ from ckpt.engine.copying import Copy, DropEqual, Pool
 from ckpt.engine.family import refuse_unplannable
 from ckpt.engine.live import Outcome, Rounds
 from ckpt.engine.members import Member, Members
+from ckpt.engine.numbering import read_numbers, renumber
 from ckpt.engine.pages import (
     all_copied,
     build_runs,
@@ -226,6 +227,7 @@ class Taking:
             wanted = twins if self._wants_twin(outcome) else None
             images, parts = self._capture(frozen, targets, wanted)
             zombies = capture_zombies(frozen, tree)
+            numbers = read_numbers(frozen)
             refuse_unplannable(images, zombies)
             n_bytes = self._copy_frozen(parts, pool)
             contents.read(tree.notes.get(NOTE, ()))
@@ -240,10 +242,12 @@ class Taking:
             image = settle(TreeImage(images, zombies))
             members = {one.number: one for one in self.members.by_pid.values()}
             memory = {
-                process.space: self._build_runs(process, members[process.pid])
+                members[process.pid].space: self._build_runs(process, members[process.pid])
                 for process in image.processes
                 if process.has_memory
             }
+            if numbers is not None:
+                image = renumber(image, numbers)
             yield Taken(frozen, tree, image, memory | contents.tables())
 
     def preview(self) -> TreeImage:
@@ -384,8 +388,8 @@ class Taking:
     def _build_runs(self, process: ProcessImage, member: Member) -> RunTable:
         """Return where each page of a process is."""
         stream, page_size = self.copy.stream, self.copy.page_size
-        copied, parent = member.held.tell_apart(all_copied(stream, process.space))
-        copies = find_newest(stream, process.space, copied, page_size)
+        copied, parent = member.held.tell_apart(all_copied(stream, member.space))
+        copies = find_newest(stream, member.space, copied, page_size)
         return build_runs(process.resources["memory"], copies, parent, page_size)
 
     def _warn_of(self, n_bytes: int) -> None:

@@ -62,6 +62,8 @@ class Frozen:
     children: Children
     prepared: "_Prepared"
     """What its threads are asked, laid out before the stop."""
+    is_nested: bool = False
+    """It is in a pid namespace below ours, and its numbers there are others."""
     tasks: dict[Tid, Task] = attrs.field(factory=dict)
     frozen_at_s: float = 0.0
     """CLOCK_MONOTONIC when the first thread was asked to stop."""
@@ -159,8 +161,9 @@ def _prepare(pid: Pid, options: ptrace.Option) -> Frozen:
     is_our_child = read_stat(pid).ppid == os.getpid()
     prepared = _Prepared(list_tids(pid), options)
     children = Children(pid)
-    asleep = sleeping.look(pid)
-    return Frozen(pid, ids.tgid, ids.ns_tgid[-1], is_our_child, asleep, children, prepared)
+    asleep, is_nested = sleeping.look(pid), len(ids.ns_tgid) > 1
+    own = ids.ns_tgid[-1]
+    return Frozen(pid, ids.tgid, own, is_our_child, asleep, children, prepared, is_nested)
 
 
 def _iter_prepared(
@@ -287,6 +290,9 @@ def _stop_all(frozen: Frozen, asked: Sequence[Tid], deadline: _Deadline) -> None
     if Tid(frozen.pid) not in frozen.tasks:
         raise _without_leader(frozen)
     frozen.prepared.states.read(frozen.tasks)
+    if frozen.is_nested:
+        for tid, task in frozen.tasks.items():
+            task.inner = Tid(status.read_task_status(frozen.pid, tid).ns_pid[-1])
 
 
 def _wait_for_all(

@@ -14,11 +14,12 @@ Kernel: pid_namespaces(7), setns(2).
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import attrs
 
 from ckpt.kernel.namespaces import children_in
+from ckpt.kernel.procfs.status import Status
 from ckpt.units import Fd
 
 
@@ -40,3 +41,29 @@ class PidSpace:
             return
         with children_in(self.fd):
             yield
+
+
+@attrs.frozen(slots=True, repr=False)
+class Numbers:
+    """What a tree calls those whom we see under other numbers: tasks, groups, sessions."""
+
+    by_seen: Mapping[int, int]
+
+    def of(self, seen: int) -> int:
+        """Return a number as the tree knows it; 0, as the kernel has it, for who is not in it."""
+        return self.by_seen.get(seen, 0)
+
+
+def numbers_in(statuses: Iterator[tuple[Status, int, int]]) -> Numbers:
+    """Return the numbers of tasks in the innermost pid namespace of each.
+
+    Args:
+        statuses: of each task, with its group and its session as we see them.
+    """
+    found: dict[int, int] = {}
+    for status, group, session in statuses:
+        found[status.pid] = status.ns_pid[-1]
+        found[status.tgid] = status.ns_tgid[-1]
+        found[group] = status.ns_pgid[-1]
+        found[session] = status.ns_sid[-1]
+    return Numbers(found)

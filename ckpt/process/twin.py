@@ -58,7 +58,7 @@ def find_obstacle(frozen: Frozen, *, adopts_orphans: bool) -> str:
         frozen: the process.
         adopts_orphans: it has PR_SET_CHILD_SUBREAPER, so the twin would become its child.
     """
-    if frozen.tgid != frozen.number:
+    if frozen.is_nested:
         return "it lives in a pid namespace of its own"
     if adopts_orphans:
         return "it adopts orphans (PR_SET_CHILD_SUBREAPER), and would be told of the end of one"

@@ -39,6 +39,7 @@ from ckpt.kernel.procfs import status as procfs_status
 from ckpt.kernel.procfs.mountinfo import Mount
 from ckpt.process.clones import OWN, Common, Shares
 from ckpt.process.freezer import Frozen
+from ckpt.process.pid_space import Numbers
 from ckpt.process.remote import Call, Reply
 from ckpt.process.seed import Embryo
 from ckpt.process.task import Task
@@ -341,6 +342,11 @@ def as_it_is(record: R) -> R:
     return record
 
 
+def without_numbers(record: R, _numbers: Numbers) -> R:
+    """Stand for a resource whose record names no process, or as the tree itself does."""
+    return record
+
+
 def files_fit(_record: object, _options: RestoreOptions) -> Iterable[Finding]:
     """Stand for a resource that does not depend on files."""
     return ()
@@ -369,6 +375,8 @@ class Resource(Generic[R]):
     look: Callable[[Target], Iterable[Finding]] = no_findings
     settle: Callable[[R], R] = as_it_is
     """Completes a record after the thaw, by what needs no frozen target."""
+    renumber: Callable[[R, Numbers], R] = without_numbers
+    """Puts the tree's own numbers for those that we see, of a tree in another pid namespace."""
     check_files: Callable[[R, RestoreOptions], Iterable[Finding]] = files_fit
     """Names the files that are missing or changed, before anything is started."""
     check_host: Callable[[R, Features], Iterable[Finding]] = host_fits

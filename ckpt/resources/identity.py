@@ -49,8 +49,6 @@ from ckpt.units import Pid, Tid
 _NAMESPACES = {
     "cgroup": "control group",
     "mnt": "mount",
-    "pid": "pid",
-    "pid_for_children": "pid (of its children)",
     "user": "user",
 }
 _INT = struct.Struct("<i")

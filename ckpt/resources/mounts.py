@@ -11,7 +11,8 @@ mqueue and empty tmpfs. What the host has mounted is expected to be there at the
 Kernel: mount_namespaces(7), proc_pid_mountinfo(5), mount(2).
 
 Refused, by the mount point: every other mount, files in a tmpfs of the tree's own, what hides
-/run/ckpt; and as a whole a tree with another root file system or without /proc (a container).
+/run/ckpt; and as a whole a tree with another root file system or without /proc (a container), or
+with a /proc of a pid namespace of its own (`unshare --mount-proc`).
 Mounts come back private, or as slaves of the host's if its root was one.
 """
 
@@ -58,7 +59,7 @@ def beside(pid: Pid) -> Iterator[tuple[Mount, ...]]:
         ours, theirs = _read_both(pid)
     except OSError:
         ours = theirs = ()
-    if not ours or not _is_like(ours, theirs):
+    if not ours or not _is_like(ours, theirs) or _sees_other_numbers(pid, ours, theirs):
         yield ()
         return
     with contextlib.ExitStack() as stack:
@@ -87,6 +88,14 @@ def _is_like(ours: Sequence[Mount], theirs: Sequence[Mount]) -> bool:
         return False
     same_root = (here.dev, here.root) == (there.dev, there.root)
     return same_root and proc.fs_type == "proc" and proc.path == "/proc"
+
+
+def _sees_other_numbers(pid: Pid, ours: Sequence[Mount], theirs: Sequence[Mount]) -> bool:
+    """Tell whether its /proc may be one in which processes have other numbers than for us."""
+    if os.path.samestat(os.stat(f"/proc/{pid}/ns/pid"), os.stat("/proc/thread-self/ns/pid")):
+        return False
+    here, there = find_mount(ours, "/proc"), find_mount(theirs, "/proc")
+    return here is None or there is None or here.dev != there.dev
 
 
 def reachable(path: str | Path) -> Path:

@@ -15,8 +15,11 @@ uname(2) as a remote call.
             addresses, routes, iptables. Settings below /proc/sys/net are the kernel's own again
     ipc     `sysv.py` has what is in it
     mnt     `mounts.py` enters and makes it
+    pid     one level below ckpt's: the image has the tree's own numbers, and it comes back in a new
+            one, with the root as its first process if it was that, else with an init of ours. The
+            tree is all that comes back of it
 
-Others (pid, user, control group) are judged by `identity.py`.
+Others (user, control group) are judged by `identity.py`.
 """
 
 import contextlib
@@ -33,6 +36,7 @@ from ckpt.kernel import namespaces
 from ckpt.kernel.arch import NR
 from ckpt.kernel.features import Features
 from ckpt.kernel.procfs import files as procfs_files
+from ckpt.kernel.procfs import status as procfs_status
 from ckpt.process.remote import Out, Reply, call
 from ckpt.resources import mounts
 from ckpt.resources.base import Capture, Rebuilt, Resource, Restore, Stage, Stopped, Target
@@ -61,6 +65,8 @@ class NamespacesRecord:
     loopback_up: bool
     mounts: MountsRecord = NO_MOUNTS
     """What it has mounted for itself."""
+    pids: bool = False
+    """The tree is in a pid namespace below that of ckpt; all its numbers are of that."""
 
     def __attrs_post_init__(self) -> None:
         """Refuse what cannot be made."""
@@ -84,9 +90,44 @@ def look(target: Target) -> Iterator[Finding]:
                     f"is in another {spoken} namespace than the root of its tree, which is not"
                     " supported",
                 )
+        yield from _iter_pid_findings(tid, subject, root)
     if pid == root:
         yield from _iter_own_findings(target)
         yield from mounts.look(target)
+        yield from _iter_depth_findings(target)
+
+
+def _iter_pid_findings(tid: Tid, subject: str, root: Pid) -> Iterator[Finding]:
+    theirs, of_root = _read(tid, "pid"), _read(root, "pid")
+    if theirs and of_root and theirs != of_root:
+        yield Finding(
+            subject,
+            "is in another pid namespace than the root of its tree, which is not supported",
+            "dump a process that was made in that namespace",
+        )
+    for_children = _read(tid, "pid_for_children")
+    if theirs and for_children and for_children != theirs:
+        yield Finding(
+            subject,
+            "makes its children in another pid namespace than its own, which is not supported",
+            "dump a process that was made in that namespace",
+        )
+
+
+def _iter_depth_findings(target: Target) -> Iterator[Finding]:
+    depth = len(procfs_status.read_status(target.pid).ns_pid) - 1
+    if depth > 1:
+        yield Finding(
+            f"process {target.pid}",
+            f"is in a pid namespace {depth} levels below that of ckpt; one is supported",
+            _REMEDY,
+        )
+    elif depth and "sys_admin" not in target.features.capabilities:
+        yield Finding(
+            f"process {target.pid}",
+            "is in another pid namespace than ckpt, which lacks cap_sys_admin",
+            _REMEDY,
+        )
 
 
 def _read(pid: Pid | Tid, name: str) -> str:
@@ -166,9 +207,10 @@ def capture(stopped: Stopped) -> Capture[NamespacesRecord]:
     if "net" in own:
         with namespaces.inside(stopped.pid, "net"):
             loopback_up = namespaces.is_loopback_up()
+    pids = is_root and len(stopped.read_status().ns_pid) > 1
     replies = yield [_ASK_NAMES] if "uts" in own else []
     hostname, domainname = _names_of(replies[0]) if "uts" in own else (b"", b"")
-    return NamespacesRecord(own, hostname, domainname, loopback_up, mounted)
+    return NamespacesRecord(own, hostname, domainname, loopback_up, mounted, pids)
 
 
 _ASK_NAMES = call(NR.uname, Out(_UTSNAME_BYTES))
@@ -183,8 +225,9 @@ def _names_of(reply: Reply) -> tuple[bytes, bytes]:
 
 def check_host(record: NamespacesRecord, features: Features) -> Iterator[Finding]:
     """Name namespaces that we may not make."""
-    if record.own and "sys_admin" not in features.capabilities:
-        names = ", ".join(_SPOKEN[name] for name in record.own)
+    wanted = [*(_SPOKEN[name] for name in record.own), *(["pid"] if record.pids else [])]
+    if wanted and "sys_admin" not in features.capabilities:
+        names = ", ".join(wanted)
         yield Finding("namespaces", f"ckpt may make none of its own ({names})", "run it as root")
 
 

@@ -98,6 +98,11 @@ def clock_offsets(resources: Mapping[str, Any]) -> ClockOffsets | None:
     return None if record is None else clocks.offsets_for(record)
 
 
+def has_own_numbers(resources: Mapping[str, Any]) -> bool:
+    """Tell whether a tree's numbers are those of a pid namespace of its own."""
+    return bool(resources[NAMESPACES.name].pids)
+
+
 def entered(resources: Mapping[str, Any]) -> AbstractContextManager[None]:
     """Have this thread, and all that it starts, in the namespaces that the root has of its own.
 

@@ -26,6 +26,7 @@ from ckpt.kernel.arch import NR
 from ckpt.kernel.pidfd import pidfd_getfd, pidfd_open
 from ckpt.kernel.procfs.files import list_fds
 from ckpt.kernel.procfs.stat import read_stat
+from ckpt.process.pid_space import Numbers
 from ckpt.process.remote import Call, In, Out, call
 from ckpt.resources.base import (
     Capture,
@@ -170,6 +171,11 @@ def capture_foreground(stopped: Stopped) -> Capture[ForegroundRecord]:
     )
 
 
+def renumber(record: ForegroundRecord, numbers: Numbers) -> ForegroundRecord:
+    """See `Resource.renumber`: /proc tells the group as we see it."""
+    return attrs.evolve(record, group=numbers.of(record.group))
+
+
 def _read_outside(pid: Pid, fd: RemoteFd) -> tuple[bytes, tty.Size]:
     pidfd = pidfd_open(pid)
     try:
@@ -220,4 +226,5 @@ FOREGROUND = Resource(
     Stage.LATE,
     capture=capture_foreground,
     restore=restore_foreground,
+    renumber=renumber,
 )

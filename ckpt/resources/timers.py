@@ -31,6 +31,7 @@ from ckpt.kernel.prctl import (
     Prctl,
 )
 from ckpt.kernel.procfs import task as procfs_task
+from ckpt.process.pid_space import Numbers
 from ckpt.process.remote import Call, In, InOut, Out, Reply, call
 from ckpt.resources.base import Capture, Later, Rebuilt, Resource, Restore, Stage, Stopped, expect
 from ckpt.units import iter_batches
@@ -106,6 +107,16 @@ def capture(stopped: Stopped) -> Capture[TimersRecord]:
         *(call(NR.timer_gettime, t.timer_id, Out(_INTERVAL_AND_VALUE.size)) for t in listed),
     ]
     return Later(lambda: _timers_of(listed, replies))
+
+
+def renumber(record: TimersRecord, numbers: Numbers) -> TimersRecord:
+    """See `Resource.renumber`: /proc tells threads as we see them."""
+    return attrs.evolve(
+        record,
+        posix_timers=tuple(
+            attrs.evolve(timer, thread=numbers.of(timer.thread)) for timer in record.posix_timers
+        ),
+    )
 
 
 def _timers_of(listed: Sequence[procfs_task.PosixTimer], answers: Sequence[Reply]) -> TimersRecord:
@@ -292,4 +303,6 @@ def _counts_processor_time(clock: int) -> bool:
     return clock < 0 or clock in _CPU_CLOCKS
 
 
-TIMERS = Resource("timers", TimersRecord, Stage.LATE, capture=capture, restore=restore)
+TIMERS = Resource(
+    "timers", TimersRecord, Stage.LATE, capture=capture, restore=restore, renumber=renumber
+)

@@ -36,8 +36,22 @@ F_SETOWN_EX, F_GETOWN_EX = 15, 16
 OWNERS = {"thread": struct.pack("ii", 0, me), "process": struct.pack("ii", 1, me)}
 fcntl.fcntl(out, F_SETOWN_EX, OWNERS["thread"])
 fcntl.fcntl(out, fcntl.F_SETFL, os.O_ASYNC)
+
+def last_number(text):
+    return int(text.partition("NSpid:")[2].splitlines()[0].split()[-1])
+
+def seen_as(number):
+    space = os.readlink("/proc/self/ns/pid")
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            text = open(f"/proc/{name}/status").read()
+            if os.readlink(f"/proc/{name}/ns/pid") == space and last_number(text) == number:
+                return name
+        except OSError:
+            continue
+
 near, far = socket.socketpair()
-status, command = open("/proc/self/status"), open(f"/proc/{kid}/comm")
+status, command = open("/proc/self/status"), open(f"/proc/{seen_as(kid)}/comm")
 os.kill(me, signal.SIGUSR1)
 
 def last_word(line):
@@ -91,7 +105,7 @@ def problem(what, ask):
     except Exception as error:
         return f"{what}: {error}"
 
-def check():
+def check(*but):
     is_so = {
         "pid": lambda: os.getpid() == me,
         "thread": lambda: number_of_thread() == tid,
@@ -108,5 +122,6 @@ def check():
         "birth": lambda: a_new_child() == 3,
         "orphans": lambda: orphans_are_reaped(),
     }
-    return [told for what, ask in is_so.items() if (told := problem(what, ask))] or "ok"
+    problems = (problem(what, ask) for what, ask in is_so.items() if what not in but)
+    return [told for told in problems if told] or "ok"
 """

@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 
 import attrs
 
+from ckpt.process.pid_space import Numbers
 from ckpt.process.remote import Call, Reply
 from ckpt.resources.base import Opening, Rebuilt, Restore, RestoreOptions
 from ckpt.resources.files.fd_table import FdTable
@@ -42,6 +43,10 @@ def _no_problem(_file: OpenFile, _table: FdTable) -> Problem | None:
 
 
 def _as_it_is(record: R) -> R:
+    return record
+
+
+def _without_numbers(record: R, _numbers: Numbers) -> R:
     return record
 
 
@@ -85,6 +90,8 @@ class Kind(Generic[R]):
     """What only the process itself can find out."""
     settle: Callable[[R], R] = _as_it_is
     """Completes the record after the thaw."""
+    renumber: Callable[[R, Numbers], R] = _without_numbers
+    """See `Resource.renumber`."""
     check_files: Callable[[R, int, RestoreOptions], Iterable[Problem]] = _nothing_changed
     """Tells what is missing or changed, before anything is started; warns of lesser changes."""
     check_host: Callable[[R], Iterable[Problem]] = _nothing_missing

@@ -21,6 +21,7 @@ import re
 
 import attrs
 
+from ckpt.process.pid_space import Numbers
 from ckpt.process.remote import Reply
 from ckpt.resources.base import Opening
 from ckpt.resources.files import late
@@ -112,6 +113,17 @@ def capture(file: OpenFile, table: FdTable, _replies: list[Reply]) -> ProcessFil
     return ProcessFileRecord(path, 0)
 
 
+def renumber(record: ProcessFileRecord, numbers: Numbers) -> ProcessFileRecord:
+    """See `Kind.renumber`."""
+    found = _PATH.fullmatch(record.path)
+    assert found is not None
+    path = f"/proc/{numbers.of(int(found[1]))}{found[2] or ''}"
+    task = _TASK.match(found[2] or "")
+    if task:
+        path = path.replace(f"/task/{task[1]}", f"/task/{numbers.of(int(task[1]))}", 1)
+    return attrs.evolve(record, path=path)
+
+
 def open_again(record: ProcessFileRecord, flags: int, _opening: Opening) -> Fd:
     """See `Kind.open`."""
     return late.hold_path(record.path, flags, record.offset_bytes)
@@ -124,4 +136,5 @@ PROCESS_FILE = Kind(
     problem=problem,
     capture=capture,
     open=open_again,
+    renumber=renumber,
 )

@@ -19,6 +19,7 @@ from ckpt.kernel.features import Features
 from ckpt.kernel.kcmp import KcmpType, Ordering, kcmp
 from ckpt.kernel.procfs.files import list_tids
 from ckpt.process.clones import Common
+from ckpt.process.pid_space import Numbers
 from ckpt.process.remote import Reply
 from ckpt.resources.base import (
     Capture,
@@ -198,6 +199,15 @@ def _settled(description: Description) -> Description:
     return attrs.evolve(description, record=settled)
 
 
+def renumber(record: FilesRecord, numbers: Numbers) -> FilesRecord:
+    """Put the tree's own numbers into the records of the kinds."""
+    descriptions = tuple(
+        attrs.evolve(one, record=one.behaviour.renumber(one.record, numbers))
+        for one in record.descriptions
+    )
+    return attrs.evolve(record, descriptions=descriptions)
+
+
 def check_host(record: FilesRecord, _features: Features) -> Iterator[Finding]:
     """Name what this host does not let the process have."""
     import resource
@@ -288,6 +298,7 @@ FILES = Resource(
     common=Common.FILES,
     look=look,
     settle=settle,
+    renumber=renumber,
     check_host=check_host,
     check_files=check_files,
     expect=expect,

@@ -40,10 +40,12 @@ from functools import partial
 import attrs
 
 from ckpt.errors import Finding, UnsupportedState
+from ckpt.kernel.arch import NR
 from ckpt.kernel.namespaces import inside, read_namespace
 from ckpt.kernel.procfs.files import list_pids
 from ckpt.kernel.sock_diag import TCP_ESTABLISHED, UnixSocket, read_unix_sockets
-from ckpt.process.remote import Reply
+from ckpt.process.pid_space import Numbers
+from ckpt.process.remote import Call, InOut, Out, Reply, call
 from ckpt.process.stand_in import Identity
 from ckpt.resources.base import RestoreOptions
 from ckpt.resources.files import outside, sockopts, unix_build, unix_passed, unix_queue
@@ -237,7 +239,13 @@ def _problem_of_content(known: UnixSocket, sock: Socket) -> Problem | None:
 _READ_THEM = "dump again when they have been received"
 
 
-def capture(file: OpenFile, table: FdTable, _replies: list[Reply]) -> UnixRecord:
+def ask(file: OpenFile) -> list[Call]:
+    """See `Kind.ask`: who is at the other end, by the number that the process knows it under."""
+    size = InOut(_UCRED.size.to_bytes(4, "little"))
+    return [call(NR.getsockopt, file.fd, SOL_SOCKET, _SO_PEERCRED, Out(_UCRED.size), size)]
+
+
+def capture(file: OpenFile, table: FdTable, replies: list[Reply]) -> UnixRecord:
     """See `Kind.capture`.
 
     Raises:
@@ -271,7 +279,7 @@ def capture(file: OpenFile, table: FdTable, _replies: list[Reply]) -> UnixRecord
             peer_name=peer_name,
             peer_is_outside=bool(known.peer) and known.peer not in view.in_tree,
             accepted=accepted,
-            credentials=_read_credentials(sock),
+            credentials=_read_credentials(sock, replies),
             client=_read_client(file) if waits else NOBODY,
             shutdown=known.shutdown,
             was_reset=bool(unix_queue.poll(sock) & select.POLLERR),
@@ -364,10 +372,12 @@ def _is_accepted(known: UnixSocket, peer_name: bytes, view: _View) -> bool:
     return by_listener and known.inode > known.peer
 
 
-def _read_credentials(sock: Socket) -> Identity:
+def _read_credentials(sock: Socket, replies: list[Reply]) -> Identity:
     pid, uid, gid = _UCRED.unpack(sock.getsockopt(SOL_SOCKET, _SO_PEERCRED, _UCRED.size))
     if pid <= 0:
         return NOBODY
+    if replies and replies[0].ok:
+        pid, _, _ = _UCRED.unpack(replies[0].outs[0])
     try:
         raw = sock.getsockopt(SOL_SOCKET, _SO_PEERGROUPS, 4 * _MOST_GROUPS)
     except OSError:
@@ -380,6 +390,16 @@ def _read_client(file: OpenFile) -> Identity:
     pid = file.pid
     status = os.stat(f"/proc/{pid}")
     return Identity(pid, status.st_uid, status.st_gid)
+
+
+def renumber(record: UnixRecord, numbers: Numbers) -> UnixRecord:
+    """See `Kind.renumber`: the kernel tells us as whom we see those that wait or have sent."""
+    messages = (attrs.evolve(one, pid=numbers.of(one.pid)) for one in record.messages)
+    return attrs.evolve(
+        record,
+        client=attrs.evolve(record.client, pid=numbers.of(record.client.pid)),
+        messages=tuple(messages),
+    )
 
 
 def settle(record: UnixRecord) -> UnixRecord:
@@ -454,8 +474,10 @@ UNIX = Kind(
     matches=matches,
     is_for=is_for,
     problem=problem,
+    ask=ask,
     capture=capture,
     settle=settle,
+    renumber=renumber,
     check_host=check_host,
     check_files=check_files,
     open=unix_build.open_again,
