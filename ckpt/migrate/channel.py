@@ -41,6 +41,10 @@ _SMALL_BYTES = 1 << 13
 _GROW_BYTES = 1 << 20
 """Fields longer than this get their memory as they arrive, not as they are announced."""
 
+_FREE_SIGNS = 100
+_SIGNS_PER_S = 20
+"""What a peer may send of them: many times what `Channel.kept_alive` does."""
+
 _MAX_REASON = 4000
 _MAX_TEXT = 1000
 _MAX_FINDINGS = 100
@@ -96,6 +100,8 @@ class Channel:
         self._transport = transport
         self._sending = threading.RLock()
         self._receiving = threading.RLock()
+        self._made_s = time.monotonic()
+        self._n_signs = 0
         self._is_cut = False
         """A message was cut short on its way out, or the peer is gone: nothing can be said."""
         self._is_deaf = False
@@ -207,9 +213,7 @@ class Channel:
     def _receive(
         self, kinds: tuple[type[Message], ...], timeout_s: float | None, place: Place
     ) -> Message | None:
-        begun_s = time.monotonic()
-        ends_s = begun_s + (math.inf if timeout_s is None else timeout_s)
-        n_signs = 0
+        ends_s = time.monotonic() + (math.inf if timeout_s is None else timeout_s)
         while True:
             try:
                 header = self._read_header(ends_s)
@@ -225,11 +229,16 @@ class Channel:
                 raise self._give_up(self._refused(what))
             if not isinstance(what, KeepAlive):
                 return what
-            n_signs += 1
-            if n_signs > 20 + 20 * (time.monotonic() - begun_s):
-                raise self._give_up(
-                    ProtocolError(peer=self.peer, reason="it floods us with signs of life")
-                )
+            self._count_sign()
+
+    def _count_sign(self) -> None:
+        """Count a sign of life, over the life of the channel: while nobody listens, they gather."""
+        self._n_signs += 1
+        age_s = time.monotonic() - self._made_s
+        if self._n_signs > _FREE_SIGNS + age_s * _SIGNS_PER_S:
+            raise self._give_up(
+                ProtocolError(peer=self.peer, reason="it floods us with signs of life")
+            )
 
     def _read_header(self, ends_s: float) -> Header | None:
         """Return the next header; None if not even its first byte came until `ends_s`."""

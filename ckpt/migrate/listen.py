@@ -47,7 +47,7 @@ MAX_STRANGERS = 32
 MAX_UNPROVED = 16
 """Children whose sender has not proved itself."""
 
-MAX_UNPROVED_EACH = 4
+MAX_UNPROVED_EACH = 8
 """Of these, from one address."""
 
 MAX_SESSIONS = 16
@@ -187,17 +187,25 @@ class Listener:
         sys.stderr.flush()
         pid = os.fork()
         if pid == 0:
-            control.close()
-            self._close_all()
-            run_and_exit(
-                lambda: _run_session(
-                    connection, address, self._identity, self._patience, its_control, self._handler
-                )
-            )
+            run_and_exit(lambda: self._be_session(connection, address, control, its_control))
         its_control.close()
         ends_s = time.monotonic() + self._patience.handshake_s * 2 + 1
         child = Child(pid, control, address.host, ends_s)
         self._children[child.pidfd] = child
+
+    def _be_session(
+        self,
+        connection: socket.socket,
+        address: Address,
+        control: socket.socket,
+        its_control: socket.socket,
+    ) -> int:
+        """In the child: let go of what is the listener's, and run the session."""
+        control.close()
+        self._close_all()
+        return _run_session(
+            connection, address, self._identity, self._patience, its_control, self._handler
+        )
 
     def _attend(self, control_fd: int) -> None:
         """Hear a child say that its sender has proved itself."""
@@ -205,7 +213,7 @@ class Listener:
             if child.control.fileno() == control_fd:
                 child.may_ask = False
                 if session_id := child.hear():
-                    child.session_id = self._admit(child, session_id)
+                    self._admit(child, session_id)
 
     def _bury(self, child: Child, on_end: Callable[[SessionEnd], None]) -> None:
         del self._children[child.pidfd]
@@ -213,17 +221,17 @@ class Listener:
         if child.session_id:
             on_end(SessionEnd(child.session_id, exit_code))
 
-    def _admit(self, child: Child, session_id: bytes) -> bytes:
-        """Tell a child whether its session may begin; empty if not."""
+    def _admit(self, child: Child, session_id: bytes) -> None:
+        """Tell a child whether its session may begin."""
         if self._once and self._has_admitted:
             child.say("this receiver was started for one session, which has begun")
-            return b""
-        if len(self._sessions()) >= MAX_SESSIONS:
+        elif len(self._sessions()) >= MAX_SESSIONS:
             child.say("too many sessions are under way")
-            return b""
-        self._has_admitted = True
-        child.say("")
-        return session_id
+        else:
+            # First noted, then said: from then on it is not ours to end.
+            self._has_admitted = True
+            child.session_id = session_id
+            child.say("")
 
     def _end_late(self) -> None:
         now_s = time.monotonic()

@@ -16,7 +16,7 @@ def main():
     try:
         return serve_stdio(
             _noisy(getattr(receivers, handler)),
-            patience=receivers.QUICK,
+            patience=receivers.PATIENT,
             directory=Path(directory),
         )
     except CkptError as error:

@@ -17,7 +17,7 @@ from ckpt.migrate.destination import SshTarget
 from ckpt.migrate.dial import Dialer
 from ckpt.migrate.messages import Purpose
 from tests.migrate.ends import SHORT
-from tests.migrate.receivers import QUICK
+from tests.migrate.receivers import PATIENT
 from tests.migrate.spoken import Word
 
 RECEIVER = Path(__file__).with_name("remote_receiver.py")
@@ -56,7 +56,7 @@ def ssh(install, request):
 @pytest.fixture
 def dialer(directory):
     def dial(handler, **options):
-        options.setdefault("patience", QUICK)
+        options.setdefault("patience", PATIENT)
         command = shlex.join([sys.executable, str(RECEIVER), str(directory), handler])
         return Dialer(TARGET, remote_ckpt=command, **options)
 

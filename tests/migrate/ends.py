@@ -6,7 +6,7 @@ import socket
 from ckpt.migrate.channel import Channel, Patience
 from ckpt.migrate.transport import FdTransport
 
-SHORT = Patience(silence_s=0.2, stall_s=0.2, message_s=0.2, handshake_s=0.5, keep_alive_s=0.02)
+SHORT = Patience(silence_s=0.2, stall_s=0.2, message_s=0.2, handshake_s=0.5, keep_alive_s=0.1)
 """For tests whose peer does nothing: the only way to see that a limit holds is to reach it."""
 
 

@@ -187,7 +187,8 @@ def test_silence_ends():
 
 
 def test_a_limit_on_the_wait_for_a_message_holds_whatever_else_comes():
-    with channels(patience=SHORT) as (one, other), other.kept_alive():
+    patience = attrs.evolve(SHORT, silence_s=5.0)
+    with channels(patience=patience) as (one, other), other.kept_alive():
         assert one.try_receive(Word, timeout_s=0.3) is None
         other.send(Word("late"))
         assert one.receive(Word).text == "late"
@@ -196,18 +197,27 @@ def test_a_limit_on_the_wait_for_a_message_holds_whatever_else_comes():
 
 
 def test_signs_of_life_are_listened_to_and_do_not_count_as_messages():
-    with channels(patience=SHORT) as (one, other):
+    with channels(patience=attrs.evolve(SHORT, silence_s=1.0)) as (one, other):
         done = threading.Event()
 
         def work_long():
             with other.kept_alive():
-                done.wait(0.6)
+                done.wait(2.0)
             other.send(Word("done"))
 
         working = threading.Thread(target=work_long)
         working.start()
         assert one.receive(Word).text == "done"
         working.join()
+
+
+def test_signs_of_life_that_gathered_are_no_flood():
+    with channels() as (one, other):
+        other._made_s -= 100
+        for _ in range(150):
+            one.send(KeepAlive())
+        one.send(Word("at last"))
+        assert other.receive(Word).text == "at last"
 
 
 def test_a_flood_of_signs_of_life_is_an_error():

@@ -6,12 +6,12 @@ import socket
 import attrs
 import pytest
 
-from ckpt.errors import ConnectFailed, PeerLost, PeerRefused
+from ckpt.errors import PeerLost, PeerRefused
 from ckpt.migrate.handshake import PREFACE_BYTES, pack_preface
 from ckpt.migrate.listen import MAX_STRANGERS, MAX_UNPROVED_EACH
 from ckpt.migrate.messages import Purpose
 from tests.migrate.ends import SHORT
-from tests.migrate.receivers import dialer_to, echo, serving, survive_a_cut
+from tests.migrate.receivers import dialer_to, echo, open_when_there_is_room, serving, survive_a_cut
 from tests.migrate.spoken import Pages, Word, raw_frame
 
 
@@ -171,13 +171,6 @@ def test_who_stalls_in_the_handshake_gets_few_processes_and_little_time():
         assert [read_end(connection) for connection in stalling] == [b""] * MAX_UNPROVED_EACH
         with open_when_there_is_room(listener) as channel:
             assert say(channel, "hello").text == "hello"
-
-
-def open_when_there_is_room(listener):
-    """Their connections end a moment before they do, and are counted until then."""
-    while True:
-        with contextlib.suppress(ConnectFailed):
-            return dialer_to(listener).open()
 
 
 def test_a_session_survives_the_end_of_the_listener():

@@ -12,7 +12,7 @@ from ckpt.migrate.channel import new_buffer
 from ckpt.migrate.messages import Purpose
 from ckpt.migrate.pace import Bandwidth, add_up
 from tests.migrate.ends import SHORT, channel_and_socket, channels
-from tests.migrate.receivers import QUICK, dialer_to, serving
+from tests.migrate.receivers import PATIENT, dialer_to, serving
 from tests.migrate.spoken import Pages, Word, raw_frame
 
 N_STREAMS = 3
@@ -36,7 +36,7 @@ def collect_streams(session):
 
     threads = []
     for _ in range(N_STREAMS):
-        joined = session.accept(QUICK.handshake_s)
+        joined = session.accept(PATIENT.handshake_s)
         threads.append(threading.Thread(target=take, args=(joined.channel,)))
         threads[-1].start()
     for thread in threads:

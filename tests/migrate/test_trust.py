@@ -27,7 +27,7 @@ from ckpt.migrate.messages import Challenge, Hello, Proof, Welcome
 from ckpt.migrate.pairing import Token
 from ckpt.migrate.tls import CertificateFiles, accept_tls, load_identity, make_identity
 from tests.migrate.ends import SHORT
-from tests.migrate.receivers import QUICK, dialer_to, echo, serving
+from tests.migrate.receivers import PATIENT, dialer_to, echo, open_when_there_is_room, serving
 from tests.migrate.spoken import Word
 
 PEM = Encoding.PEM
@@ -43,13 +43,13 @@ def paired():
 def unharmed(paired):
     """Whatever a test does: the listener serves the next one, and wrong ones began no session."""
     yield
-    with dialer_to(paired).open() as channel:
+    with open_when_there_is_room(paired) as channel:
         channel.send(Word("hello"))
         assert channel.receive(Word).text == "hello"
 
 
 def dial(listener, trust):
-    return Dialer(listener.address, trust, patience=QUICK).open()
+    return Dialer(listener.address, trust, patience=PATIENT).open()
 
 
 def test_another_secret_is_not_let_in(paired):
@@ -100,7 +100,7 @@ def test_a_receiver_that_does_not_know_the_secret_is_not_trusted():
 
     def answer(connection):
         connection.recv(PREFACE_BYTES, socket.MSG_WAITALL)
-        with Channel(accept_tls(connection.dup(), identity, "x", 5.0), patience=QUICK) as channel:
+        with Channel(accept_tls(connection.dup(), identity, "x", 5.0), patience=PATIENT) as channel:
             channel.receive(Hello)
             channel.send(Challenge(version=1, nonce=os.urandom(32)))
             channel.receive(Proof)
@@ -108,7 +108,7 @@ def test_a_receiver_that_does_not_know_the_secret_is_not_trusted():
             channel.is_readable(5.0)
 
     with impostor(answer) as address, pytest.raises(NotTrusted, match="does not know the secret"):
-        Dialer(address, identity.token, patience=QUICK).open()
+        Dialer(address, identity.token, patience=PATIENT).open()
 
 
 def test_tls_1_2_is_refused_by_the_receiver(paired):
@@ -133,7 +133,7 @@ def test_tls_1_2_is_refused_by_the_sender():
             accept_tls(connection.dup(), identity, "x", 5.0)
 
     with impostor(answer) as address, pytest.raises(ConnectFailed, match=r"no TLS 1\.3"):
-        Dialer(address, identity.token, patience=QUICK).open()
+        Dialer(address, identity.token, patience=PATIENT).open()
 
 
 @pytest.mark.parametrize("answer", [b"SSH-2.0-OpenSSH_9.2\r\n", b"", os.urandom(1 << 12)])
@@ -142,7 +142,7 @@ def test_a_server_of_something_else_is_no_receiver(paired, answer):
         impostor(lambda connection: connection.sendall(answer)) as address,
         pytest.raises(ConnectFailed),
     ):
-        Dialer(address, paired.token, patience=QUICK).open()
+        Dialer(address, paired.token, patience=PATIENT).open()
 
 
 def test_a_bit_that_somebody_in_between_flips_ends_the_channel(paired):
@@ -150,7 +150,7 @@ def test_a_bit_that_somebody_in_between_flips_ends_the_channel(paired):
         flip = threading.Event()
         between = threading.Thread(target=carry_and_flip, args=(server, paired.address, flip))
         between.start()
-        dialer = Dialer(Address(*server.getsockname()), paired.token, patience=QUICK)
+        dialer = Dialer(Address(*server.getsockname()), paired.token, patience=PATIENT)
         with dialer.open() as channel:
             channel.send(Word("hello"))
             assert channel.receive(Word).text == "hello"
