@@ -1,13 +1,62 @@
 """Memory that a fork shares until it is written: each process has its own, and it stays shared."""
 
+import contextlib
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from integration.harness import Restored, become_subreaper, dump
 from integration.procview import lasting_differences, view
-from integration.workloads.driver import Program, descendants
+from integration.workloads.driver import Program, descendants, end_orphans
 
+MIB = 1 << 20
+BULK = """
+import mmap, os, signal, sys
+bulk = mmap.mmap(-1, 64 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+for at in range(0, 64 << 20, 1 << 20):
+    bulk[at : at + (1 << 20)] = os.urandom(1 << 20)
+for _ in range(int(sys.argv[1])):
+    if os.fork() == 0:
+        signal.pause()
+print("ready", flush=True)
+signal.pause()
+"""
 TRACKERS = ["writeprotect", "compare", "full"]
 become_subreaper()
+
+
+def bulk_tree(n_children):
+    """Start a process with 64 MiB that do not compress, and children of it."""
+    return subprocess.Popen(
+        [sys.executable, "-S", "-c", BULK, str(n_children)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+    )
+
+
+@contextlib.contextmanager
+def ended(process):
+    """End a process, and its descendants, after the block."""
+    try:
+        yield process
+    finally:
+        family = descendants(process.pid)
+        process.kill()
+        process.wait()
+        end_orphans(family)
+        process.stdout.close()
+
+
+def pss_bytes(pids):
+    """Return what the processes have of memory, what they share counted once."""
+    lines = [
+        line.split()
+        for pid in pids
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    ]
+    return sum(int(words[1]) << 10 for words in lines if words[0] == "Pss_Anon:")
 
 
 def tree(pid):
@@ -35,3 +84,19 @@ def test_each_process_of_a_tree_has_its_own_memory_back(tracker, tmp_path):
             assert work.ask("step drop") == "stepped"
             assert work.ask("check") == "ok"
             assert work.quit() == 0
+
+
+def test_what_was_shared_until_written_is_so_again(tmp_path):
+    image = tmp_path / "image"
+    with ended(bulk_tree(3)) as process:
+        assert process.stdout.readline() == b"ready\n"
+        pids = tree(process.pid)
+        before = pss_bytes(pids)
+        assert before < 80 * MIB
+        dump(process.pid, image)
+    with Restored(image):
+        assert pss_bytes(pids) < before + 4 * MIB
+        dump(pids[0], image)
+        assert pss_bytes(pids) < before + 4 * MIB
+    with Restored(image):
+        assert pss_bytes(pids) < before + 4 * MIB
