@@ -10,7 +10,7 @@ from typing import Protocol
 
 import attrs
 
-from ckpt.engine.pages import Copied, covered
+from ckpt.engine.pages import Alias, Copied, covered
 from ckpt.errors import TargetGone
 from ckpt.image.pipeline import Release
 from ckpt.image.reader import PageReader
@@ -96,11 +96,15 @@ class Copy:
         """Begin at the first page of the stream."""
         self._sink = sink
         self._read: list[_Chunk] = []
-        self.stream: list[Copied] = []
+        self.stream: list[Copied | Alias] = []
         """What was read, in the order of the page stream."""
 
-    def read_running(self, space: str, pid: Pid, wanted: Spans, pool: "Pool") -> Spans:
+    def read_running(
+        self, space: str, pid: Pid, wanted: Spans, pool: "Pool", *, gently: bool = False
+    ) -> Spans:
         """Read what is still there of `wanted`, and return what was read.
+
+        With `gently` what is shared on write stays so, see `sharing.Found.left_of`.
 
         All of it has been handed to the sink when this returns, and compressed.
         """
@@ -108,7 +112,7 @@ class Copy:
         self.stream.append(Copied(space, spans))
         for ranges in iter_chunks(wanted):
             buffer = pool.take()
-            kept, len_bytes = _read_what_is_there(pid, ranges, buffer)
+            kept, len_bytes = _read_what_is_there(pid, ranges, buffer, gently=gently)
             spans += kept
             self._read.append(_Chunk(buffer, len_bytes, pool))
             self.store_all()
@@ -116,9 +120,18 @@ class Copy:
         return join(spans)
 
     def read_whole(
-        self, space: str, pid: Pid, wanted: Spans, pool: "Pool", drop: "DropEqual | None" = None
+        self,
+        space: str,
+        pid: Pid,
+        wanted: Spans,
+        pool: "Pool",
+        drop: "DropEqual | None" = None,
+        *,
+        gently: bool = False,
     ) -> Spans:
         """Read all of `wanted`, of a process that stands still, but what `drop` finds unchanged.
+
+        With `gently` what is shared on write stays so, see `sharing.Found.left_of`.
 
         More than `pool` holds is handed on and compressed meanwhile. Returns what was read.
 
@@ -131,7 +144,7 @@ class Copy:
             if pool.is_empty():
                 self.store_all()
             buffer = pool.take()
-            len_bytes = _read(pid, ranges, buffer)
+            len_bytes = _read(pid, ranges, buffer, gently=gently)
             kept: Iterable[tuple[int, int]] = ((span.start, span.end) for span in ranges)
             if drop is not None:
                 kept, len_bytes = drop.compact(ranges, memoryview(buffer)[:len_bytes])
@@ -166,10 +179,10 @@ class Copy:
         self._read.clear()
 
 
-def _read(pid: Pid, ranges: Sequence[AddrRange], into: mmap.mmap) -> int:
+def _read(pid: Pid, ranges: Sequence[AddrRange], into: mmap.mmap, *, gently: bool) -> int:
     """Read ranges in full: by process_vm_readv, and by /proc/PID/mem what that refuses."""
     wanted = sum(span.len_bytes for span in ranges)
-    done = process_vm.readv(pid, ranges, into)
+    done = 0 if gently else process_vm.readv(pid, ranges, into)
     if done < wanted:
         # PROT_NONE and write-only memory is still memory.
         rest = list(_after(ranges, done))
@@ -180,7 +193,7 @@ def _read(pid: Pid, ranges: Sequence[AddrRange], into: mmap.mmap) -> int:
 
 
 def _read_what_is_there(
-    pid: Pid, ranges: Sequence[AddrRange], into: mmap.mmap
+    pid: Pid, ranges: Sequence[AddrRange], into: mmap.mmap, *, gently: bool
 ) -> tuple[Spans, int]:
     """Read the ranges of a running target; what it has unmapped meanwhile is left out.
 
@@ -191,8 +204,8 @@ def _read_what_is_there(
     at = 0
     while ranges:
         view = memoryview(into)[at:]
-        done = process_vm.readv(pid, ranges, view)
-        if not done:
+        done = (process_vm.read_mem if gently else process_vm.readv)(pid, ranges, view)
+        if not done and not gently:
             done = process_vm.read_mem(pid, ranges[:1], view)
         kept += _before(ranges, done)
         at += done

@@ -13,7 +13,7 @@ each round, and told in the freeze.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
@@ -23,6 +23,7 @@ from ckpt.engine.convergence import Policy, Rest, Round, Verdict
 from ckpt.engine.copying import Copy, Pool
 from ckpt.engine.members import Member, Members
 from ckpt.engine.pages import read_own_mappings
+from ckpt.engine.sharing import Sharing, Wanting
 from ckpt.engine.throttle import slowed
 from ckpt.engine.tracking import attach_each
 from ckpt.errors import TargetGone
@@ -30,9 +31,10 @@ from ckpt.process.arena import arenas
 from ckpt.process.clones import find_memory_owners
 from ckpt.process.freezer import Frozen, FrozenTree
 from ckpt.process.tree import is_zombie, list_tids
-from ckpt.tracker.base import LIVE, TELLING
+from ckpt.tracker.base import LIVE, TELLING, Scan
 from ckpt.tracker.populated import opened_pagemap, scan_populated
-from ckpt.tracker.spans import subtract, total_bytes
+from ckpt.tracker.spans import Spans, subtract, total_bytes
+from ckpt.units import Pid
 
 _BEGIN_MS = 1.0
 _BEGIN_THREAD_MS = 0.1
@@ -66,6 +68,7 @@ class Rounds:
     look: Callable[[], None]
     """Looks at all but the memory again, so that the freeze has only to confirm it."""
     page_size: int
+    sharing: Sharing
     _rounds: list[Round] = attrs.Factory(list)
     _rests: list[Rest] = attrs.Factory(list)
 
@@ -76,6 +79,7 @@ class Rounds:
         verdict = self._decide(policy)
         if verdict is not Verdict.FREEZE and self.members.tracker in TELLING:
             pool = Pool(_LIVE_POOL_BYTES)
+            self.sharing.prepare(self._rests[-1].n_bytes, len(self.members.by_pid))
             self._watch()
             if self._shrink(pool, verdict, policy) is Verdict.FREEZE:
                 self.look()
@@ -154,20 +158,40 @@ class Rounds:
         started_s = time.monotonic()
         # Other trackers stop the target themselves, which two cannot do at once.
         with slowed(self.stop, throttle if self.members.tracker in LIVE else 0.0):
-            n_bytes = sum(self._on_each(lambda member: self._copy(member, pool)))
+            n_bytes = self._copy_round(pool)
         ms = (time.monotonic() - started_s) * 1000
         self._rounds.append(Round(n_bytes // self.page_size, ms))
 
-    def _copy(self, member: Member, pool: Pool) -> int:
+    def _copy_round(self, pool: Pool) -> int:
+        scans = dict(self._on_each(self._ask))
+        asked = [one for one in self.members.by_pid.values() if one.pid in scans]
+        self.sharing.settle(asked)
+        wanting = [Wanting(one, one.pid, one.held.missing(scans[one.pid])) for one in asked]
+        found = self.sharing.look(wanting)
+        left = {one.pid: found.left_of(one.member, one.wanted) for one in wanting}
+        n_bytes = sum(self._on_each(lambda member: self._copy(member, left, pool)))
+        self.sharing.confirm(found, running=True)
+        return n_bytes
+
+    def _ask(self, member: Member) -> tuple[Pid, Scan]:
+        """Ask what was written, and forget that it was held."""
         running = self.members.tracker in LIVE
         with nullcontext() if running else self.stop():
             own = read_own_mappings(member.pid)
             scan = member.tracking.collect(own, member.likely, running=running)
         member.likely = scan.populated
-        wanted = member.held.see(scan, [])
-        copied = self.copy.read_running(member.space, member.pid, wanted, pool)
-        member.held.add(copied)
-        return total_bytes(copied)
+        member.held.see(scan, [])
+        return member.pid, scan
+
+    def _copy(self, member: Member, left: Mapping[Pid, tuple[Spans, Spans]], pool: Pool) -> int:
+        n_bytes = 0
+        for wanted, gently in zip(left.get(member.pid, ([], [])), (False, True), strict=True):
+            if wanted:
+                space, pid = member.space, member.pid
+                copied = self.copy.read_running(space, pid, wanted, pool, gently=gently)
+                member.held.add(copied)
+                n_bytes += total_bytes(copied)
+        return n_bytes
 
 
 def _watches_all(member: Member) -> bool:

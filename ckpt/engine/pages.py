@@ -80,7 +80,7 @@ class Held:
     pages: Spans
 
     def see(self, scan: Scan, untrusted: Spans) -> Spans:
-        """Forget what was written, or is gone; return the pages that must be copied.
+        """Forget what was written, or is gone; return the pages that are missing.
 
         A page stays held only if it is clean *and* was held.
         """
@@ -90,6 +90,14 @@ class Held:
     def add(self, copied: Spans) -> None:
         """Note pages that were copied after the last scan."""
         self.pages = join([*self.pages, *copied])
+
+    def forget(self, spans: Spans) -> None:
+        """Believe no more that these are held."""
+        self.pages = subtract(self.pages, spans)
+
+    def missing(self, scan: Scan) -> Spans:
+        """Return the pages that must be copied, by a scan that `see` was told of."""
+        return subtract(scan.populated, self.pages)
 
     def tell_apart(self, copied: Spans) -> tuple[Spans, Spans]:
         """Return what is held by copies of this dump, and what by the parent.
@@ -112,7 +120,23 @@ class Copied:
     """Ascending; shorter than asked for where the process has unmapped something meanwhile."""
 
 
-def find_newest(stream: Sequence[Copied], space: str, held: Spans, page_size: int) -> Copies:
+@attrs.frozen(slots=True, repr=False)
+class Alias:
+    """What was not copied of an address space: the copies of another one's pages stand for it.
+
+    It stands in the stream without a page, behind those copies. See `sharing`.
+    """
+
+    space: str
+    spans: Spans
+    source: str
+    """Whose pages they are, at the same addresses: the newest before this."""
+
+
+Stream = Sequence[Copied | Alias]
+
+
+def find_newest(stream: Stream, space: str, held: Spans, page_size: int) -> Copies:
     """Return where in the page stream the newest copy of each held page is, by address.
 
     Args:
@@ -121,19 +145,28 @@ def find_newest(stream: Sequence[Copied], space: str, held: Spans, page_size: in
         held: the pages wanted; each was copied once at least.
         page_size: in bytes.
     """
-    firsts = [0]
+    firsts: list[int] = []
+    n_pages = 0
     for copied in stream:
-        firsts.append(firsts[-1] + total_bytes(copied.spans) // page_size)
+        firsts.append(n_pages)
+        n_pages += total_bytes(copied.spans) // page_size if isinstance(copied, Copied) else 0
     copies: Copies = []
-    wanted = held
-    for copied, first in zip(reversed(stream), reversed(firsts[:-1]), strict=True):
-        if copied.space == space:
-            copies += _locate(copied.spans, first, wanted, page_size)
+    looking = [(len(stream), space, held)]
+    while looking:
+        end, wanted_space, wanted = looking.pop()
+        for index in reversed(range(end)):
+            copied = stream[index]
+            if copied.space != wanted_space or not wanted:
+                continue
+            if isinstance(copied, Copied):
+                copies += _locate(copied.spans, firsts[index], wanted, page_size)
+            else:
+                looking.append((index, copied.source, intersect(wanted, copied.spans)))
             wanted = subtract(wanted, copied.spans)
     return sorted(copies)
 
 
-def all_copied(stream: Sequence[Copied], space: str) -> Spans:
+def all_copied(stream: Stream, space: str) -> Spans:
     """Return all that was copied of an address space."""
     return join(span for copied in stream if copied.space == space for span in copied.spans)
 

@@ -17,7 +17,7 @@ import gc
 import os
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 
 import attrs
@@ -46,6 +46,7 @@ from ckpt.engine.pages import (
     untrusted_spans,
 )
 from ckpt.engine.records import ProcessImage, TreeImage
+from ckpt.engine.sharing import Found, Sharing, Wanting
 from ckpt.engine.tracking import attach_each
 from ckpt.image.reader import PageReader
 from ckpt.image.runs import RunTable
@@ -76,6 +77,7 @@ class Part:
     scan: Scan = attrs.field(init=False)
     first: Spans = attrs.Factory(list)
     """What was read before the thaw."""
+    _seen: bool = False
 
     @property
     def memory(self) -> MemoryRecord:
@@ -94,7 +96,14 @@ class Part:
 
         Held pages are told of a scan only once: it would call those dirty that were read since.
         """
-        return self.member.held.see(self.scan, untrusted_spans(self.memory))
+        self.see()
+        return self.member.held.missing(self.scan)
+
+    def see(self) -> None:
+        """Forget of what is held what was written, by the last scan."""
+        if not self._seen:
+            self._seen = True
+            self.member.held.see(self.scan, untrusted_spans(self.memory))
 
 
 @attrs.frozen(repr=False)
@@ -162,9 +171,14 @@ class Taking:
     freeze_timeout_s: float
     stopped_ms: float = 0.0
     """How long the target stood still so far."""
+    sharing: Sharing = attrs.field(init=False)
     obstacle: str = ""
     """Why a process could not be cloned, if that was wanted."""
     warnings: list[str] = attrs.Factory(list)
+
+    def __attrs_post_init__(self) -> None:
+        """Nothing is shared yet."""
+        self.sharing = Sharing(self.copy, self.members.features)
 
     @property
     def root(self) -> Pid:
@@ -189,6 +203,7 @@ class Taking:
             stop=self.stop,
             look=self.look_again,
             page_size=self.copy.page_size,
+            sharing=self.sharing,
         )
 
     def look_again(self) -> None:
@@ -212,6 +227,7 @@ class Taking:
         """
         # And as much again, for what is written until the freeze.
         pool = Pool(2 * outcome.rest.n_bytes)
+        self.sharing.prepare(outcome.rest.n_bytes, len(self.members.by_pid))
         contents = ContentCopy(self.copy, self.parent, likely_bytes(self.looked.tree.notes))
         with (
             contextlib.ExitStack() as at_end,
@@ -356,34 +372,62 @@ class Taking:
         for part in parts:
             own = own_mappings(part.memory)
             part.scan = part.member.tracking.collect(own, part.member.likely)
+        if self.sharing.is_unsettled:
+            for part in parts:
+                part.see()
+            self.sharing.settle([part.member for part in parts])
+        found = self._look([(one, one.member.pid, one.rest) for one in parts if one.twin is None])
         n_bytes = 0
         for part in parts:
+            pid = part.member.pid
             if part.twin is None:
-                part.first = part.rest
-                n_bytes += total_bytes(part.first)
+                alone, shared = found.left_of(part.member, part.rest)
+                n_bytes += total_bytes(alone) + total_bytes(shared)
+                self._read(part.member, pid, alone, pool)
+                self._read(part.member, pid, shared, pool, gently=True)
             elif part.aside:
                 part.first = intersect(part.rest, part.aside)
-            self._read(part.member, part.member.pid, part.first, pool)
+                self._read(part.member, pid, part.first, pool)
+        self.sharing.confirm(found, running=False)
         return n_bytes
 
     def _copy_twins(self, parts: list[Part], pool: Pool) -> None:
         """Read the rest out of the clones; what there is to read is found out only now."""
-        for part in parts:
-            if part.twin is not None:
-                self._read(part.member, part.twin.pid, subtract(part.rest, part.first), pool)
+        asked = [
+            (part, part.twin.pid, subtract(part.rest, part.first))
+            for part in parts
+            if part.twin is not None
+        ]
+        self.sharing.prepare(sum(total_bytes(wanted) for _, _, wanted in asked), len(asked))
+        found = self._look(asked)
+        for part, pid, wanted in asked:
+            # All that a clone has it shares with what it was cloned from.
+            for left in found.left_of(part.member, wanted):
+                self._read(part.member, pid, left, pool, gently=True)
+        self.sharing.confirm(found, running=False)
         self.copy.store_all()
         if self.compares:
             for part in parts:
                 # What was not copied is as the parent has it.
                 part.member.held.add(part.scan.populated)
 
-    def _read(self, member: Member, pid: Pid, wanted: Spans, pool: Pool) -> None:
+    def _look(self, asked: Sequence[tuple[Part, Pid, Spans]]) -> Found:
+        """Return what processes that stand still, or clones of them, share."""
+        wanting = [Wanting(part.member, pid, rest) for part, pid, rest in asked]
+        # What is equal to what the parent has of a process is not stored: nobody can share it.
+        return self.sharing.look(wanting, guess=not self.compares)
+
+    def _read(
+        self, member: Member, pid: Pid, wanted: Spans, pool: Pool, *, gently: bool = False
+    ) -> None:
         """Read pages of a member, or of what has its memory; see `Copy.read_whole`."""
         drop = None
         parent = self.parent if self.compares else None
         if parent is not None and member.space in parent.manifest.spaces:
             drop = DropEqual(parent, member.space)
-        member.held.add(self.copy.read_whole(member.space, pid, wanted, pool, drop))
+        if wanted:
+            copied = self.copy.read_whole(member.space, pid, wanted, pool, drop, gently=gently)
+            member.held.add(copied)
 
     def _build_runs(self, process: ProcessImage, member: Member) -> RunTable:
         """Return where each page of a process is."""

@@ -80,6 +80,15 @@ class Tracking:
         """Return what was written, roughly, and change nothing; for an estimate."""
         return self._tracker().peek(self.pid, own)
 
+    def unwritten(self, spans: Spans) -> Spans | None:
+        """Return which pages were certainly not written since the last `collect`; changes nothing.
+
+        None: nobody can tell without a `collect`.
+        """
+        if self._writeprotect is None:
+            return None
+        return self._writeprotect.unwritten(self.pid, spans)
+
     def watches_all(self, own: Own) -> bool:
         """Tell whether `watch` would have nothing to do; see `base.Tracker.watches_all`."""
         return self._tracker().watches_all(self.pid, own)

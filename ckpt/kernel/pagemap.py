@@ -53,6 +53,7 @@ PM_PRESENT: Final = 1 << 63
 ENTRY_BYTES: Final = 8
 """Size of one page's word in /proc/PID/pagemap."""
 
+_FRAME: Final = (1 << 55) - 1
 _MARKER_SWAP_TYPE: Final = 0x1F
 # Markers take the highest of the 32 swap types, whatever else the kernel was built with
 # (SWP_PTE_MARKER, include/linux/swap.h); bits 0-4 of a swapped entry hold the type.
@@ -413,6 +414,23 @@ def exclusive(entries: "npt.NDArray[np.uint64]") -> "npt.NDArray[np.bool_]":
 
     mapped_once: npt.NDArray[np.bool_] = (entries & np.uint64(PM_MMAP_EXCLUSIVE | PM_SWAP)) != 0
     return mapped_once
+
+
+def shared_frames(entries: "npt.NDArray[np.uint64]") -> "npt.NDArray[np.uint64]":
+    """Return the page frame of each entry whose page is anonymous and may be mapped elsewhere too.
+
+    0 for all others, and for all without CAP_SYS_ADMIN.
+
+    Shape:  uint64, as long as `entries`.
+    Kernel: bits 0-54, 56, 61 to 63 of pagemap.
+    """
+    import numpy as np
+
+    kind = entries & np.uint64(PM_PRESENT | PM_SWAP | PM_FILE | PM_MMAP_EXCLUSIVE)
+    frames: npt.NDArray[np.uint64] = np.where(
+        kind == np.uint64(PM_PRESENT), entries & np.uint64(_FRAME), np.uint64(0)
+    )
+    return frames
 
 
 def runs_of(mask: "npt.NDArray[np.bool_]", start: int) -> list[Run]:

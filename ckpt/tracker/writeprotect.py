@@ -77,6 +77,28 @@ class WriteProtect:
         with opened_pagemap(pid) as fd:
             return scan_written(fd, own.anonymous)
 
+    def unwritten(self, pid: Pid, spans: Spans) -> Spans:
+        """Return which pages of `spans` were not written since the last `collect`.
+
+        State:  any; changes nothing.
+
+        Raises:
+            TargetGone: the process ended.
+        """
+        found: Spans = []
+        with opened_pagemap(pid) as fd:
+            for span in iter_ranges(spans):
+                regions = pagemap.scan(
+                    fd,
+                    span,
+                    category_mask=PAGE_IS_WPALLOWED | PAGE_IS_WRITTEN,
+                    category_inverted=PAGE_IS_WRITTEN,
+                    category_anyof_mask=PAGE_IS_PRESENT,
+                    return_mask=PAGE_IS_PRESENT,
+                )
+                found += [(start, end) for start, end, _ in regions]
+        return join(found)
+
     def watches_all(self, pid: Pid, own: Own) -> bool:
         """See `base.Tracker.watches_all`."""
         with opened_pagemap(pid) as fd:
