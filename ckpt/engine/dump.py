@@ -74,7 +74,7 @@ class PageCounts:
     """How many pages of each fate a generation has."""
 
     data: int
-    """Stored in it."""
+    """Stored in it; what processes share is stored once, and counts for each."""
     parent: int
     """Unchanged: an ancestor has them."""
     zero: int

@@ -127,7 +127,8 @@ class Sharing:
             guess: whether nothing must be read that is read of somebody else.
         """
         wanted = join(span for one in wanting for span in one.wanted)
-        if not self._loaded or len(wanting) < 2 or total_bytes(wanted) < WORTH_BYTES:
+        n_bytes = sum(total_bytes(one.wanted) for one in wanting)
+        if not self._loaded or len(wanting) < 2 or n_bytes < WORTH_BYTES:
             return Found()
         pairs: dict[tuple[int, int], list[tuple[int, int]]] = {}
         with contextlib.suppress(TargetGone), contextlib.ExitStack() as stack:

@@ -21,7 +21,7 @@ class Moment(enum.Enum):
 
     WATCHING = (Rounds, "_watch")
     """Before the stop that precedes all rounds."""
-    ROUND = (Rounds, "_copy")
+    ROUND = (Rounds, "_ask")
     """Before a round: nothing is armed for it yet."""
     COLLECTING = (Tracking, "collect")
     """In a round, and in the freeze: the tracker is to be asked about mappings that were read."""

@@ -48,6 +48,7 @@ STATES: dict[str, list[str]] = {
     "s_shared": ["write", "zero"],
     "s_shared_tree": ["write"],
     "s_forked": ["write", "drop"],
+    "s_sweepers": [],
     "s_memfd": ["write", "grow", "seal"],
     "s_ghost": ["write", "append"],
     "s_listen": ["reopen"],
@@ -97,6 +98,7 @@ DAMAGES: dict[str, list[str]] = {
     ],
     "s_shared_tree": ["apart", "content", "memfd"],
     "s_forked": ["parent", "child", "hole"],
+    "s_sweepers": ["page"],
     "s_memfd": [
         *["content", "mapped", "behind", "size", "mode", "seals"],
         *["offset", "name", "sharing"],
