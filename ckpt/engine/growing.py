@@ -5,8 +5,8 @@
      │  └ ...
      └ zombie       born, put into its session and group, ended as it ended
 
-A child is made when its parent has its memory, keeps what is its own too, and replaces the rest. Groups come
-last, when all their members exist.
+A child is made when its parent has its memory, keeps what is its own too, and replaces the rest.
+Groups come last, when all their members exist.
 """
 
 import contextlib
