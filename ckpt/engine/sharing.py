@@ -103,6 +103,8 @@ class Sharing:
 
     copy: Copy
     features: Features
+    stores_once: bool = True
+    """Otherwise it only sees to it that what is shared is still so when it was read."""
     _loaded: bool = False
     _unsettled: list[tuple[Member, Member, Spans]] = attrs.Factory(list)
     """(who, of whom it was read, what): confirmed, before the source's next scan."""
@@ -138,7 +140,7 @@ class Sharing:
             ]
             for cell in _iter_cells(wanted):
                 _look_at(cell, [table for table in tables if table.reaches(cell)], pairs)
-            if not guess:
+            if not (guess and self.stores_once):
                 pairs.clear()
             found = {(own, source): join(spans) for (own, source), spans in pairs.items()}
             left = {}

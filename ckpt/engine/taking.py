@@ -171,6 +171,8 @@ class Taking:
     freeze_timeout_s: float
     stopped_ms: float = 0.0
     """How long the target stood still so far."""
+    stores_once: bool = True
+    """What processes share is stored for one of them."""
     sharing: Sharing = attrs.field(init=False)
     obstacle: str = ""
     """Why a process could not be cloned, if that was wanted."""
@@ -178,7 +180,7 @@ class Taking:
 
     def __attrs_post_init__(self) -> None:
         """Nothing is shared yet."""
-        self.sharing = Sharing(self.copy, self.members.features)
+        self.sharing = Sharing(self.copy, self.members.features, self.stores_once)
 
     @property
     def root(self) -> Pid:

@@ -5,9 +5,9 @@ was read (`engine.copying.Copy.stream`) tells it: the frames hold just these pag
 """
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
-from ckpt.engine.pages import Copied
+from ckpt.engine.pages import Alias, Stream
 from ckpt.image.pages import EncodedFrame, FrameTable
 from ckpt.image.pipeline import Compression, FramePipeline, Release
 from ckpt.migrate.channel import Channel
@@ -31,7 +31,7 @@ class Sender:
         self._cursor: PlaceCursor | None = None
         self._pipeline = FramePipeline(self, page_size, compression)
 
-    def follow(self, stream: Sequence[Copied]) -> None:
+    def follow(self, stream: Stream) -> None:
         """Take the places of pages from `stream`, which grows before its pages are written."""
         self._cursor = PlaceCursor(stream)
 
@@ -62,7 +62,7 @@ class Sender:
 class PlaceCursor:
     """Walks what was read, as far as it was read."""
 
-    def __init__(self, stream: Sequence[Copied]) -> None:
+    def __init__(self, stream: Stream) -> None:
         """Begin at the first page."""
         self._stream = stream
         self._entry = 0
@@ -80,7 +80,7 @@ class PlaceCursor:
             if self._entry >= len(self._stream):
                 raise ValueError("more pages were written than read")
             copied = self._stream[self._entry]
-            if self._span >= len(copied.spans):
+            if isinstance(copied, Alias) or self._span >= len(copied.spans):
                 self._entry, self._span = self._entry + 1, 0
                 continue
             start, end = copied.spans[self._span]

@@ -187,6 +187,8 @@ def _begin(work: _Work, looked: Looked, members: Members, sender: Sender) -> Tak
         parent=None,
         kill=True,
         max_freeze_ms=0.0,
+        # Pages are put in place there as they come, each for one process.
+        stores_once=False,
         freeze_timeout_s=work.options.freeze_timeout_s,
     )
 
