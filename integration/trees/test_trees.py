@@ -265,6 +265,29 @@ def test_a_child_that_shares_with_somebody_far_away_is_named(tmp_path):
         assert places(work.pid) == stood
 
 
+UNSHARED = """
+import threading
+ready = threading.Event()
+def live_apart():
+    libc.unshare(FLAG)
+    ready.set()
+    signal.pause()
+threading.Thread(target=live_apart, daemon=True).start()
+ready.wait()
+"""
+
+
+@pytest.mark.parametrize(("flag", "what"), [(0x400, "descriptors"), (0x200, "working directory")])
+def test_a_thread_that_shares_no_more_is_named(flag, what, tmp_path):
+    with Tree(python(UNSHARED.replace("FLAG", str(flag)))) as work:
+        (tid,) = set(list_tids(Pid(work.pid))) - {work.pid}
+        stood = places(work.pid)
+        said = refused(21, "dump", "--pid", work.pid, tmp_path / "image")
+        assert said.count(f"thread {tid}: has") == 1
+        assert what in said
+        assert places(work.pid) == stood
+
+
 def test_a_child_that_is_debugged_is_named(tmp_path):
     debugger = """
 def traced(ready):

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ckpt.engine.records import (
+    EndedLeader,
     Place,
     ProcessImage,
     ThreadImage,
@@ -186,6 +187,17 @@ def process_images(draw):
 
 
 images = process_images()
+
+
+@given(process_images())
+@settings(max_examples=5, deadline=None)
+def test_a_first_thread_that_has_ended_is_told_and_is_none_of_the_threads(one):
+    ended = attrs.evolve(one, pid=Pid(1 << 23), ended_leader=EndedLeader(5 << 8, "gone"))
+    raw = plain(ended)
+    assert decode(raw).processes == (ended,)
+    del raw["processes"][0]["ended_leader"]
+    with pytest.raises(ImageCorrupt):
+        decode(raw)
 
 
 @given(process_images())
