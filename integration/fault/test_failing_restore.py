@@ -73,12 +73,18 @@ def outside(folder, pid):
 
 
 @pytest.mark.parametrize("names", ["left by the killed tree", "removed"])
-@pytest.mark.parametrize("name", ["s_unix_tree", "s_unix_named", "s_shared_tree", "s_files"])
-def test_nothing_is_left_behind(name, names, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "command",
+    [
+        *["s_unix_tree", "s_unix_named", "s_shared_tree", "s_files"],
+        *["s_clones sibling files all", "s_leader", "s_leader kid"],
+    ],
+)
+def test_nothing_is_left_behind(command, names, tmp_path, monkeypatch):
     image = tmp_path / "image"
     work = tmp_path / "work"
     work.mkdir()
-    with Program(name, cwd=work) as program:
+    with Program(*command.split(), cwd=work) as program:
         family = {program.pid, *descendants(program.pid)}
         dump(program.pid, image, "--kill")
     reap()
