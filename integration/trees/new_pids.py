@@ -7,7 +7,7 @@ PROGRAM = """
 import fcntl, queue, select, signal, socket, struct, threading, time
 
 me = os.getpid()
-signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1, signal.SIGRTMIN])
 kid = child()
 ended = os.fork()
 if ended == 0:
@@ -53,6 +53,17 @@ def seen_as(number):
 near, far = socket.socketpair()
 status, command = open("/proc/self/status"), open(f"/proc/{seen_as(kid)}/comm")
 os.kill(me, signal.SIGUSR1)
+
+TICK = signal.SIGRTMIN
+timer = ctypes.c_void_p()
+event = struct.pack("<Qiii", 0, TICK, 4, me).ljust(64, bytes(1))
+if libc.timer_create(1, event, ctypes.byref(timer)):
+    raise OSError("timer_create")
+
+def ticks():
+    libc.timer_settime(timer, 0, struct.pack("<4q", 0, 0, 0, 1000000), None)
+    info = signal.sigtimedwait([TICK], 20)
+    return info and info.si_code == -2
 
 def last_word(line):
     status.seek(0)
@@ -117,6 +128,7 @@ def check(*but):
         "alarm": lambda: rings() == 1,
         "peer": lambda: struct.unpack("iII", near.getsockopt(1, 17, 12))[0] == me,
         "sender": lambda: sender() == me,
+        "timer of a thread": lambda: ticks(),
         "status": lambda: last_word("NSpid:") == me,
         "command": lambda: name_of_child() == open("/proc/self/comm").read(),
         "birth": lambda: a_new_child() == 3,

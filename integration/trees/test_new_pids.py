@@ -7,12 +7,15 @@ import signal
 import time
 from pathlib import Path
 
+import pytest
+
 from ckpt.kernel.procfs.status import read_status
 from ckpt.units import Pid
 from integration.errors.refusals import refused, untouched
 from integration.harness import Restored, become_subreaper, ckpt, dump
 from integration.trees.new_pids import PROGRAM
 from integration.trees.test_trees import Tree, python
+from integration.workloads.driver import Program
 
 become_subreaper()
 
@@ -179,3 +182,21 @@ def test_without_it_the_taken_number_is_named_with_the_way_out(tmp_path):
         done = ckpt("restore", image)
         assert done.returncode == 41
         assert "--new-pids" in done.stderr
+
+
+# Those that look at their own numbers in /proc are left out: it shows those of the host.
+STATES = ["s_signals", "s_clones", "s_unix_tree", "s_locks"]
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_states_come_back_twice(name, tmp_path):
+    image = tmp_path / "image"
+    with Program(name, cwd=tmp_path) as work:
+        dump(work.pid, image, "--kill")
+    with Restored(image, "--new-pids") as first:
+        assert first.ask("check") == "ok"
+        assert dump(first.pid, image)["kind"] == "delta"
+        alive = members(namespace_of(first.pid))
+    assert_all_end(alive)
+    with Restored(image) as second:
+        assert second.ask("check") == "ok"
