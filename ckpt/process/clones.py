@@ -11,6 +11,7 @@ comparisons between neighbours prove the order of n, and thus who shares.
 Kernel: kcmp(2), clone(2).
 """
 
+import bisect
 import enum
 import functools
 from collections.abc import Iterator, Sequence
@@ -87,17 +88,26 @@ OWN = Shares()
 class Clones:
     """Who shares what in a tree."""
 
-    def __init__(self, pids: Sequence[Pid]) -> None:
+    def __init__(self, pids: Sequence[Pid], before: "Clones | None" = None) -> None:
         """Find an order by each object, and lay out what confirms it.
 
         Args:
             pids: the processes, in the order of the tree; one that has ended shares nothing.
+            before: an order of some of them, which only the others are put into.
         """
         self._pids = tuple(pids)
+        there = set(pids)
         self._calls = Burst()
         self._orders: dict[Common, list[Pid]] = {}
         for common, kind in _KINDS.items():
-            order = sorted(pids, key=functools.cmp_to_key(functools.partial(_compare, kind)))
+            key = functools.cmp_to_key(functools.partial(_compare, kind))
+            known = before._orders[common] if before else ()
+            order = [pid for pid in known if pid in there]
+            if order:
+                for pid in there.difference(order):
+                    bisect.insort(order, pid, key=key)
+            else:
+                order = sorted(pids, key=key)
             self._orders[common] = order
             for one, other in pairwise(order):
                 self._calls.add(NR.kcmp, one, other, kind, 0, 0)
@@ -108,12 +118,13 @@ class Clones:
         Args:
             pids: the processes there are now, in the order of the tree.
         """
-        if tuple(pids) == self._pids:
-            answers = self._calls.run()
-            if _CONFIRMED.issuperset(answers):
-                return self._shares(answers)
-        again = Clones(pids)
-        return again._shares(again._calls.run())
+        now = self if tuple(pids) == self._pids else Clones(pids, self)
+        answers = now._calls.run()
+        if not _CONFIRMED.issuperset(answers):
+            # The order was of other objects than they have now.
+            now = Clones(pids)
+            answers = now._calls.run()
+        return now._shares(answers)
 
     def _shares(self, answers: Sequence[int]) -> dict[Pid, Shares]:
         place = {pid: index for index, pid in enumerate(self._pids)}

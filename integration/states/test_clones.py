@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ckpt.process.clones import Clones
+from ckpt.process.clones import Clones, Shares
 from ckpt.units import Pid
 from integration.harness import Restored, become_subreaper, dump
 from integration.procview import lasting_differences, view
@@ -93,3 +93,25 @@ def test_the_clones_notice_each_damage(damage: str, tmp_path: Path) -> None:
         assert work.ask(f"corrupt {damage}") == "corrupted"
         assert work.ask("check").startswith("FAIL ")
         assert work.quit() == 1
+
+
+def test_what_is_shared_is_found_as_it_is_now(tmp_path: Path) -> None:
+    with Program("s_clones", cwd=tmp_path) as work:
+        pids = [Pid(pid) for pid in places(work.pid)]
+        root, files, fs, both, sibling = pids
+        found = Clones(pids)
+        assert found.confirm(pids) == {
+            files: Shares(files=root),
+            fs: Shares(directories=root),
+            both: Shares(files=root, directories=root),
+            sibling: Shares(files=root),
+        }
+        # The first of those that are asked for counts.
+        assert found.confirm([files, both, sibling]) == {
+            both: Shares(files=files),
+            sibling: Shares(files=files),
+        }
+        assert Clones([both]).confirm([fs, both]) == {both: Shares(directories=fs)}
+        assert work.ask("corrupt files") == "corrupted"
+        assert files not in found.confirm(pids)
+        assert found.confirm(pids)[sibling] == Shares(files=root)
