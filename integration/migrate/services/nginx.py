@@ -103,7 +103,7 @@ def check(
     (directory / "root").mkdir()
     (directory / "root" / "file").write_bytes(content)
     config = directory / "nginx.conf"
-    config.write_text(CONFIG.format(directory=directory, port=PORT, rate=f"{mib // 4}m"))
+    config.write_text(CONFIG.format(directory=directory, port=PORT, rate=f"{mib // 12}m"))
     work = hosts.a.start(["nginx", "-e", directory / "error.log", "-c", config], cwd=directory)
     _wait_until_it_listens(hosts)
     download = Download(hosts)
