@@ -471,7 +471,7 @@ class PeerRefused(MigrateError):
 
 @attrs.frozen(eq=False, repr=False, str=False)
 class NotMoved(MigrateError):
-    """The destination could not let the tree go at the last moment; it goes on at the source."""
+    """It writes faster than it can be sent, or the destination could not let it go at the last."""
 
     exit_code = 56
     code = "not-moved"

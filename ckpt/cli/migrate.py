@@ -1,13 +1,18 @@
 """`ckpt migrate`: move a running tree to another host."""
 
+import sys
+
 import click
 
-from ckpt.cli.channel import TlsFiles, tls_options
 from ckpt.cli.output import emit_json, json_option, note, say
+from ckpt.cli.peers import dial_options, make_dialer, read_certificates
+from ckpt.image.pipeline import PRESSED_LEVEL, Compression
+from ckpt.migrate.policy import DEFAULT_MAX_DOWNTIME_MS, DEFAULT_MAX_ROUNDS, Decision, Goal
 from ckpt.migrate.source import MigrateOptions, MigrateResult, migrate
 from ckpt.tracker.base import TrackerName
 from ckpt.tracker.choose import AUTO
 
+_LOWEST_LEVEL, _HIGHEST_LEVEL = -7, 19
 _EXAMPLE = """\b
 Example:
   ckpt migrate --pid 4711 --to other:7000 --token-file token    'ckpt receive' printed the token
@@ -15,19 +20,24 @@ Example:
 """
 
 
+def _parse_compress(_ctx: click.Context, _param: click.Parameter, value: str) -> Compression:
+    if value == "auto":
+        return Compression(pressed_level=PRESSED_LEVEL)
+    if value == "off":
+        return Compression(level=None)
+    if not value.lstrip("-").isdecimal() or not _LOWEST_LEVEL <= int(value) <= _HIGHEST_LEVEL:
+        raise click.BadParameter(
+            f"{value!r} is neither auto, off, nor a level of zstd"
+            f" ({_LOWEST_LEVEL} to {_HIGHEST_LEVEL})"
+        )
+    return Compression(level=int(value))
+
+
 @click.command("migrate", epilog=_EXAMPLE)
 @click.option(
     "--pid", type=click.IntRange(min=1), required=True, metavar="PID", help="The process to move."
 )
-@click.option(
-    "--to",
-    "destination",
-    required=True,
-    metavar="WHERE",
-    help="HOST:PORT, where 'ckpt receive' waits; or ssh://USER@HOST, where it is started.",
-)
-@click.option("--token-file", metavar="FILE", help="The token of the receiver (mode 0600).")
-@tls_options
+@dial_options
 @click.option(
     "--tcp-close",
     is_flag=True,
@@ -41,6 +51,37 @@ Example:
     " are not held here afterwards.",
 )
 @click.option(
+    "--max-downtime",
+    "max_downtime_ms",
+    type=click.FloatRange(min=1),
+    default=DEFAULT_MAX_DOWNTIME_MS,
+    show_default=True,
+    metavar="MS",
+    help="For how long the tree may stand still. While more is expected, rounds go on; if they do"
+    " not help, nothing is moved, and it is said what would help.",
+)
+@click.option(
+    "--max-rounds",
+    type=click.IntRange(min=1),
+    default=DEFAULT_MAX_ROUNDS,
+    show_default=True,
+    metavar="N",
+    help="How often memory may be sent.",
+)
+@click.option(
+    "--throttle",
+    is_flag=True,
+    help="Slow the tree by short stops if it writes faster than it can be sent.",
+)
+@click.option(
+    "--compress",
+    default="auto",
+    show_default=True,
+    metavar="LEVEL",
+    callback=_parse_compress,
+    help="Compress memory: auto (as much as the link leaves time for), off, or a level of zstd.",
+)
+@click.option(
     "--tracker",
     type=click.Choice([AUTO, *(name.value for name in TrackerName)]),
     default=AUTO,
@@ -50,11 +91,19 @@ Example:
 @json_option
 def command(
     pid: int,
-    destination: str,
+    to: str,
     token_file: str | None,
-    tls: TlsFiles,
+    tls_cert: str | None,
+    tls_key: str | None,
+    tls_ca: str | None,
+    bandwidth: str | None,
+    remote_ckpt: str,
     tcp_close: bool,
     on_departure: str,
+    max_downtime_ms: float,
+    max_rounds: int,
+    throttle: bool,
+    compress: Compression,
     tracker: str,
     as_json: bool,
 ) -> None:
@@ -63,31 +112,50 @@ def command(
     Its memory is sent while it runs; then it stands still for what was written meanwhile, and goes
     on there. Whatever fails before that, it goes on here.
     """
-    from ckpt.engine.convergence import Budget
-    from ckpt.migrate.destination import parse_destination
-    from ckpt.migrate.dial import Dialer
-    from ckpt.migrate.pairing import read_token
-
-    trust = read_token(token_file) if token_file else tls.load()
-    dialer = Dialer(parse_destination(destination), trust)
-    options = MigrateOptions(tcp_close=tcp_close, tracker=tracker, on_departure=on_departure)
-    result = migrate(pid, dialer, Budget(10.0), options, note)
+    certificates = read_certificates(tls_cert, tls_key, tls_ca)
+    dialer = make_dialer(to, token_file, certificates, bandwidth, remote_ckpt)
+    options = MigrateOptions(
+        tcp_close=tcp_close,
+        tracker=tracker,
+        on_departure=on_departure,
+        goal=Goal(max_downtime_ms, max_rounds, throttle),
+        compression=compress,
+    )
+    tell_round = _tell_round_as_json if as_json else _tell_round
+    result = migrate(pid, dialer, options, tell=note, tell_round=tell_round)
     for warning in result.warnings:
         note(warning)
     if as_json:
         emit_json(_as_json(result))
     else:
         say(
-            f"process {result.pid} runs at {destination}; it stood still for"
+            f"process {result.pid} runs at {to}; it stood still for"
             f" {result.downtime_ms:.1f} ms, {result.sent_bytes / 1e6:.1f} MB were sent in"
             f" {len(result.rounds)} rounds"
         )
+
+
+def _tell_round(decision: Decision) -> None:
+    note(decision.sentence)
+
+
+def _tell_round_as_json(decision: Decision) -> None:
+    emit_json(
+        {
+            "progress": decision.sentence,
+            "expected_downtime_ms": round(decision.downtime_ms, 3),
+            "next": decision.verdict.name.lower(),
+            "throttle": decision.throttle,
+        }
+    )
+    sys.stdout.flush()
 
 
 def _as_json(result: MigrateResult) -> dict[str, object]:
     return {
         "pid": result.pid,
         "downtime_ms": round(result.downtime_ms, 3),
+        "expected_downtime_ms": round(result.expected_ms, 3),
         "wall_ms": round(result.wall_ms, 3),
         "sent_bytes": result.sent_bytes,
         "rounds": [{"pages": done.n_pages, "ms": round(done.ms, 3)} for done in result.rounds],

@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ckpt.cli.channel import TlsFiles, tls_options
 from ckpt.cli.output import emit_json, json_option, note, say
-from ckpt.errors import CkptError, UsageError
+from ckpt.cli.peers import listen_options, parse_listen, read_certificates
+from ckpt.errors import CkptError
 
 if TYPE_CHECKING:
+    from ckpt.migrate.listen import Listener
     from ckpt.migrate.messages import Running
-    from ckpt.migrate.receiver import Receiver
 
 _EXAMPLE = """\b
 Example:
@@ -21,18 +21,7 @@ Example:
 
 
 @click.command("receive", epilog=_EXAMPLE)
-@click.option("--listen", metavar="HOST:PORT", help="Where to wait; port 0 takes any that is free.")
-@click.option(
-    "--stdio", is_flag=True, help="Serve one source over standard input and output (ssh)."
-)
-@click.option(
-    "--token-file",
-    metavar="FILE",
-    help="Write the token, by which a source and this command trust each other, there (mode 0600)"
-    " instead of to standard output.",
-)
-@tls_options
-@click.option("--once", is_flag=True, help="Take one tree, and end as it ends.")
+@listen_options
 @click.option("--detach", is_flag=True, help="With --once: end when the tree runs here.")
 @click.option(
     "--image-dir", metavar="DIR", default="", help="Keep what arrives there, as a chain of its own."
@@ -51,9 +40,11 @@ Example:
 def command(
     listen: str | None,
     stdio: bool,
-    token_file: str | None,
-    tls: TlsFiles,
     once: bool,
+    token_file: str | None,
+    tls_cert: str | None,
+    tls_key: str | None,
+    tls_ca: str | None,
     detach: bool,
     image_dir: str,
     on_arrival: str,
@@ -67,10 +58,8 @@ def command(
     makes its own, and prints a token that is as good as a key: a source that has it can run
     programs here.
     """
-    if stdio == bool(listen):
-        raise UsageError("give either --listen HOST:PORT or --stdio")
-    if tls.given and token_file:
-        raise UsageError("with --tls-cert there is no token: leave --token-file out")
+    certificates = read_certificates(tls_cert, tls_key, tls_ca)
+    address = parse_listen(listen, stdio, token_file, certificates)
     from ckpt.migrate.arrival import ReceiveOptions
     from ckpt.migrate.receiver import Receiver
 
@@ -80,45 +69,34 @@ def command(
         no_cgroups=no_cgroups,
         stays=once and not detach,
     )
-    if stdio:
+    if address is None:
         from ckpt.migrate.stdio import serve_stdio
 
         # Standard output is the connection; whatever is said goes to standard error.
         return serve_stdio(Receiver(options, _tell_in_words))
-    assert listen is not None
     receiver = Receiver(options, _tell_as_json if as_json else _tell_in_words)
-    return _serve(listen, token_file, tls, receiver, once=once, as_json=as_json)
-
-
-def _serve(
-    listen: str,
-    token_file: str | None,
-    tls: TlsFiles,
-    receiver: "Receiver",
-    *,
-    once: bool,
-    as_json: bool,
-) -> int:
-    from ckpt.migrate.destination import Address
     from ckpt.migrate.listen import Listener, SessionEnd
-    from ckpt.migrate.pairing import write_token
 
     ends: list[SessionEnd] = []
-    with Listener(Address.parse(listen), tls.load(), receiver, once=once) as listener:
-        token = listener.token
-        if token is not None and token_file:
-            write_token(token, token_file)
-        if as_json:
-            # One object a line, flushed: whoever reads waits for the first.
-            shown = token.line() if token is not None and not token_file else None
-            emit_json({"listening": str(listener.address), "token": shown})
-        else:
-            say(f"listening on {listener.address}")
-            if token is not None and not token_file:
-                say(f"token {token.line()}")
-        sys.stdout.flush()
+    with Listener(address, certificates, receiver, once=once) as listener:
+        _say_where(listener, token_file, as_json=as_json)
         listener.serve(ends.append)
     return ends[-1].exit_code if once and ends else 0
+
+
+def _say_where(listener: "Listener", token_file: str | None, *, as_json: bool) -> None:
+    """Say where we listen, and by which token; at once, for whoever waits for it."""
+    from ckpt.migrate.pairing import write_token
+
+    token = listener.token
+    if token is not None and token_file:
+        write_token(token, token_file)
+    shown = token.line() if token is not None and not token_file else None
+    if as_json:
+        emit_json({"listening": str(listener.address), "token": shown})
+    else:
+        say(f"listening on {listener.address}" + (f"\ntoken {shown}" if shown else ""))
+    sys.stdout.flush()
 
 
 def _tell_in_words(came: "Running | CkptError | None") -> None:

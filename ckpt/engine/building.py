@@ -18,6 +18,7 @@ from ckpt.engine.fill import fill
 from ckpt.engine.growing import Growing, end_leader
 from ckpt.engine.guard import Lazy, Server, start_server, watching
 from ckpt.engine.inheriting import NOTHING, Inheritance, inheritance, plan_fill
+from ckpt.engine.prefilling import Prefilled
 from ckpt.engine.rebuilding import in_order, run_in_rounds
 from ckpt.engine.records import ProcessImage, ThreadImage, TreeImage
 from ckpt.errors import RestoreFailed
@@ -60,6 +61,8 @@ class Part:
     inherited: dict[str, RemoteFd] = attrs.Factory(dict)
     inheritance: Inheritance = NOTHING
     """What it has of its maker's memory when it is born."""
+    prefilled: Prefilled | None = None
+    """What is there of its memory already."""
     embryo: Embryo = attrs.field(init=False)
 
 
@@ -116,6 +119,8 @@ class Building:
     def _give_memory(self, image: ProcessImage, embryo: Embryo) -> None:
         part = self.parts[image.pid]
         part.embryo = embryo
+        if part.prefilled:
+            part.prefilled.rescue(image.resources["memory"], part.at_once)
         maker = self.parts.get(embryo.maker) if embryo.maker else None
         # What is filled only later is nothing yet that a child could keep.
         if maker and maker.image.owns(MEMORY) and not (part.lazy or maker.lazy):
@@ -153,7 +158,7 @@ class Building:
             inherited=part.inherited,
             fill=lambda keep: self._fill(part, keep),
             warn=self.warn,
-            mapped=part.inheritance.mapped,
+            mapped=(part.prefilled or part.inheritance).mapped,
             seen_as=self.seen_as,
         )
 
@@ -161,13 +166,19 @@ class Building:
         """Write the stored pages into the mapped embryo, but for what is there already."""
         embryo, vmas = part.embryo, part.image.resources["memory"].vmas
         if part.lazy is None:
-            pages = plan_fill(part.at_once, keep, part.inheritance)
+            pages = (
+                part.prefilled.plan_rest(part.at_once, keep)
+                if part.prefilled
+                else plan_fill(part.at_once, keep, part.inheritance)
+            )
             if pages is None:
                 fill(embryo, self.reader, part.at_once, vmas)
                 return
             if pages.drop:
                 embryo.run_checked("dropping memory", [drop(*span) for span in pages.drop])
             fill(embryo, self.reader, part.at_once.clip(iter_ranges(pages.write)), vmas, pages.over)
+            if part.prefilled:
+                part.prefilled.put_back()
             return
         with watching(part.lazy, embryo) as fd:
             fill(embryo, self.reader, part.at_once, vmas)

@@ -6,7 +6,7 @@ processes: so what was shared is shared again.
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import attrs
@@ -31,8 +31,16 @@ def _iter_records(process: ProcessImage) -> Iterator[tuple[Resource[Any], Any]]:
             yield resource, thread.resources[resource.name]
 
 
-def check_host(tree: TreeImage, features: Features, options: RestoreOptions) -> None:
+def check_host(
+    tree: TreeImage, features: Features, options: RestoreOptions, ours: Collection[Pid] = ()
+) -> None:
     """Refuse a host on which the tree would not be what it was; all findings together.
+
+    Args:
+        tree: that is to be restored.
+        features: of this kernel.
+        options: of the restore.
+        ours: processes of it that are made already.
 
     Raises:
         PidTaken: the number of a process, a thread or a group is in use.
@@ -40,7 +48,7 @@ def check_host(tree: TreeImage, features: Features, options: RestoreOptions) -> 
         FileChanged: files are missing, or not what they were.
     """
     for number in () if wants_own_numbers(tree, options) else _iter_numbers(tree):
-        if os.path.exists(f"/proc/{number}"):
+        if number not in ours and os.path.exists(f"/proc/{number}"):
             raise taken(Tid(number))
     # Threads and processes have many in common.
     host = dict.fromkeys(

@@ -28,6 +28,7 @@ from ckpt.engine.home import Home, home_of
 from ckpt.engine.identity import read_exec_id
 from ckpt.engine.layout import choose_arena, number_inherited, spans_of
 from ckpt.engine.pages import own_mappings
+from ckpt.engine.prefilling import Ground
 from ckpt.engine.preparing import Files, arriving, check_host, opened
 from ckpt.engine.records import TreeImage
 from ckpt.engine.tracking import drop_epoch, tracking
@@ -120,8 +121,13 @@ def contents_of(tree: TreeImage) -> Contents:
 
 
 @contextlib.contextmanager
-def standing(building: Building, contents: Contents, options: RestoreOptions) -> Iterator[Standing]:
-    """Build the tree; end all of it unless it was let go.
+def standing(
+    building: Building,
+    contents: Contents,
+    options: RestoreOptions,
+    ground: Ground | None = None,
+) -> Iterator[Standing]:
+    """Build the tree, on what is there of it already; end all of it unless it was let go.
 
     Raises:
         PidTaken, HostMismatch, FileChanged, HookFailed: it cannot run here; nothing was made.
@@ -133,17 +139,24 @@ def standing(building: Building, contents: Contents, options: RestoreOptions) ->
     with contextlib.ExitStack() as stack:
         stack.enter_context(entered(tree.root.resources))
         opening = stack.enter_context(arriving(tree, options))
-        check_host(tree, building.features, options)
+        check_host(tree, building.features, options, ground.nursery.embryos if ground else ())
         contents.fill(building.reader)
         home = stack.enter_context(home_of(tree, options))
         with home.entered():
             files = stack.enter_context(opened(tree, opening))
         stack.callback(_close_servers, building)
-        fds, numbers = number_inherited(
-            files.by_key, highest_fd(process.resources for process in tree.processes)
-        )
+        highest = highest_fd(process.resources for process in tree.processes)
+        if ground is not None:
+            highest = max(highest, ground.highest_on_the_way(len(files.by_key)))
+        fds, numbers = number_inherited(files.by_key, highest)
         for pid, part in building.parts.items():
             part.inherited = files.of_process(pid, numbers)
+        if ground is not None:
+            ground.begin(tree, fds)
+            building.parts[tree.root.pid].prefilled = ground.prefilled
+            building.build(ground.nursery)
+            yield Standing(building, files, contents, home)
+            return
         arena_at = choose_arena(
             spans_of(vma.span for one in tree.processes for vma in one.resources["memory"].vmas)
         )

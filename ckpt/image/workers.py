@@ -50,6 +50,11 @@ class Pending(Generic[T]):
             self._job = None
             self._done.set()
 
+    @property
+    def is_done(self) -> bool:
+        """Whether `wait` would not block."""
+        return self._done.is_set()
+
     def wait(self) -> T:
         """Block until the job is done and return what it returned, or raise what it raised."""
         self._done.wait()

@@ -12,16 +12,15 @@ has the last words.
 """
 
 import contextlib
-import mmap
 import tempfile
 import time
-from array import array
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import attrs
 
 from ckpt.engine.building import Building, part_at_once
+from ckpt.engine.prefilling import Ground, prepared
 from ckpt.engine.preparing import check_host
 from ckpt.engine.records import TreeImage, decode_tree
 from ckpt.engine.standing import Standing, contents_of, standing
@@ -33,6 +32,7 @@ from ckpt.image.reader import PageReader
 from ckpt.image.workers import count_free_threads
 from ckpt.kernel.features import probe_features
 from ckpt.migrate.channel import Channel
+from ckpt.migrate.clocks import ask_clocks
 from ckpt.migrate.fates import Member
 from ckpt.migrate.messages import (
     Abort,
@@ -50,6 +50,7 @@ from ckpt.migrate.messages import (
     WhatNow,
 )
 from ckpt.migrate.session import Session
+from ckpt.migrate.taking import Taking
 from ckpt.process.uninterrupted import uninterrupted
 from ckpt.resources.base import RestoreOptions
 from ckpt.resources.registry import entered
@@ -87,6 +88,8 @@ class _Work:
     """Has the heir know who is about to run."""
     warnings: list[str] = attrs.Factory(list)
     offer: Offer = attrs.field(init=False)
+    tree: TreeImage = attrs.field(init=False)
+    """As it was when it was offered."""
 
     def restore_options(self) -> RestoreOptions:
         """Return what the resources are restored with."""
@@ -112,21 +115,24 @@ def receive_tree(
         stack.enter_context(chain.lock())
         work = _Work(session, session.channel, options, chain, note_members)
         work.offer = work.channel.receive(Offer)
+        begun_s = time.monotonic()
         with work.channel.kept_alive():
             _check(work)
         work.channel.send(Accepted(chain.chain_id))
         arriving = stack.enter_context(Arriving(chain))
-        work.channel.send(Ready())
-        state = _take_rounds(work, arriving)
-        if state is None:
-            return None
-        begun_s = time.monotonic()
-        manifest = _commit(work, arriving, state)
-        with contextlib.ExitStack() as building:
-            with work.channel.kept_alive():
-                stands = building.enter_context(_built(work, manifest))
-            prepared = Prepared((time.monotonic() - begun_s) * 1000)
-            return _await_word(work, stands, prepared)
+        offsets = ask_clocks(work.channel)
+        with prepared(work.tree, probe_features(), offsets) as ground:
+            work.channel.send(Ready((time.monotonic() - begun_s) * 1000))
+            state = _take_rounds(work, arriving, ground)
+            if state is None:
+                return None
+            begun_s = time.monotonic()
+            manifest = _commit(work, arriving, state)
+            with contextlib.ExitStack() as building:
+                with work.channel.kept_alive():
+                    stands = building.enter_context(_built(work, manifest, ground))
+                word = Prepared((time.monotonic() - begun_s) * 1000)
+                return _await_word(work, stands, word)
 
 
 @contextlib.contextmanager
@@ -139,7 +145,7 @@ def _private_directory() -> Iterator[str]:
 def _check(work: _Work) -> None:
     """Check this host against the offer; what has no name is made for that, and taken back."""
     manifest = _decode(work, work.offer.manifest)
-    tree = _tree_of(work, manifest)
+    tree = work.tree = _tree_of(work, manifest)
     with contents_of(tree) as contents:
         options = attrs.evolve(
             work.restore_options(),
@@ -168,30 +174,19 @@ def _lies_of(work: _Work) -> Iterator[None]:
         raise ProtocolError(peer=work.channel.peer, reason=error.message()) from error
 
 
-def _take_rounds(work: _Work, arriving: Arriving) -> State | None:
-    """Take frames until the state comes."""
-    while True:
-        what = work.channel.receive(Pages, RoundEnds, State, Abort)
-        if isinstance(what, Pages):
-            n_bytes = sum(end - start for _, start, end in _iter_places(work, what))
-            arriving.append(what.frame, n_bytes // mmap.PAGESIZE, keep=True)
-        elif isinstance(what, RoundEnds):
-            work.channel.send(what)
-        elif isinstance(what, State):
-            return what
-        else:
-            return None
-
-
-def _iter_places(work: _Work, pages: Pages) -> Iterator[tuple[str, int, int]]:
-    if len(pages.places) % 24:
-        raise ProtocolError(peer=work.channel.peer, reason="places of pages are cut short")
-    places = array("Q", pages.places)
-    for index in range(0, len(places), 3):
-        number, start, end = places[index : index + 3]
-        if number >= len(pages.spaces) or not start < end or (start | end) % mmap.PAGESIZE:
-            raise ProtocolError(peer=work.channel.peer, reason="pages belong to no place")
-        yield pages.spaces[number], start, end
+def _take_rounds(work: _Work, arriving: Arriving, ground: Ground | None) -> State | None:
+    """Take frames until the state comes; None: the source keeps its tree."""
+    with Taking(work.channel, arriving, ground, keeps=bool(work.options.image_dir)) as taking:
+        while True:
+            what = work.channel.receive(Pages, RoundEnds, State, Abort, place=taking.place)
+            if isinstance(what, Pages):
+                taking.take(what)
+                continue
+            taking.finish()
+            if isinstance(what, RoundEnds):
+                work.channel.send(what)
+            else:
+                return what if isinstance(what, State) else None
 
 
 def _commit(work: _Work, arriving: Arriving, state: State) -> Manifest:
@@ -200,14 +195,14 @@ def _commit(work: _Work, arriving: Arriving, state: State) -> Manifest:
 
 
 @contextlib.contextmanager
-def _built(work: _Work, manifest: Manifest) -> Iterator[Standing]:
+def _built(work: _Work, manifest: Manifest, ground: Ground | None) -> Iterator[Standing]:
     tree = _tree_of(work, manifest)
     reader = PageReader(work.chain, NUMBER, threads=count_free_threads())
     parts = {one.pid: part_at_once(one, reader) for one in tree.processes}
     building = Building(tree, parts, reader, probe_features(), work.warnings.append)
     with contents_of(tree) as contents:
         options = attrs.evolve(work.restore_options(), contents=contents.paths)
-        with standing(building, contents, options) as stands:
+        with standing(building, contents, options, ground) as stands:
             yield stands
 
 

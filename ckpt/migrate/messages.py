@@ -125,6 +125,9 @@ class Clocks(Message):
 class Ready(Message):
     """D: pages may come."""
 
+    restore_ms: float
+    """What all but the memory will take here, roughly."""
+
 
 @message(20, max_field_bytes=1 << 17)
 @attrs.frozen

@@ -233,8 +233,8 @@ def _describe(rounds: Sequence[Sent], downtime_ms: float) -> str:
     )
 
 
-def _tell_nobody(_decision: Decision) -> None:
-    return
+def tell_nobody(_decision: Decision) -> None:
+    """Stand for a caller that wants no progress."""
 
 
 @attrs.define(repr=False)
@@ -250,7 +250,7 @@ class PreCopy:
     """How much has been put on the wire by now, in all."""
     hand_over: Callable[[], HandOver]
     """What is known of that by now."""
-    tell: Callable[[Decision], None] = _tell_nobody
+    tell: Callable[[Decision], None] = tell_nobody
     rounds: list[Sent] = attrs.Factory(list)
     decisions: list[Decision] = attrs.Factory(list)
     _n_seen: int = 0

@@ -11,7 +11,7 @@ from ckpt.engine.pages import Alias, Stream
 from ckpt.image.pages import EncodedFrame, FrameTable
 from ckpt.image.pipeline import Compression, FramePipeline, Release
 from ckpt.migrate.channel import Channel
-from ckpt.migrate.messages import Pages
+from ckpt.migrate.messages import Pages, RoundEnds
 
 Place = tuple[str, int, int]
 """Page space, start and end of a range in it."""
@@ -28,6 +28,7 @@ class Sender:
         self.n_bytes = 0
         """Stored bytes of all that was sent."""
         self._channel = channel
+        self._n_rounds = 0
         self._cursor: PlaceCursor | None = None
         self._pipeline = FramePipeline(self, page_size, compression)
 
@@ -40,8 +41,15 @@ class Sender:
         return self._pipeline.write(pages, release)
 
     def drain(self) -> None:
-        """See `PageSink`: all was sent."""
+        """See `PageSink`: all was sent, and has been put away there.
+
+        Raises:
+            MigrateError: the destination was lost, or refuses.
+        """
         self._pipeline.drain()
+        self._n_rounds += 1
+        self._channel.send(RoundEnds(self._n_rounds))
+        self._channel.receive(RoundEnds)
 
     def append(self, frame: EncodedFrame, n_pages: int) -> None:
         """Send one frame (a `FrameSink`; called by the threads of the pipeline, in order)."""

@@ -19,19 +19,22 @@ from functools import partial
 import attrs
 
 from ckpt.engine.capture import Looked, examine
-from ckpt.engine.convergence import Policy, Round
+from ckpt.engine.convergence import Round, Verdict
 from ckpt.engine.copying import Copy
 from ckpt.engine.hooks import run_hook
 from ckpt.engine.members import Members
 from ckpt.engine.records import TreeImage, encode_tree
 from ckpt.engine.taking import Taken, Taking
+from ckpt.errors import NotMoved
 from ckpt.image.format import FORMAT_VERSION, Kind, Manifest, PageFile, encode_manifest
 from ckpt.image.pipeline import PRESSED_LEVEL, Compression
 from ckpt.kernel.features import Features, probe_features
 from ckpt.migrate.channel import Channel
+from ckpt.migrate.clocks import answer_clocks
 from ckpt.migrate.dial import Dialer
 from ckpt.migrate.handover import ask_again, hand_over, say_abort
-from ckpt.migrate.messages import Accepted, Offer, Options, Ready, State
+from ckpt.migrate.messages import Accepted, Offer, Options, Ready, RoundEnds, State
+from ckpt.migrate.policy import Decision, Goal, HandOver, PreCopy, tell_nobody
 from ckpt.migrate.sending import Sender
 from ckpt.migrate.witness import attended
 from ckpt.process.freezer import DEFAULT_TIMEOUT_S
@@ -41,6 +44,7 @@ from ckpt.tracker.base import TrackerName
 from ckpt.tracker.choose import AUTO, choose_tracker
 from ckpt.units import GenerationNo, Pid
 
+_GOAL = Goal()
 _COMPRESSION = Compression(pressed_level=PRESSED_LEVEL)
 _STAYS = "the tree goes on here"
 """What a command of `--on-departure` that fails has done to it."""
@@ -57,6 +61,7 @@ class MigrateOptions:
     tracker: str = AUTO
     freeze_timeout_s: float = DEFAULT_TIMEOUT_S
     ghost_limit_bytes: int = 1 << 20
+    goal: Goal = _GOAL
     compression: Compression = _COMPRESSION
     on_departure: str = ""
     """A command that is run when the tree stands still and its network is held; it takes the
@@ -72,6 +77,8 @@ class MigrateResult:
     sent_bytes: int
     downtime_ms: float
     """From the first thread stopped here to the word that it runs there."""
+    expected_ms: float
+    """The same, as it was expected when the last round was over."""
     wall_ms: float
     warnings: tuple[str, ...]
 
@@ -124,9 +131,10 @@ class _Work:
 def migrate(
     pid: int,
     dialer: Dialer,
-    policy: Policy,
     options: MigrateOptions | None = None,
+    *,
     tell: Callable[[str], None] = be_silent,
+    tell_round: Callable[[Decision], None] = tell_nobody,
 ) -> MigrateResult:
     """Move the process `pid`, with its descendants, to another host; it runs there then.
 
@@ -156,9 +164,19 @@ def migrate(
         sender = Sender(channel, mmap.PAGESIZE, options.compression)
         stack.callback(sender.close)
         taking = _begin(work, looked, members, sender)
-        _offer(work, taking)
+        hand_over_takes = _offer(work, taking)
         taking.looked = examine(root, features, work.capture_options(kill=True))
+        policy = PreCopy(
+            options.goal,
+            mmap.PAGESIZE,
+            sent_bytes=lambda: sender.n_bytes,
+            hand_over=lambda: hand_over_takes,
+            tell=tell_round,
+        )
         outcome = taking.rounds().run(policy)
+        expected = policy.decisions[-1]
+        if expected.verdict is Verdict.GIVE_UP:
+            raise NotMoved(expected.sentence)
         with attended(partial(_tell_fate, dialer)) as witness, taking.take(outcome) as taken:
             sender.drain()
             channel.send(State(work.manifest(taken.image, taken, sender)))
@@ -172,6 +190,7 @@ def migrate(
         rounds=outcome.rounds,
         sent_bytes=channel.traffic.sent_bytes,
         downtime_ms=downtime_ms,
+        expected_ms=expected.downtime_ms,
         wall_ms=(time.monotonic() - started_s) * 1000,
         warnings=tuple(warnings),
     )
@@ -193,8 +212,8 @@ def _begin(work: _Work, looked: Looked, members: Members, sender: Sender) -> Tak
     )
 
 
-def _offer(work: _Work, taking: Taking) -> None:
-    """Have the destination check itself, and prepare for what comes.
+def _offer(work: _Work, taking: Taking) -> HandOver:
+    """Have the destination check itself, and prepare for what comes; return what is known then.
 
     Raises:
         PeerRefused: it cannot run the tree; with all findings.
@@ -204,7 +223,16 @@ def _offer(work: _Work, taking: Taking) -> None:
     offer = work.manifest(taking.preview(), None, None)
     channel.send(Offer(offer, Options(tcp_close=work.options.tcp_close)))
     work.chain_id = channel.receive(Accepted).chain_id
-    channel.receive(Ready)
+    answer_clocks(channel, work.root)
+    ready = channel.receive(Ready)
+    begun_s = time.monotonic()
+    channel.send(RoundEnds(0))
+    channel.receive(RoundEnds)
+    return HandOver(
+        capture_ms=taking.stopped_ms,
+        restore_ms=ready.restore_ms,
+        round_trip_ms=(time.monotonic() - begun_s) * 1000,
+    )
 
 
 def _tell_fate(dialer: Dialer, lives_here: bool) -> None:

@@ -103,6 +103,12 @@ def has_own_numbers(resources: Mapping[str, Any]) -> bool:
     return bool(resources[NAMESPACES.name].pids)
 
 
+def stays_in_ours(resources: Mapping[str, Any]) -> bool:
+    """Tell whether `entered` would change nothing: the root has no namespaces of its own."""
+    record = resources[NAMESPACES.name]
+    return not (record.own or record.pids or record.mounts.own)
+
+
 def entered(resources: Mapping[str, Any]) -> AbstractContextManager[None]:
     """Have this thread, and all that it starts, in the namespaces that the root has of its own.
 

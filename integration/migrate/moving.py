@@ -99,7 +99,8 @@ def live(hosts: Hosts, folder: Path, *options: str) -> Move:
             hosts.other(work.host), folder / "token", "--on-arrival", " ".join(take_address())
         )
         words = ["migrate", "--pid", str(work.pid), "--to", there.listens, "--json"]
-        words += ["--token-file", str(folder / "token"), *options]
+        # However slow this machine is at the moment.
+        words += ["--token-file", str(folder / "token"), "--max-downtime", "60000", *options]
         said = work.host.must([*CKPT, *words, "--on-departure", " ".join(leave_address())])
         there.arrive(work.pid)
         there.said |= last_json(said)

@@ -1,6 +1,7 @@
 """nginx, a master and two workers, in the middle of a download that takes its time."""
 
 import hashlib
+import math
 import os
 import re
 import socket
@@ -39,7 +40,7 @@ _CHUNK = 1 << 16
 
 
 class Download(threading.Thread):
-    """Reads an answer as fast as it comes; knows how far it is, and how long it waited at most."""
+    """Reads an answer as far as it may; knows how far it is, and how long it waited at most."""
 
     def __init__(self, hosts: Hosts) -> None:
         super().__init__()
@@ -48,6 +49,7 @@ class Download(threading.Thread):
         self._digest = hashlib.sha256()
         self._moved_on = threading.Condition()
         self.n_bytes = 0
+        self._allowed = 0.0
         self.longest_gap_s = 0.0
         self.ended = ""
 
@@ -77,11 +79,20 @@ class Download(threading.Thread):
             with self._moved_on:
                 self.n_bytes += len(body)
                 self._moved_on.notify_all()
+                if self.n_bytes >= self._allowed:
+                    self._moved_on.wait_for(lambda: self.n_bytes < self._allowed)
+                    last_s = time.monotonic()
             body = self._sock.recv(_CHUNK) if left else b""
             now_s = time.monotonic()
             self.longest_gap_s, last_s = max(self.longest_gap_s, now_s - last_s), now_s
         if left:
             raise EOFError("the end came too early")
+
+    def allow(self, n_bytes: float) -> None:
+        """Let it read that much, in all; the rest waits with the server."""
+        with self._moved_on:
+            self._allowed = n_bytes
+            self._moved_on.notify_all()
 
     def wait_until(self, n_bytes: int) -> None:
         """Wait until that much has come, in all."""
@@ -110,10 +121,13 @@ def check(
     download.start()
     try:
         for nth in range(moves):
+            # However long the move takes: the file does not end before the next.
+            download.allow(len(content) * (nth + 2) / (moves + 2))
             download.wait_until(len(content) * (nth + 1) // (moves + 2))
             assert not download.ended, "it was over before the move"
             work = move(work)
     finally:
+        download.allow(math.inf)
         download.join(ANSWER_S)
     assert download.ended == "whole"
     assert download.digest == hashlib.sha256(content).hexdigest()

@@ -1,0 +1,115 @@
+"""Page frames on their way in: put in place by threads, or kept for the end.
+
+    Pages ──> where do they belong? ──> memory of the embryo      decoded and written, by threads
+                                    └─> anywhere else             kept as they came (`arriving`)
+
+The frames of one round have no page in common, so their order does not matter; between rounds all
+of them are waited for.
+"""
+
+import mmap
+from array import array
+from collections import deque
+from collections.abc import Iterator
+from functools import partial
+from types import TracebackType
+from typing import Self
+
+from ckpt.engine.prefilling import Ground, Piece
+from ckpt.errors import ProtocolError
+from ckpt.image.arriving import Arriving
+from ckpt.image.pages import EncodedFrame, decode_frame
+from ckpt.image.workers import Pending, Workers
+from ckpt.migrate.buffers import FrameBuffers
+from ckpt.migrate.channel import Channel
+from ckpt.migrate.messages import Pages
+
+_THREADS = 2
+_FRAMES = 16
+"""How far the source can be ahead of us."""
+_PLACE_BYTES = 24
+
+
+class Taking:
+    """A context manager around the threads; leaving it waits for them."""
+
+    def __init__(
+        self, channel: Channel, arriving: Arriving, ground: Ground | None, *, keeps: bool
+    ) -> None:
+        """Put pages on `ground`, if there is one; keep all frames with `keeps`."""
+        self._channel = channel
+        self._arriving = arriving
+        self._ground = ground
+        self._keeps = keeps
+        self._space = f"pid-{ground.nursery.root.number}" if ground else ""
+        self._buffers = FrameBuffers(_FRAMES)
+        self.place = self._buffers.take
+        """For `Channel.receive`."""
+        self._workers = Workers(_THREADS)
+        self._pending: deque[Pending[None]] = deque()
+
+    def take(self, pages: Pages) -> None:
+        """Take one frame.
+
+        Raises:
+            ProtocolError: its pages belong nowhere.
+            HostFull, RestoreFailed, ...: it, or one before it, could not be put away.
+        """
+        places = list(self._iter_places(pages))
+        n_bytes = sum(end - start for _, start, end in places)
+        pieces = self._plan(places)
+        keep = pieces is None or self._keeps
+        self._arriving.append(pages.frame, n_bytes // mmap.PAGESIZE, keep=keep)
+        if pieces is None:
+            self._buffers.give_back(pages.frame.stored)
+            return
+        while self._pending and self._pending[0].is_done:
+            self._pending.popleft().wait()
+        self._pending.append(self._workers.submit(partial(self._put, pages.frame, pieces, n_bytes)))
+
+    def _plan(self, places: list[tuple[str, int, int]]) -> list[Piece] | None:
+        if self._ground is None or any(space != self._space for space, _, _ in places):
+            return None
+        return self._ground.prefilled.plan([(start, end) for _, start, end in places])
+
+    def _put(self, frame: EncodedFrame, pieces: list[Piece], n_bytes: int) -> None:
+        assert self._ground is not None
+        try:
+            raw = memoryview(decode_frame(frame.stored, frame.encoding, n_bytes))
+            self._ground.prefilled.put(raw, pieces)
+        except ValueError as error:
+            raise ProtocolError(peer=self._channel.peer, reason=f"a frame: {error}") from error
+        finally:
+            self._buffers.give_back(frame.stored)
+
+    def finish(self) -> None:
+        """Wait until all is in place.
+
+        Raises:
+            RestoreFailed, ProtocolError: some of it could not be put there.
+        """
+        while self._pending:
+            self._pending.popleft().wait()
+
+    def _iter_places(self, pages: Pages) -> Iterator[tuple[str, int, int]]:
+        if len(pages.places) % _PLACE_BYTES:
+            raise ProtocolError(peer=self._channel.peer, reason="places of pages are cut short")
+        places = array("Q", pages.places)
+        for index in range(0, len(places), 3):
+            number, start, end = places[index : index + 3]
+            if number >= len(pages.spaces) or not start < end or (start | end) % mmap.PAGESIZE:
+                raise ProtocolError(peer=self._channel.peer, reason="pages belong to no place")
+            yield pages.spaces[number], start, end
+
+    def __enter__(self) -> Self:
+        """Return self."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Wait for the threads."""
+        self._workers.close()
