@@ -149,7 +149,8 @@ def _look_at(target: Target, targets: dict[Pid, Target]) -> list[Finding]:
     if target.pid != target.tree.pids[0]:
         refuse_untouchable(target.pid)
     findings = list(_iter_findings(target))
-    target.notes[_STATUSES] = HeldFiles(target.pid, list(map(_status_of, list_tids(target.pid))))
+    names = [*_READ, *map(_status_of, list_tids(target.pid))]
+    target.notes[_HELD] = HeldFiles(target.pid, names)
     targets[target.pid] = target
     return findings
 
@@ -168,7 +169,8 @@ def _name_process(tree: Tree, pid: Pid, findings: Iterable[Finding]) -> Iterator
         yield finding
 
 
-_STATUSES = "status of threads"
+_HELD = "files of /proc"
+_READ = ("stat", *dict.fromkeys(name for resource in PROCESS for name in resource.reads))
 
 
 def _status_of(tid: Tid) -> str:
@@ -298,7 +300,7 @@ class Capturing:
         self._frozen = frozen
         self._tree = target.tree
         self._is_root = frozen.pid == target.tree.pids[0]
-        self._read_statuses(target)
+        self._read_held(target)
         leader = Stopped(frozen, frozen.leader, target.features, target.notes, target.tree)
         shares = target.tree.shares_of(frozen.pid)
         self._process = [
@@ -310,10 +312,10 @@ class Capturing:
             stopped = Stopped(frozen, task, target.features, target.notes, target.tree)
             self._threads[tid] = [_begin(resource, stopped) for resource in THREAD]
 
-    def _read_statuses(self, target: Target) -> None:
-        """Read the status of all threads at once; one that is new is read when it is asked for."""
-        held: HeldFiles | None = target.notes.get(_STATUSES)
-        texts = held.read() if held else {}
+    def _read_held(self, target: Target) -> None:
+        """Read what is held at once; what is new is read when it is asked for."""
+        held: HeldFiles | None = target.notes.get(_HELD)
+        texts = self._frozen.texts = held.read() if held else {}
         for tid, task in self._frozen.tasks.items():
             text = texts.get(_status_of(tid))
             if text is not None:
@@ -331,7 +333,8 @@ class Capturing:
     def image(self) -> ProcessImage:
         """Return all records; `finish_all` comes before."""
         frozen = self._frozen
-        stat = read_stat(frozen.number)
+        # Of a first thread that has ended /proc/PID tells what the others do not.
+        stat = frozen.stat if frozen.number == frozen.pid else read_stat(frozen.number)
         if self._is_root:
             place = attrs.evolve(_place_of(stat), parent=Pid(0))
         else:

@@ -162,7 +162,7 @@ def scan(
             flags=flags,
             max_pages=max_pages,
         )
-    _check_alive(fd)
+    check_alive(fd)
     return regions
 
 
@@ -180,8 +180,8 @@ def _scan(fd: int, span: AddrRange, *, max_pages: int, **masks: int) -> list[Reg
     regions: list[Region] = []
     while True:
         n_found = ioctl.call(fd, PAGEMAP_SCAN, arg)
-        found = list(_REGION.iter_unpack(memoryview(vec)[: n_found * _REGION.size]))
-        _join_seam(regions, found)
+        found: list[Region] = list(_REGION.iter_unpack(memoryview(vec)[: n_found * _REGION.size]))
+        join_seam(regions, found)
         regions.extend(found)
         if arg.walk_end >= span.end:
             return regions
@@ -192,10 +192,10 @@ def _scan(fd: int, span: AddrRange, *, max_pages: int, **masks: int) -> list[Reg
         arg.start = arg.walk_end
 
 
-def _check_alive(fd: int) -> None:
+def check_alive(fd: int) -> None:
     """Raise TargetGone if the address space has ended: then not even page 0 has an entry."""
     if not os.pread(fd, ENTRY_BYTES, 0):
-        raise TargetGone(pid=_pid_behind(fd))
+        raise TargetGone(pid=pid_behind(fd))
 
 
 @contextlib.contextmanager
@@ -204,16 +204,16 @@ def _gone_by_esrch(fd: int) -> Iterator[None]:
     try:
         yield
     except ProcessLookupError as error:
-        raise TargetGone(pid=_pid_behind(fd)) from error
+        raise TargetGone(pid=pid_behind(fd)) from error
 
 
-def _pid_behind(fd: int) -> Pid:
+def pid_behind(fd: int) -> Pid:
     """Return whose pagemap `fd` is, going by the path that it was opened under."""
     path = os.readlink(f"/proc/self/fd/{fd}")
     return Pid(int(path.split("/")[2]))
 
 
-def _join_seam(regions: list[Region], found: list[tuple[int, ...]]) -> None:
+def join_seam(regions: list[Region], found: list[Region]) -> None:
     """Join a run that a full vector had cut in two; `found` then starts with the whole."""
     if regions and found:
         start, end, categories = regions[-1]
@@ -356,7 +356,7 @@ def read_entries(fd: int, span: AddrRange) -> "npt.NDArray[np.uint64]":
             break
         done += moved
     if done < len(view):
-        _check_alive(fd)
+        check_alive(fd)
     return words[: done // ENTRY_BYTES]
 
 
@@ -369,7 +369,7 @@ def read_words(fd: int, span: AddrRange) -> "array[int]":
     n_bytes = span.len_bytes // PAGE_SIZE * ENTRY_BYTES
     raw = os.pread(fd, n_bytes, span.start // PAGE_SIZE * ENTRY_BYTES)
     if len(raw) < n_bytes:
-        _check_alive(fd)
+        check_alive(fd)
     return array("Q", raw)
 
 

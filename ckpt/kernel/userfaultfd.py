@@ -13,13 +13,14 @@ import enum
 import errno
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 import attrs
 
 from ckpt.kernel import ioctl
 from ckpt.kernel.arch import NR
+from ckpt.kernel.burst import BurstWithRoom
 from ckpt.kernel.failures import failures_of
 from ckpt.kernel.libc import PAGE_SIZE, syscall
 from ckpt.units import AddrRange, Fd, Pid, RemoteAddr
@@ -195,6 +196,24 @@ def register(fd: int, span: AddrRange, mode: int, *, pid: Pid) -> int:
     return arg.ioctls
 
 
+def try_register_each(fd: int, spans: Sequence[AddrRange], mode: int) -> list[bool]:
+    """Do what `register` does for many spans in one go; tell of each whether it was done.
+
+    Why one was not done, `register` says.
+    """
+    arguments = [bytes(uffdio_register(range=_range(span), mode=mode)) for span in spans]
+    return _try_each(fd, UFFDIO_REGISTER, arguments)
+
+
+def _try_each(fd: int, request: int, arguments: Iterable[bytes]) -> list[bool]:
+    burst = BurstWithRoom()
+    for argument in arguments:
+        memory, at, address = burst.take(len(argument))
+        memory[at : at + len(argument)] = argument
+        burst.add(NR.ioctl, fd, request, address)
+    return [result == 0 for result in burst.run()]
+
+
 def unregister(fd: int, span: AddrRange, *, pid: Pid) -> None:
     """Stop watching `span`; write-protection made through the descriptor is undone there.
 
@@ -235,6 +254,15 @@ def write_protect(fd: int, span: AddrRange, mode: int, *, pid: Pid) -> None:
     arg = uffdio_writeprotect(range=_range(span), mode=mode)
     with failures_of(pid, "write-protect the memory"):
         ioctl.call(fd, UFFDIO_WRITEPROTECT, arg)
+
+
+def try_write_protect_each(fd: int, spans: Sequence[AddrRange], mode: int) -> list[bool]:
+    """Do what `write_protect` does for many spans in one go; tell of each whether it was done.
+
+    Why one was not done, `write_protect` says.
+    """
+    arguments = [bytes(uffdio_writeprotect(range=_range(span), mode=mode)) for span in spans]
+    return _try_each(fd, UFFDIO_WRITEPROTECT, arguments)
 
 
 def copy(fd: int, to: RemoteAddr, from_: int, len_bytes: int, mode: int = 0, *, pid: Pid) -> int:

@@ -19,7 +19,8 @@ import attrs
 from ckpt.errors import FreezeTimeout, NotPermitted, TargetError, TargetGone, TargetRefused
 from ckpt.kernel import ptrace
 from ckpt.kernel.procfs import status
-from ckpt.kernel.procfs.stat import read_stat, read_task_stat
+from ckpt.kernel.procfs.files import decode
+from ckpt.kernel.procfs.stat import Stat, parse_stat, read_stat, read_task_stat
 from ckpt.kernel.ptrace_burst import PtraceBurst, StopBurst
 from ckpt.process import interrupted, sleeping
 from ckpt.process.sleeping import Asleep, Sleep
@@ -72,11 +73,26 @@ class Frozen:
     thawed_at_s: float = 0.0
     sleeps: dict[Tid, Sleep] = attrs.field(factory=dict)
     """For how long these threads had slept."""
+    texts: dict[str, bytes] = attrs.field(factory=dict)
+    """Files below /proc/PID, by name, that were read when all had stopped, for whoever asks."""
+    _stat: Stat | None = None
 
     @property
     def leader(self) -> Task:
         """The first thread; the oldest one, if that has ended."""
         return self.tasks[Tid(self.pid)]
+
+    @property
+    def stat(self) -> Stat:
+        """Its /proc/PID/stat, read once.
+
+        Raises:
+            TargetGone: the process ended.
+        """
+        if self._stat is None:
+            text = self.texts.get("stat")
+            self._stat = read_stat(self.pid) if text is None else parse_stat(decode(text))
+        return self._stat
 
     @property
     def freeze_ms(self) -> float:

@@ -19,7 +19,8 @@ from ckpt.kernel.arch import NR
 from ckpt.kernel.arch import x86_64 as arch
 from ckpt.kernel.arch.x86_64_cpuid import xsave_bytes
 from ckpt.kernel.procfs import maps
-from ckpt.kernel.procfs.files import read_bytes
+from ckpt.kernel.procfs.files import decode, read_bytes
+from ckpt.kernel.procfs.status import Status, parse_status
 from ckpt.kernel.ptrace_burst import PtraceBurst
 from ckpt.process import memory
 from ckpt.process.remote import Call, Reply
@@ -89,6 +90,7 @@ class Task:
     """Threads and processes that its remote calls have made, in their order."""
     _xstate: arch.Xstate | None = None
     _status: bytes | None = None
+    _parsed: tuple[bytes, Status] | None = None
     _maps: list[str] | None = None
 
     def read_state(self) -> None:
@@ -129,6 +131,14 @@ class Task:
     @status_text.setter
     def status_text(self, text: bytes) -> None:
         self._status = text
+
+    @property
+    def status(self) -> Status:
+        """The same, parsed."""
+        text = self.status_text
+        if self._parsed is None or self._parsed[0] is not text:
+            self._parsed = text, parse_status(decode(text))
+        return self._parsed[1]
 
     @property
     def maps_lines(self) -> list[str]:

@@ -202,7 +202,17 @@ class Stopped:
 
     def read_status(self) -> procfs_status.Status:
         """Return the same, parsed."""
-        return procfs_status.parse_status(procfs_files.decode(self.status_text))
+        return self.task.status
+
+    def read_file(self, name: str) -> bytes:
+        """Return /proc/PID/`name`, which was read with all that `Resource.reads` name, or is now.
+
+        Raises:
+            TargetGone: the process ended.
+            NotPermitted: the file may not be opened.
+        """
+        text = self.frozen.texts.get(name)
+        return procfs_files.read_bytes(self.pid, name) if text is None else text
 
 
 Instead = int | str
@@ -367,6 +377,9 @@ class Resource(Generic[R]):
     stage: Stage
     capture: Callable[[Stopped], Capture[R]]
     restore: Callable[[R, Rebuilt], Restore]
+    reads: tuple[str, ...] = ()
+    """Files below /proc/PID, of less than a page, that its capture wants (`Stopped.read_file`): all
+    of them are opened before the freeze and read in one go. Which may not be: see `HeldFiles`."""
     common: Common | None = None
     """The object that it is about, if processes may share that: what is another's is recorded and
     restored there."""

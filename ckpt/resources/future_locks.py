@@ -12,7 +12,8 @@ import attrs
 
 from ckpt.kernel.arch import NR
 from ckpt.kernel.procfs import maps
-from ckpt.kernel.procfs import status as procfs_status
+from ckpt.kernel.procfs.files import read_bytes
+from ckpt.kernel.procfs.status import parse_locked_bytes
 from ckpt.process.clones import Common
 from ckpt.process.remote import call
 from ckpt.resources.base import Capture, Rebuilt, Resource, Restore, Stage, Stopped, expect
@@ -35,7 +36,7 @@ def capture(stopped: Stopped) -> Capture[FutureLocksRecord]:
     lines = stopped.task.maps_lines
     # Until a call has been made there need not be an arena.
     yield [call(NR.getpid)]
-    if procfs_status.read_status(stopped.pid).vm_locked_bytes <= before:
+    if parse_locked_bytes(read_bytes(stopped.pid, "status")) <= before:
         return FutureLocksRecord(locked=False, on_fault=False)
     known = set(lines)
     new = [vma for line, vma in maps.read_smaps_by_line(stopped.pid).items() if line not in known]

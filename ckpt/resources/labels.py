@@ -53,8 +53,9 @@ def look(target: Target) -> Iterator[Finding]:
 
 def capture(stopped: Stopped) -> Capture[LabelRecord]:
     """Read the label."""
+    label = _read(stopped.pid)
     yield []
-    return LabelRecord(_read(stopped.pid))
+    return LabelRecord(label)
 
 
 def check_host(record: LabelRecord, _features: Features) -> Iterator[Finding]:

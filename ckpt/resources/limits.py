@@ -12,7 +12,7 @@ Processor time starts at zero again, so RLIMIT_CPU counts from there.
 
 import os
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import attrs
@@ -23,7 +23,7 @@ from ckpt.kernel.features import Features
 from ckpt.kernel.procfs import files as procfs_files
 from ckpt.kernel.procfs import task as procfs_task
 from ckpt.process.remote import Call, In, call
-from ckpt.resources.base import Capture, Rebuilt, Resource, Restore, Stage, Stopped, expect
+from ckpt.resources.base import Capture, Later, Rebuilt, Resource, Restore, Stage, Stopped, expect
 from ckpt.units import Pid
 
 _RLIMIT = struct.Struct("<QQ")
@@ -54,8 +54,24 @@ class LimitsRecord:
 
 def capture(stopped: Stopped) -> Capture[LimitsRecord]:
     """Read all of it from outside."""
+    limits, adjustment, dump_filter = _READS
+    raw = (
+        stopped.read_file(limits),
+        stopped.read_file(adjustment),
+        _or_nothing(lambda: stopped.read_file(dump_filter)),
+    )
     yield []
-    return read_limits(stopped.pid)
+    return Later(lambda: _record_of(*raw))
+
+
+_READS = ("limits", "oom_score_adj", "coredump_filter")
+
+
+def _or_nothing(read: Callable[[], bytes]) -> bytes:
+    try:
+        return read()
+    except CkptError:
+        return b""
 
 
 def read_limits(pid: Pid) -> LimitsRecord:
@@ -64,19 +80,21 @@ def read_limits(pid: Pid) -> LimitsRecord:
     Raises:
         TargetGone: it ended.
     """
-    limits = sorted(procfs_task.read_limits(pid).items())
-    return LimitsRecord(
-        tuple(LimitRecord(number, limit.soft, limit.hard) for number, limit in limits),
-        procfs_task.read_oom_score_adj(pid),
-        _read_coredump_filter(pid),
+    limits, adjustment, dump_filter = _READS
+    return _record_of(
+        procfs_files.read_bytes(pid, limits),
+        procfs_files.read_bytes(pid, adjustment),
+        _or_nothing(lambda: procfs_files.read_bytes(pid, dump_filter)),
     )
 
 
-def _read_coredump_filter(pid: Pid) -> int:
-    try:
-        return int(procfs_files.read_text(pid, "coredump_filter"), 16)
-    except CkptError:
-        return -1
+def _record_of(limits: bytes, adjustment: bytes, dump_filter: bytes) -> LimitsRecord:
+    parsed = sorted(procfs_task.parse_limits(procfs_files.decode(limits)).items())
+    return LimitsRecord(
+        tuple(LimitRecord(number, limit.soft, limit.hard) for number, limit in parsed),
+        int(adjustment),
+        int(dump_filter, 16) if dump_filter else -1,
+    )
 
 
 def check_host(record: LimitsRecord, features: Features) -> Iterator[Finding]:
@@ -125,5 +143,6 @@ LIMITS = Resource(
     Stage.LATE,
     capture=capture,
     restore=restore,
+    reads=_READS,
     check_host=check_host,
 )

@@ -16,6 +16,7 @@ come back as one.
 import contextlib
 import ctypes
 import errno
+import functools
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
@@ -29,7 +30,6 @@ from ckpt.kernel.arch import x86_64 as arch
 from ckpt.kernel.features import Features
 from ckpt.kernel.procfs import files as procfs_files
 from ckpt.kernel.procfs import maps
-from ckpt.kernel.procfs import stat as procfs_stat
 from ckpt.process import memory
 from ckpt.process.clones import Common
 from ckpt.process.remote import Call, In, call
@@ -45,6 +45,7 @@ from ckpt.resources.base import (
     Stage,
     Stopped,
     Target,
+    Tree,
     expect,
 )
 from ckpt.resources.content import identify_link
@@ -67,9 +68,9 @@ from ckpt.resources.vmas import (
     iter_own_vmas,
     look_at_vmas,
 )
-from ckpt.tracker.populated import iter_ranges, opened_pagemap
-from ckpt.tracker.spans import Spans, join, subtract
-from ckpt.units import Fd, Pid, RemoteAddr
+from ckpt.tracker.populated import opened_pagemap
+from ckpt.tracker.spans import Spans, intersect, join, subtract
+from ckpt.units import AddrRange, Fd, Pid, RemoteAddr
 
 __all__ = [
     "KERNEL_VMAS",
@@ -153,9 +154,9 @@ def capture(stopped: Stopped) -> Capture[MemoryRecord]:
     locked_bytes = stopped.read_status().vm_locked_bytes
     looked = confirm_vmas(pid, stopped.notes.get(_NAME), stopped.task.maps_lines, locked_bytes)
     records = looked.records
-    stat = procfs_stat.read_stat(pid)
+    stat = stopped.frozen.stat
     exe = identify_link(f"/proc/{pid}/exe")
-    files = looked.files.identify(pid)
+    files = looked.files.identify(pid, _identified(stopped.tree))
     guards = _read_guards(pid, records) if stopped.features.pagemap_scan_guard else []
     (brk,) = yield [call(NR.brk, 0)]
     mm = MmFields(
@@ -182,13 +183,26 @@ def capture(stopped: Stopped) -> Capture[MemoryRecord]:
     )
 
 
+_IDENTIFIED = "mapped files now"
+
+
+def _identified(tree: Tree) -> dict[object, FileIdentity]:
+    """Return what mapped files were found to be in this capture: of most, many processes."""
+    if tree.claim(_IDENTIFIED):
+        tree.notes[_IDENTIFIED] = {}
+    identified: dict[object, FileIdentity] = tree.notes[_IDENTIFIED]
+    return identified
+
+
 def _read_guards(pid: Pid, vmas: Iterable[VmaRecord]) -> Spans:
     """Return the guard regions; takes about 1 ms for each GiB that is populated."""
-    found: Spans = []
+    own = join((v.start, v.end) for v in vmas if not v.special)
+    if not own:
+        return []
     with opened_pagemap(pid) as fd:
-        for span in iter_ranges(join((v.start, v.end) for v in vmas if not v.special)):
-            found += pagemap.scan_guards(fd, span)
-    return join(found)
+        # All at once: what is no mapping costs nothing, and has none.
+        whole = AddrRange(RemoteAddr(own[0][0]), RemoteAddr(own[-1][1]))
+        return intersect(join(pagemap.scan_guards(fd, whole)), own)
 
 
 def settle(record: MemoryRecord) -> MemoryRecord:
@@ -208,8 +222,14 @@ def digest_of_vdso(pid: Pid, vmas: Iterable[maps.Vma]) -> str:
     """Return a digest of the code of the vdso, empty if there is none."""
     for vma in vmas:
         if vma.path == "[vdso]":
-            return hashlib.sha256(memory.read(pid, vma.span.start, vma.span.len_bytes)).hexdigest()
+            return _digest(memory.read(pid, vma.span.start, vma.span.len_bytes))
     return ""
+
+
+@functools.lru_cache(maxsize=4)
+def _digest(code: bytes) -> str:
+    """Return a digest of code that most processes have in common."""
+    return hashlib.sha256(code).hexdigest()
 
 
 def check_host(record: MemoryRecord, features: Features) -> Iterator[Finding]:

@@ -136,7 +136,6 @@ def capture(stopped: Stopped) -> Capture[SeccompRecord]:
     Raises:
         UnsupportedState: one of them hands calls to a listener.
     """
-    yield []
     frozen = stopped.frozen
     others = [task for task in frozen.tasks.values() if task is not frozen.leader]
     table: dict[FilterRecord, int] = {}
@@ -146,6 +145,7 @@ def capture(stopped: Stopped) -> Capture[SeccompRecord]:
         raise UnsupportedState(stopped.pid, findings)
     if all(thread.mode == Mode.DISABLED for thread in threads):
         threads = []
+    yield []
     return SeccompRecord(tuple(table), tuple(threads))
 
 

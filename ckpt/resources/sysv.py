@@ -103,12 +103,12 @@ def capture(stopped: Stopped) -> Capture[SysvRecord]:
     Raises:
         UnsupportedState: a segment has more data than may travel.
     """
-    yield []
     pid = stopped.pid
     mappings = dict(_iter_attached(stopped.task.maps_lines))
     attached = {vma.inode: vma for vma in mappings.values()}
     own = pid == stopped.tree.pids[0] and _has_own(pid)
     if not attached and not own:
+        yield []
         return SysvRecord((), (), (), (), ())
     attachments = tuple(_attachment(stopped, *one) for one in mappings.items())
     with inside(pid, "ipc") if _has_own(pid) else contextlib.nullcontext():
@@ -118,6 +118,7 @@ def capture(stopped: Stopped) -> Capture[SysvRecord]:
         semaphores = tuple(map(_read_set, sysvipc.read_sysvipc("sem"))) if own else ()
         queues = tuple(map(_read_queue, sysvipc.read_sysvipc("msg"))) if own else ()
         settings = tuple(_iter_settings()) if own else ()
+    yield []
     return Later(
         lambda: SysvRecord(
             attachments, tuple(one.build() for one in raw), semaphores, queues, settings

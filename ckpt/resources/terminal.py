@@ -104,13 +104,14 @@ def _is_inside(device: int, tree: Tree) -> bool:
 
 def capture(stopped: Stopped) -> Capture[TerminalRecord]:
     """Read it from outside."""
-    yield []
-    stat = read_stat(stopped.pid)
+    stat = stopped.frozen.stat
     device = stat.tty_nr & _UNSIGNED
+    inside = bool(device) and _is_inside(device, stopped.tree)
+    yield []
     return TerminalRecord(
         device=device,
         leads=bool(device) and stat.session == int(stopped.frozen.number),
-        inside=bool(device) and _is_inside(device, stopped.tree),
+        inside=inside,
     )
 
 
@@ -153,7 +154,7 @@ def _our_terminal() -> int:
 def capture_foreground(stopped: Stopped) -> Capture[ForegroundRecord]:
     """Read it from outside."""
     yield []
-    stat = read_stat(stopped.pid)
+    stat = stopped.frozen.stat
     device = stat.tty_nr & _UNSIGNED
     fd = _find_fd(stopped.pid, device)
     leads = bool(device) and stat.session == int(stopped.frozen.number)

@@ -31,6 +31,7 @@ from ckpt.kernel.prctl import (
     Prctl,
 )
 from ckpt.kernel.procfs import task as procfs_task
+from ckpt.kernel.procfs.files import decode
 from ckpt.process.pid_space import Numbers
 from ckpt.process.remote import Call, In, InOut, Out, Reply, call
 from ckpt.resources.base import Capture, Later, Rebuilt, Resource, Restore, Stage, Stopped, expect
@@ -101,7 +102,9 @@ class TimersRecord:
 
 def capture(stopped: Stopped) -> Capture[TimersRecord]:
     """List the timers from outside, ask inside for the time that is left."""
-    listed = sorted(procfs_task.read_timers(stopped.pid), key=lambda timer: timer.timer_id)
+    listed = sorted(
+        procfs_task.parse_timers(decode(stopped.read_file(_LIST))), key=lambda timer: timer.timer_id
+    )
     replies = yield [
         *_ASK_ALWAYS,
         *(call(NR.timer_gettime, t.timer_id, Out(_INTERVAL_AND_VALUE.size)) for t in listed),
@@ -117,6 +120,9 @@ def renumber(record: TimersRecord, numbers: Numbers) -> TimersRecord:
             attrs.evolve(timer, thread=numbers.of(timer.thread)) for timer in record.posix_timers
         ),
     )
+
+
+_LIST = "timers"
 
 
 def _timers_of(listed: Sequence[procfs_task.PosixTimer], answers: Sequence[Reply]) -> TimersRecord:
@@ -304,5 +310,11 @@ def _counts_processor_time(clock: int) -> bool:
 
 
 TIMERS = Resource(
-    "timers", TimersRecord, Stage.LATE, capture=capture, restore=restore, renumber=renumber
+    "timers",
+    TimersRecord,
+    Stage.LATE,
+    capture=capture,
+    restore=restore,
+    reads=(_LIST,),
+    renumber=renumber,
 )

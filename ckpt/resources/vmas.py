@@ -96,25 +96,35 @@ class FileTable:
             self._mapped.append(vma)
         return self._index[key]
 
-    def identify(self, pid: Pid) -> tuple[FileIdentity, ...]:
+    def identify(self, pid: Pid, known: dict[object, FileIdentity]) -> tuple[FileIdentity, ...]:
         """Return what each file is now, in the order of the index.
+
+        Args:
+            pid: who maps them.
+            known: what was found since the tree stands still; those of this process are added.
 
         Raises:
             UnsupportedState: one is not behind its name any more.
         """
         identities = []
         for vma in self._mapped:
-            path = vma.path or ""
-            nameless = identify_nameless(pid, vma)
-            if nameless is not None:
-                identities.append(nameless)
-                continue
-            problem = file_problem(pid, vma)
-            if problem or not os.path.exists(path):
-                problem = problem or "the mapped file has just been removed"
-                raise UnsupportedState(pid, (Finding(f"memory {vma.span} {path}", problem),))
-            identities.append(identify(path, os.stat(path)))
+            key = vma.path, vma.dev, vma.inode
+            if key not in known:
+                known[key] = _identify(pid, vma)
+            identities.append(known[key])
         return tuple(identities)
+
+
+def _identify(pid: Pid, vma: maps.Vma) -> FileIdentity:
+    path = vma.path or ""
+    nameless = identify_nameless(pid, vma)
+    if nameless is not None:
+        return nameless
+    problem = file_problem(pid, vma)
+    if problem or not os.path.exists(path):
+        problem = problem or "the mapped file has just been removed"
+        raise UnsupportedState(pid, (Finding(f"memory {vma.span} {path}", problem),))
+    return identify(path, os.stat(path))
 
 
 @attrs.frozen(slots=True, eq=False, repr=False)

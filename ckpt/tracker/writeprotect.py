@@ -16,6 +16,7 @@ import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import chain
 
 import attrs
 
@@ -32,6 +33,7 @@ from ckpt.kernel.pagemap import (
     PM_SCAN_WP_MATCHING,
     Region,
 )
+from ckpt.kernel.pagemap_burst import ScanBurst
 from ckpt.kernel.userfaultfd import UffdFeature
 from ckpt.process.arena import Arena
 from ckpt.process.task import Task
@@ -109,14 +111,17 @@ class WriteProtect:
         with opened_pagemap(pid) as fd:
             stale = _find_stale(fd, own)
         self._register_all(pid, own)
-        for span in iter_ranges(stale):
-            self._write_protect(pid, span, 0)
+        self._write_protect_all(pid, stale, 0)
 
     def _register_all(self, pid: Pid, own: Own) -> None:
         # Never while the target runs: a span that is not (any more) a whole mapping would split
         # one, and the target's own mremap across the two parts would fail.
-        for span in iter_ranges(own.all):
-            self._register(pid, span)
+        spans = list(iter_ranges(own.all))
+        mode = userfaultfd.UFFDIO_REGISTER_MODE_WP
+        done = userfaultfd.try_register_each(self.fd, spans, mode)
+        for span, is_done in zip(spans, done, strict=True):
+            if not is_done:
+                self._register(pid, span)
 
     def collect(self, pid: Pid, own: Own, likely: Spans, *, running: bool = False) -> Scan:
         """See `base.Tracker.collect`."""
@@ -133,8 +138,7 @@ class WriteProtect:
         if not running:
             # After they were looked at: what is new now was not protected until now.
             self._register_all(pid, own)
-            for span in iter_ranges(seen.unwatched):
-                self._write_protect(pid, span, userfaultfd.UFFDIO_WRITEPROTECT_MODE_WP)
+            self._write_protect_all(pid, seen.unwatched, userfaultfd.UFFDIO_WRITEPROTECT_MODE_WP)
 
         def order() -> tuple[Spans, Spans]:
             whole = subtract(dense, odd)
@@ -143,6 +147,13 @@ class WriteProtect:
             return join([*seen.populated, *whole]), subtract(unwritten, spans)
 
         return Scan(order)
+
+    def _write_protect_all(self, pid: Pid, spans: Spans, mode: int) -> None:
+        ranges = list(iter_ranges(spans))
+        done = userfaultfd.try_write_protect_each(self.fd, ranges, mode)
+        for span, is_done in zip(ranges, done, strict=True):
+            if not is_done:
+                self._write_protect(pid, span, mode)
 
     def _write_protect(self, pid: Pid, span: AddrRange, mode: int) -> None:
         # Not by PAGEMAP_SCAN, which would take stale marks (`_find_stale`) for protection. This
@@ -262,10 +273,9 @@ def _find_odd(fd: Fd, span: AddrRange) -> Spans:
 
 def _protect(fd: Fd, own: Own) -> list[Region]:
     """Return the pages that were written and protect them again, in one step."""
-    written: list[Region] = []
+    burst = ScanBurst(fd)
     for span, absent in _iter_absent(own):
-        written += pagemap.scan(
-            fd,
+        burst.scan(
             span,
             category_mask=PAGE_IS_WPALLOWED | PAGE_IS_WRITTEN | absent,
             category_inverted=absent,
@@ -273,7 +283,7 @@ def _protect(fd: Fd, own: Own) -> list[Region]:
             return_mask=PAGE_IS_WRITTEN,
             flags=PM_SCAN_WP_MATCHING,
         )
-    return written
+    return list(chain.from_iterable(burst.collect()))
 
 
 def _look(fd: Fd, own: Own) -> _Seen:
@@ -282,21 +292,21 @@ def _look(fd: Fd, own: Own) -> _Seen:
     unwritten: Spans = []
     unwatched: Spans = []
     in_swap: Spans = []
+    burst = ScanBurst(fd)
     for span, absent in _iter_absent(own):
-        regions = pagemap.scan(
-            fd,
+        burst.scan(
             span,
             category_mask=absent,
             category_inverted=absent,
             category_anyof_mask=PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
             return_mask=PAGE_IS_WPALLOWED | PAGE_IS_WRITTEN | PAGE_IS_SWAPPED,
         )
-        for start, end, categories in regions:
-            (in_swap if categories & PAGE_IS_SWAPPED else populated).append((start, end))
-            if not categories & PAGE_IS_WPALLOWED:
-                unwatched.append((start, end))
-            elif not categories & PAGE_IS_WRITTEN:
-                unwritten.append((start, end))
+    for start, end, categories in chain.from_iterable(burst.collect()):
+        (in_swap if categories & PAGE_IS_SWAPPED else populated).append((start, end))
+        if not categories & PAGE_IS_WPALLOWED:
+            unwatched.append((start, end))
+        elif not categories & PAGE_IS_WRITTEN:
+            unwritten.append((start, end))
     populated += pagemap.drop_markers(fd, in_swap)
     exists = join(populated)
     # MADV_DONTNEED of a private file mapping leaves a marker that looks protected: no page.

@@ -92,10 +92,14 @@ class HeldFiles:
         return {name: n for name, n in zip(self._names, results, strict=True) if n >= 0}
 
     def read(self) -> dict[str, bytes]:
-        """Return what is in them now, by name; without those that are gone, or very long."""
+        """Return what is in them now, by name; without those that are gone, or very long.
+
+        Not for those that show the address space which the process had when they were opened: maps,
+        auxv, environ and their like.
+        """
         results = self._calls.run()
         return {
             name: bytes(self._buffer[index * _ROOM_BYTES : index * _ROOM_BYTES + size])
             for index, (name, size) in enumerate(zip(self._names, results, strict=True))
-            if 0 < size < _ROOM_BYTES
+            if 0 <= size < _ROOM_BYTES
         }

@@ -165,14 +165,17 @@ def parse_lines(lines: Iterable[str]) -> list[Vma]:
         ValueError: a line is not of the known form.
     """
     parsed = {line: _known.get(line) or _parse_line(line) for line in lines}
-    _known.clear()
+    if len(_known) > _MOST_KNOWN:
+        _known.clear()
     _known.update(parsed)
     return list(parsed.values())
 
 
 _known: dict[str, Vma] = {}
-"""The lines that were parsed last. A dump reads them several times, and little has changed each
-time; to parse ten thousand takes 30 ms."""
+"""Lines that were parsed, of any process. A dump reads those of a tree several times, and little
+has changed each time; to parse ten thousand takes 30 ms."""
+_MOST_KNOWN = 20_000
+"""With so many it begins anew: some 10 MB."""
 
 
 def read_lines(pid: Pid | Tid) -> list[str]:

@@ -205,6 +205,15 @@ def _masks_of(lines: bytes) -> SignalMasks:
     return SignalMasks(*(int(word, 16) for word in found.groups()))
 
 
+_LOCKED = re.compile(rb"^VmLck:\s+(\d+) kB$", re.MULTILINE)
+
+
+def parse_locked_bytes(raw: bytes) -> int:
+    """Take `VmLck`, and nothing else, out of /proc/PID/status; 0 where there is no memory."""
+    found = _LOCKED.search(raw)
+    return int(found[1]) * 1024 if found else 0
+
+
 def read_status(pid: Pid | Tid) -> Status:
     """Read /proc/PID/status of a process, or of any thread by its tid.
 

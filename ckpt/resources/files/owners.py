@@ -97,6 +97,16 @@ def _list_signalling(links: Mapping[RemoteFd, str], tree: Tree) -> list[RemoteFd
 
 def _hold_leases(tree: Tree) -> bool:
     """Tell whether somebody of the tree has asked for a lease."""
+    if tree.claim(_LEASES):
+        tree.notes[_LEASES] = _read_leases(tree)
+    leases: bool = tree.notes[_LEASES]
+    return leases
+
+
+_LEASES = "leases"
+
+
+def _read_leases(tree: Tree) -> bool:
     pids = {str(tree.numbers.get(pid, pid)) for pid in tree.pids}
     with open("/proc/locks", encoding="ascii") as locks:
         lines = map(str.split, locks)
