@@ -79,11 +79,15 @@ class PageSink(Protocol):
         """Wait until every page is on its way, and no buffer is needed any more."""
 
 
-@attrs.frozen(slots=True, repr=False)
+@attrs.define(slots=True, eq=False, repr=False)
 class _Chunk:
     buffer: mmap.mmap
     len_bytes: int
     pool: Pool
+
+    @property
+    def room_bytes(self) -> int:
+        return CHUNK_BYTES - self.len_bytes
 
 
 class Copy:
@@ -140,17 +144,28 @@ class Copy:
         """
         spans: Spans = []
         self.stream.append(Copied(space, spans))
-        for ranges in iter_chunks(wanted):
-            if pool.is_empty():
-                self.store_all()
-            buffer = pool.take()
-            len_bytes = _read(pid, ranges, buffer, gently=gently)
+        room = self._read[-1].room_bytes if self._read else 0
+        for ranges in iter_chunks(wanted, room or CHUNK_BYTES):
+            chunk = self._open(pool, sum(span.len_bytes for span in ranges))
+            view = memoryview(chunk.buffer)[chunk.len_bytes :]
+            len_bytes = _read(pid, ranges, view, gently=gently)
             kept: Iterable[tuple[int, int]] = ((span.start, span.end) for span in ranges)
             if drop is not None:
-                kept, len_bytes = drop.compact(ranges, memoryview(buffer)[:len_bytes])
+                kept, len_bytes = drop.compact(ranges, view[:len_bytes])
             spans += kept
-            self._read.append(_Chunk(buffer, len_bytes, pool))
+            chunk.len_bytes += len_bytes
         return join(spans)
+
+    def _open(self, pool: "Pool", need_bytes: int) -> _Chunk:
+        """Return a chunk with room for so much: that of a process before, or a new one.
+
+        Many small processes share one, so that they do not use up the pool.
+        """
+        if not self._read or self._read[-1].room_bytes < need_bytes:
+            if pool.is_empty():
+                self.store_all()
+            self._read.append(_Chunk(pool.take(), 0, pool))
+        return self._read[-1]
 
     def store_other(self, space: str, spans: Spans, pages: bytes) -> int:
         """Hand pages of a page space to the sink that were not read here.
@@ -179,14 +194,14 @@ class Copy:
         self._read.clear()
 
 
-def _read(pid: Pid, ranges: Sequence[AddrRange], into: mmap.mmap, *, gently: bool) -> int:
+def _read(pid: Pid, ranges: Sequence[AddrRange], into: memoryview, *, gently: bool) -> int:
     """Read ranges in full: by process_vm_readv, and by /proc/PID/mem what that refuses."""
     wanted = sum(span.len_bytes for span in ranges)
     done = 0 if gently else process_vm.readv(pid, ranges, into)
     if done < wanted:
         # PROT_NONE and write-only memory is still memory.
         rest = list(_after(ranges, done))
-        done += process_vm.read_mem(pid, rest, memoryview(into)[done:])
+        done += process_vm.read_mem(pid, rest, into[done:])
     if done < wanted:
         raise TargetGone(pid)
     return done
@@ -240,10 +255,10 @@ def _after(ranges: Iterable[AddrRange], skip_bytes: int) -> Iterator[AddrRange]:
             yield AddrRange(RemoteAddr(span.start + skipped), span.end)
 
 
-def iter_chunks(spans: Spans) -> Iterator[list[AddrRange]]:
-    """Cut spans into lists of ranges of together at most `CHUNK_BYTES`."""
+def iter_chunks(spans: Spans, first_bytes: int = CHUNK_BYTES) -> Iterator[list[AddrRange]]:
+    """Cut spans into lists of ranges of together at most `CHUNK_BYTES`, the first `first_bytes`."""
     ranges: list[AddrRange] = []
-    room = CHUNK_BYTES
+    room = first_bytes
     for start, end in spans:
         while start < end:
             stop = min(end, start + room)

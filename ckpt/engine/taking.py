@@ -55,6 +55,7 @@ from ckpt.kernel.features import Features
 from ckpt.process.arena import Arena, arenas
 from ckpt.process.freezer import FrozenTree, forget, freeze_tree
 from ckpt.process.twin import Twin, cost_ms, find_obstacle, twin
+from ckpt.process.urgent import urgently
 from ckpt.resources.base import Target, Tree, run_all
 from ckpt.resources.content import NOTE, likely_bytes
 from ckpt.resources.memory import MemoryRecord
@@ -235,8 +236,10 @@ class Taking:
             contextlib.ExitStack() as at_end,
             _without_gc(),
             contextlib.ExitStack() as twins,
+            contextlib.ExitStack() as urgent,
             contextlib.ExitStack() as stack,
         ):
+            urgent.enter_context(urgently())
             frozen = stack.enter_context(self.stop())
             targets = retarget(frozen, self.looked, self.features)
             tree = targets[self.root].tree
@@ -251,6 +254,7 @@ class Taking:
             contents.read(tree.notes.get(NOTE, ()))
             if not self.kill:
                 stack.close()
+            urgent.close()
             self.copy.store_all()
             self._copy_twins(parts, pool)
             twins.close()

@@ -5,6 +5,7 @@ milliseconds until the target can be touched. Neighbours: `writer` compresses wi
 `verify` decompress.
 """
 
+import contextlib
 import os
 import queue
 import threading
@@ -63,6 +64,10 @@ class Pending(Generic[T]):
         return self._results[0]
 
 
+_NICE = os.getpriority(os.PRIO_PROCESS, 0)
+"""Of this process, when it began."""
+
+
 class Workers:
     """A context manager around a few threads; leaving it waits for all jobs."""
 
@@ -84,6 +89,9 @@ class Workers:
         return pending
 
     def _work(self) -> None:
+        # Whoever submits may go before others for a moment; a thread begins as urgent as that.
+        with contextlib.suppress(PermissionError):
+            os.setpriority(os.PRIO_PROCESS, 0, _NICE)
         while (pending := self._jobs.get()) is not None:
             pending.run()
             # Nothing of the last job may stay alive while waiting for the next.

@@ -41,7 +41,7 @@ from ckpt.units import Pid, Tid
 
 _SIGSTOP = 19
 _STOPPED = "tT"
-_SPIN_S = 0.002
+_SPIN_S = 0.0005
 _NAP_S = 0.0002
 _REGAIN_S = 1.0
 DEFAULT_TIMEOUT_S = 10.0
@@ -319,6 +319,8 @@ def _wait_for_all(
     spin_until_s = time.monotonic() + _SPIN_S
     while len(stopped) < len(asked) and time.monotonic() < spin_until_s:
         stopped |= stops.take()
+        # We may go before the very threads that we wait for (`urgent`).
+        os.sched_yield()
     # The leader last: if all are killed, its end is told only after ours of the others is seen.
     for tid in reversed(asked):
         word = stopped.get(tid)

@@ -12,8 +12,9 @@ from ckpt.kernel.ptrace_burst import StopBurst
 from ckpt.process.tree import has_ended
 from ckpt.units import Pid, Tid
 
-_SPIN_S = 0.002
-_NAP_S = 0.0002
+_SPIN_S = 0.0005
+_DOUBT_S = 0.002
+_NAP_S = 0.00005
 
 
 class Waiting:
@@ -29,15 +30,19 @@ class Waiting:
         Shape:  by thread, the status word of its stop (`ptrace.parse_wait_status`); None: it has
                 ended.
         """
-        spin_until_s = time.monotonic() + _SPIN_S
+        asked_at_s = time.monotonic()
         while True:
             stopped = self._stops.take()
             if stopped:
                 return {tid: stopped[tid] for tid in stopped if tid in running}
-            if time.monotonic() < spin_until_s:
+            waited_s = time.monotonic() - asked_at_s
+            if waited_s < _SPIN_S:
                 os.sched_yield()
                 continue
-            ended = [tid for tid in running if has_ended(Pid(tid))]
-            if ended:
-                return dict.fromkeys(ended)
+            if waited_s > _DOUBT_S:
+                ended = [tid for tid in running if has_ended(Pid(tid))]
+                if ended:
+                    return dict.fromkeys(ended)
+                asked_at_s = time.monotonic() - _SPIN_S
+            # We may go before the very threads that we wait for (`urgent`).
             time.sleep(_NAP_S)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from ckpt.engine.capture import Capturing, Looked, examine, retarget, settle
+from ckpt.engine.capture import Capturing, Looked, examine, finish_all, retarget, settle
 from ckpt.engine.records import TreeImage
 from ckpt.errors import UnsupportedState
 from ckpt.kernel import ptrace
@@ -104,7 +104,7 @@ def capture_twice(child, looked):
         images = []
         for one in capturing:
             with arena(pid, frozen.tgid, frozen.leader) as lent:
-                images.append(one.finish(lent))
+                images += finish_all({pid: one}, [lent])
     return [settle(TreeImage((image,))).root for image in images]
 
 
