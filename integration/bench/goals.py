@@ -26,7 +26,8 @@ MEMORY: GoalsOf = {
     for measure in ("dump's memory", "restore's memory")
 }
 OBJECTS: GoalsOf = {
-    (case, "freeze"): (_ratio(0.5),) for case in ("500 threads", "10,000 VMAs", "1,000 fds")
+    (case, "freeze"): (_ratio(0.5),)
+    for case in ("500 threads", "10,000 VMAs", "1,000 fds", "50 processes")
 }
 REDIS: GoalsOf = {("1,000,000 keys", "freeze"): (Goal(8),)}
 DELTA: GoalsOf = {

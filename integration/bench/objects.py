@@ -1,4 +1,6 @@
-"""Full dumps of what costs by the piece: threads, mappings, open files; redis; next to nothing."""
+"""Full dumps of what costs by the piece: threads, mappings, open files, processes; redis; next to
+nothing.
+"""
 
 import functools
 
@@ -10,13 +12,13 @@ from integration.bench.target import start_redis, start_target
 from integration.bench.tools import Bench
 
 _KEYS = 1_000_000
-_KINDS = {"threads": 500, "VMAs": 10_000, "fds": 1000}
+_KINDS = {"threads": 500, "VMAs": 10_000, "fds": 1000, "processes": 50}
 _SMALL_ROUNDS = 10
 _LIBRARIES = "import click, attrs, ptrace.binding"
 
 
 def object_case(kind: str, n: int, rounds: int) -> Case:
-    """Return the case of a process with so many threads, VMAs or fds."""
+    """Return the case of a process with so many threads, VMAs or fds, or of so many processes."""
     start = functools.partial(start_target, **{"mib": 1, kind.lower(): n})
     return Case(f"{n:,} {kind}", start, 64, rounds)
 

@@ -147,16 +147,18 @@ class Process:
         self.end()
 
     def end(self) -> None:
-        """Kill it and wait until its pid is free; the caller must be its parent, or a subreaper."""
+        """Kill it and its children, and wait until their pids are free.
+
+        The caller must be its parent, and a subreaper. It leads a group, which nobody has left.
+        """
         give_up = time.monotonic() + _LOST_S
         while time.monotonic() < give_up:
             try:
-                reaped, _ = os.waitpid(self.pid, os.WNOHANG)
+                while os.waitpid(-self.pid, os.WNOHANG)[0]:
+                    pass
+                os.killpg(self.pid, signal.SIGKILL)
             except ChildProcessError:
-                return  # reaped before: the pid may be another's by now
-            if reaped:
-                return
-            os.kill(self.pid, signal.SIGKILL)
+                return  # all reaped: the number may be another's by now
             select.select([], [], [], _LOOK_S)
         raise TimeoutError(f"process {self.pid} does not end")
 

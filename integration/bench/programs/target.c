@@ -1,7 +1,8 @@
 /*
- * target [--mib N] [--fill random|half|sparse] [--rate PAGES_PER_S] [--threads N] [--vmas N] [--fds N]
+ * target [--mib N] [--fill random|half|sparse] [--rate PAGES_PER_S] [--threads N] [--vmas N] [--fds N] [--processes N]
  *
- * A program of a certain size: memory, threads that sleep, mappings, open files. A thread writes random pages at a rate, or, if
+ * A program of a certain size: memory, threads that sleep, mappings, open files, processes: it and its children, each of which has
+ * written a few of its pages and sleeps. A thread writes random pages at a rate, or, if
  * `spins` of the board is set, computes and writes in turn as fast as it can. Standard output says `ready` once and becomes /dev/null,
  * as the other two standard streams should be from the beginning; then the board is obeyed.
  *
@@ -21,7 +22,7 @@
 #define WORDS (PAGE / sizeof(uint64_t))
 
 static uint64_t *area;
-static size_t n_pages, every = 1, n_threads, n_vmas, n_fds;
+static size_t n_pages, every = 1, n_threads, n_vmas, n_fds, n_processes = 1;
 static bool half;
 static uint64_t seed = 1, n_commands;
 
@@ -125,6 +126,35 @@ static void make_fds(void)
 	}
 }
 
+#define OWN_PAGES 16
+
+static void make_children(void)
+{
+	for (size_t i = 1; i < n_processes; i++) {
+		int ready[2];
+		pid_t pid;
+		char byte;
+
+		if (pipe(ready))
+			die("make a pipe");
+		pid = fork();
+		if (pid < 0)
+			die("fork");
+		if (!pid) {
+			for (size_t page = 0; page < n_pages && page < OWN_PAGES; page++)
+				page_at(page)[1] = i;
+			close(ready[0]);
+			close(ready[1]);
+			sleep_for_ever(NULL);
+		}
+		close(ready[1]);
+		/* The end of the pipe: it has got ready. */
+		if (read(ready[0], &byte, 1))
+			die("wait for a child");
+		close(ready[0]);
+	}
+}
+
 static void make_area(void)
 {
 	area = mmap(NULL, n_pages * PAGE, PROT_READ | PROT_WRITE,
@@ -186,6 +216,8 @@ static void parse(char *const *argument)
 			n_vmas = value;
 		else if (!strcmp(argument[0], "--fds"))
 			n_fds = value;
+		else if (!strcmp(argument[0], "--processes"))
+			n_processes = value;
 		else if (!strcmp(argument[1], "half"))
 			half = true;
 		else if (!strcmp(argument[1], "sparse"))
@@ -206,6 +238,7 @@ int main(int argc, char **argv)
 		make_vmas();
 	if (n_fds)
 		make_fds();
+	make_children();
 	for (size_t i = 0; i < n_threads; i++)
 		start_small_thread(sleep_for_ever);
 	start_small_thread(write_pages);
