@@ -203,7 +203,7 @@ class Taking:
         return Rounds(
             members=self.members,
             copy=self.copy,
-            stop=self.stop,
+            stop=self._stop_urgently,
             look=self.look_again,
             page_size=self.copy.page_size,
             sharing=self.sharing,
@@ -299,6 +299,11 @@ class Taking:
         with freeze_tree(self.root, trace, self.freeze_timeout_s) as frozen:
             yield frozen
         self.stopped_ms += frozen.freeze_ms
+
+    @contextlib.contextmanager
+    def _stop_urgently(self) -> Iterator[FrozenTree]:
+        with urgently(), self.stop() as frozen:
+            yield frozen
 
     def _wants_twin(self, outcome: Outcome) -> bool:
         """Tell whether clones would stop the target for less long than copying the rest."""

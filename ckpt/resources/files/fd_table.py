@@ -72,6 +72,8 @@ class FdTables:
             self.files = looked._files_again
         else:
             self.files = [_join(slots, part) for part in self._sharing.partition(slots)]
+        self._files_again: list[OpenFile] = self.files.copy()
+        """What a later table has for its `files`, if nothing has changed."""
 
     @property
     def tree(self) -> Tree:
@@ -105,14 +107,12 @@ class FdTables:
     def _again(self, pid: Pid) -> dict[RemoteFd, Seen]:
         return {fd: self._found[pid, fd] for fd in self._seen[pid] if (pid, fd) in self._found}
 
-    @functools.cached_property
-    def _files_again(self) -> list[OpenFile]:
-        return [attrs.evolve(file, found_by_name=True) for file in self.files]
-
     def note_found(self, files: Iterable[OpenFile]) -> None:
         """Note which descriptions nothing is wrong with: what has a path was found there."""
         asked: dict[Pid, list[RemoteFd]] = {}
         for file in files:
+            index = self.by_slot[file.pid, file.fd]
+            self._files_again[index] = attrs.evolve(file, found_by_name=True)
             for pid, fd in file.slots:
                 seen = self._seen[pid][fd]
                 named = attrs.evolve(seen.file, found_by_name=True)

@@ -86,6 +86,8 @@ class Kind(Generic[R]):
     reads_nothing: bool = False
     """`problem` and `capture` look at what the table has, at nothing else: the first need not be
     asked again of what has not changed, the second can wait until the target runs again."""
+    is_kept: bool = False
+    """What was of this kind, and has not changed, still is: only `problem` is asked again."""
     ask: Callable[[OpenFile], list[Call]] = _nothing_to_ask
     """What only the process itself can find out."""
     settle: Callable[[R], R] = _as_it_is

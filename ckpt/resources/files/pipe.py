@@ -110,13 +110,15 @@ def capture(file: OpenFile, table: FdTable, _replies: list[Reply]) -> PipeRecord
 
 def iter_content(fd: Fd, capacity_bytes: int) -> Iterator[bytes]:
     """Yield what is in the pipe, read by read, without taking it out."""
+    n_bytes = count_bytes(fd)
+    if not n_bytes:
+        return
     copy_out, copy_in = (Fd(end) for end in os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK))
     try:
-        n_bytes = count_bytes(fd)
-        if n_bytes and capacity_bytes != _DEFAULT_BYTES:
+        if capacity_bytes != _DEFAULT_BYTES:
             with contextlib.suppress(PermissionError):
                 fcntl.fcntl(copy_in, fcntl.F_SETPIPE_SZ, capacity_bytes)
-        if n_bytes and tee(fd, copy_in, _MAX_BYTES - 1) != n_bytes:
+        if tee(fd, copy_in, _MAX_BYTES - 1) != n_bytes:
             raise HostFull(
                 f"a pipe of {capacity_bytes} bytes cannot be copied", "raise fs.pipe-max-size"
             )
@@ -178,4 +180,12 @@ def set_capacity(fd: Fd, capacity_bytes: int, opening: Opening) -> None:
         )
 
 
-PIPE = Kind("pipe", PipeRecord, matches=matches, problem=problem, capture=capture, open=open_again)
+PIPE = Kind(
+    "pipe",
+    PipeRecord,
+    matches=matches,
+    problem=problem,
+    is_kept=True,
+    capture=capture,
+    open=open_again,
+)

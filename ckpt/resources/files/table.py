@@ -152,9 +152,7 @@ def _kinds_of(table: FdTable, known: dict[Slot, AnyKind]) -> list[AnyKind]:
     kinds: list[AnyKind] = []
     findings: list[Finding] = []
     for file in table.own_files:
-        kind, problem = known.get((file.pid, file.fd)), None
-        if kind is None or not kind.reads_nothing or not table.is_unchanged(file):
-            kind, problem = classify(file, table)
+        kind, problem = _confirm(file, table, known.get((file.pid, file.fd)))
         if kind:
             kinds.append(kind)
         elif problem:
@@ -162,6 +160,18 @@ def _kinds_of(table: FdTable, known: dict[Slot, AnyKind]) -> list[AnyKind]:
     if findings:
         raise UnsupportedState(table.pid, tuple(findings))
     return kinds
+
+
+def _confirm(
+    file: OpenFile, table: FdTable, known: AnyKind | None
+) -> tuple[AnyKind | None, Problem | None]:
+    """Return what `classify` does; of what has not changed no more is asked than needed."""
+    if known is not None and table.is_unchanged(file):
+        if known.reads_nothing:
+            return known, None
+        if known.is_kept and known.problem(file, table) is None:
+            return known, None
+    return classify(file, table)
 
 
 def _iter_fds(table: FdTable) -> Iterator[FdRecord]:
