@@ -58,7 +58,7 @@ class Part:
     """What is filled before it runs."""
     lazy: Lazy | None = None
     """What is filled while it runs."""
-    inherited: dict[str, RemoteFd] = attrs.Factory(dict)
+    inherited: Mapping[str, RemoteFd] = attrs.Factory(dict)
     inheritance: Inheritance = NOTHING
     """What it has of its maker's memory when it is born."""
     prefilled: Prefilled | None = None

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import attrs
 
-from ckpt.engine.pages import Alias, Copied, covered
+from ckpt.engine.pages import Copied, Stream, covered
 from ckpt.errors import TargetGone
 from ckpt.image.pipeline import Release
 from ckpt.image.reader import PageReader
@@ -100,7 +100,7 @@ class Copy:
         """Begin at the first page of the stream."""
         self._sink = sink
         self._read: list[_Chunk] = []
-        self.stream: list[Copied | Alias] = []
+        self.stream = Stream()
         """What was read, in the order of the page stream."""
 
     def read_running(

@@ -15,6 +15,7 @@ restores; so does any other group that a process outside leads.
 Who shares what with whom (`process/clones`) is made by somebody who has that, with clone's flags.
 """
 
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 
@@ -33,6 +34,24 @@ class Births:
     before_leaving: tuple[Pid, ...]
     """Those that keep the session that their parent was born into."""
     after: tuple[Pid, ...]
+
+
+def _in_order_of_leaving(leaving: Mapping[Pid, Pid | None]) -> Iterator[Pid]:
+    """Yield who leaves the group that has its number, for which: first those that nobody joins.
+
+    A group that somebody still wants to join must not be left by its last member.
+    """
+    wanted = Counter(leaving.values())
+    left = dict.fromkeys(leaving)
+    ready = deque(pid for pid in leaving if not wanted[pid])
+    while left:
+        first = ready.popleft() if ready else next(iter(left))
+        del left[first]
+        group = leaving[first]
+        wanted[group] -= 1
+        if group in left and not wanted[group]:
+            ready.append(group)
+        yield first
 
 
 @attrs.frozen(repr=False, slots=False)
@@ -113,18 +132,15 @@ class Family:
             for pid, place in self.places.items()
             if not self.leads_session(pid)
         }
-        makers = [pid for pid in groups if pid in groups.values()]
+        joined = set(groups.values())
+        makers = dict.fromkeys(pid for pid in groups if pid in joined)
         yield from ((pid, pid) for pid in makers)
         for pid, group in groups.items():
             if pid not in makers and group is not None:
                 yield pid, group
-        leaving = [pid for pid in makers if groups[pid] != pid]
-        while leaving:
-            # A group that somebody still wants to join must not be left by its last member.
-            wanted = {groups[pid] for pid in leaving}
-            first = next((pid for pid in leaving if pid not in wanted), leaving[0])
-            leaving.remove(first)
-            yield first, groups[first]
+        leaving = {pid: groups[pid] for pid in makers if groups[pid] != pid}
+        for pid in _in_order_of_leaving(leaving):
+            yield pid, leaving[pid]
 
     def is_outside(self, place: Place) -> bool:
         """Tell whether a place is in the group of whoever restores."""

@@ -9,7 +9,7 @@
 Nothing here runs once per page: fates come in runs. `copying` moves the pages.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import attrs
 
@@ -133,7 +133,43 @@ class Alias:
     """Whose pages they are, at the same addresses: the newest before this."""
 
 
-Stream = Sequence[Copied | Alias]
+class Stream:
+    """All that was copied, of all address spaces, in the order of the page stream."""
+
+    def __init__(self, entries: Iterable[Copied | Alias] = ()) -> None:
+        """Begin with some."""
+        self._entries: list[Copied | Alias] = []
+        # As many processes, as many entries: who asks for its own does not walk those of others.
+        self._by_space: dict[str, list[int]] = {}
+        self._firsts: list[int] = []
+        for entry in entries:
+            self.append(entry)
+
+    def append(self, entry: Copied | Alias) -> None:
+        """Add what comes next; the spans of the one before are complete."""
+        self._by_space.setdefault(entry.space, []).append(len(self._entries))
+        self._entries.append(entry)
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(self._entries)
+
+    def __getitem__(self, index: int) -> Copied | Alias:
+        """Return one of them."""
+        return self._entries[index]
+
+    def of(self, space: str) -> list[tuple[int, Copied | Alias]]:
+        """Return those of one address space, each with its number among all."""
+        return [(index, self._entries[index]) for index in self._by_space.get(space, ())]
+
+    def first_page(self, index: int, page_size: int) -> int:
+        """Return the ordinal of the first page of an entry, behind which none will be changed."""
+        firsts = self._firsts
+        while len(firsts) <= index:
+            before = self._entries[len(firsts) - 1] if firsts else None
+            n_bytes = total_bytes(before.spans) if isinstance(before, Copied) else 0
+            firsts.append((firsts[-1] if firsts else 0) + n_bytes // page_size)
+        return firsts[index]
 
 
 def find_newest(stream: Stream, space: str, held: Spans, page_size: int) -> Copies:
@@ -145,21 +181,16 @@ def find_newest(stream: Stream, space: str, held: Spans, page_size: int) -> Copi
         held: the pages wanted; each was copied once at least.
         page_size: in bytes.
     """
-    firsts: list[int] = []
-    n_pages = 0
-    for copied in stream:
-        firsts.append(n_pages)
-        n_pages += total_bytes(copied.spans) // page_size if isinstance(copied, Copied) else 0
     copies: Copies = []
     looking = [(len(stream), space, held)]
     while looking:
         end, wanted_space, wanted = looking.pop()
-        for index in reversed(range(end)):
-            copied = stream[index]
-            if copied.space != wanted_space or not wanted:
+        for index, copied in reversed(stream.of(wanted_space)):
+            if index >= end or not wanted:
                 continue
             if isinstance(copied, Copied):
-                copies += _locate(copied.spans, firsts[index], wanted, page_size)
+                first = stream.first_page(index, page_size)
+                copies += _locate(copied.spans, first, wanted, page_size)
             else:
                 looking.append((index, copied.source, intersect(wanted, copied.spans)))
             wanted = subtract(wanted, copied.spans)
@@ -168,7 +199,7 @@ def find_newest(stream: Stream, space: str, held: Spans, page_size: int) -> Copi
 
 def all_copied(stream: Stream, space: str) -> Spans:
     """Return all that was copied of an address space."""
-    return join(span for copied in stream if copied.space == space for span in copied.spans)
+    return join(span for _, copied in stream.of(space) for span in copied.spans)
 
 
 def _locate(spans: Spans, first: int, wanted: Spans, page_size: int) -> Copies:

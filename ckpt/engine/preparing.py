@@ -6,6 +6,7 @@ processes: so what was shared is shared again.
 
 import contextlib
 import os
+from collections import ChainMap
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
@@ -95,15 +96,20 @@ class Files:
     at_last: list[Callable[[], None]] = attrs.Factory(list)
     """What several descriptors have in common is finished once, see `Opening.at_last`."""
 
-    def of_process(
-        self, pid: Pid, numbers: Mapping[tuple[Pid, str], RemoteFd]
-    ) -> dict[str, RemoteFd]:
-        """Return what one process finds, under which number: its own, and what is shared."""
-        return {
-            key: numbers[owner, key]
-            for (owner, key), one in self.by_key.items()
-            if one.shared or owner == pid
-        }
+    def of_each(
+        self, numbers: Mapping[tuple[Pid, str], RemoteFd]
+    ) -> Callable[[Pid], Mapping[str, RemoteFd]]:
+        """Return what tells of a process what it finds: its own, and what is shared.
+
+        Args:
+            numbers: under which number each is inherited.
+        """
+        own: dict[Pid, dict[str, RemoteFd]] = {}
+        shared: dict[str, RemoteFd] = {}
+        for (owner, key), one in self.by_key.items():
+            (shared if one.shared else own.setdefault(owner, {}))[key] = numbers[owner, key]
+        # One dictionary of what is shared for all, however many they are.
+        return lambda pid: ChainMap(own.get(pid, {}), shared)
 
     def run_at_last(self) -> None:
         """Finish what had to wait until everything else is built."""

@@ -149,8 +149,9 @@ def standing(
         if ground is not None:
             highest = max(highest, ground.highest_on_the_way(len(files.by_key)))
         fds, numbers = number_inherited(files.by_key, highest)
+        inherited = files.of_each(numbers)
         for pid, part in building.parts.items():
-            part.inherited = files.of_process(pid, numbers)
+            part.inherited = inherited(pid)
         if ground is not None:
             ground.begin(tree, fds)
             building.parts[tree.root.pid].prefilled = ground.prefilled

@@ -305,7 +305,7 @@ class Rebuilt:
     embryo: Embryo
     task: Task
     features: Features
-    inherited: dict[str, RemoteFd]
+    inherited: Mapping[str, RemoteFd]
     """What `Resource.prepare` opened, under its keys; the numbers in the embryo."""
     fill: Callable[[Spans], None]
     """Writes the pages of the image into the mapped, still writable memory; is told what of

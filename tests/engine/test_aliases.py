@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckpt.engine.pages import Alias, Copied, all_copied, find_newest
+from ckpt.engine.pages import Alias, Copied, Stream, all_copied, find_newest
 from ckpt.tracker.spans import join, total_bytes
 
 PAGE = 4096
@@ -39,8 +39,8 @@ def test_the_newest_copy_is_found_through_aliases(made, space):
     stream, newest = made
     wanted = {page: ordinal for (of, page), ordinal in newest.items() if of == space}
     held = spans_of(wanted)
-    assert all_copied(stream, space) == held
-    found = find_newest(stream, space, held, PAGE)
+    assert all_copied(Stream(stream), space) == held
+    found = find_newest(Stream(stream), space, held, PAGE)
     assert sum(end - start for start, end, _ in found) == total_bytes(held)
     assert {
         at // PAGE: source + (at - start) // PAGE

@@ -18,7 +18,7 @@ from ckpt.engine.copying import (
     Pool,
     iter_chunks,
 )
-from ckpt.engine.pages import Copied, build_runs, find_newest
+from ckpt.engine.pages import Copied, Stream, build_runs, find_newest
 from ckpt.image.reader import PageReader
 from ckpt.image.runs import Fate
 from ckpt.tracker.spans import join, subtract
@@ -113,6 +113,37 @@ def test_more_than_the_pool_holds_is_copied_too(tmp_path):
         writer.commit(spaces={"mm-1": table}, records={}, host={}, tracker="full")
     read = PageReader(chain, 0).read("mm-1", AddrRange(*map(RemoteAddr, span)))
     assert bytes(read) == content
+
+
+def test_small_processes_share_buffers(tmp_path):
+    """More of them than the pool has buffers: nothing is compressed before they run again."""
+    n_spaces, n_pages = 20, 7
+    content = b"".join(hard_page(n) for n in range(n_spaces * n_pages))
+    mapped = Mapped(content)
+    chain = new_chain(tmp_path / "chain")
+    with chain.lock(), chain.begin(None) as writer:
+        copy, pool = Copy(writer), Pool(0)
+        spans = {}
+        for n in range(n_spaces):
+            at = mapped.start + n * n_pages * PAGE
+            # Backwards: the order of the stream is that of reading, not that of addresses.
+            wanted = [(at, at + 3 * PAGE), (at + 4 * PAGE, at + n_pages * PAGE)]
+            spans[f"mm-{n_spaces - n}"] = wanted
+            copy.read_whole(f"mm-{n_spaces - n}", Pid(os.getpid()), wanted, pool)
+            assert not pool.is_empty()
+        copy.store_all()
+        tables = {}
+        for space, wanted in spans.items():
+            first = wanted[0][0] // PAGE
+            copies = find_newest(copy.stream, space, wanted, PAGE)
+            tables[space] = build_runs(memory(vma(first, first + n_pages)), copies, [], PAGE)
+        writer.commit(spaces=tables, records={}, host={}, tracker="full")
+    stored = PageReader(chain, 0)
+    for space, wanted in spans.items():
+        for start, end in wanted:
+            at = start - mapped.start
+            read = stored.read(space, AddrRange(RemoteAddr(start), RemoteAddr(end)))
+            assert bytes(read) == content[at : at + end - start]
 
 
 def protect(mapped, n_pages, prot):
@@ -221,7 +252,7 @@ def test_a_delta_by_comparison_reads_back(chain_of_two):
     with chain.lock(), chain.begin(1, page_size=PAGE) as writer:
         writer.write_pages(bytes(buffer[:len_bytes]))
         unchanged = subtract(populated, join(kept))
-        copies = find_newest([Copied("mm-1", kept)], "mm-1", kept, PAGE)
+        copies = find_newest(Stream([Copied("mm-1", kept)]), "mm-1", kept, PAGE)
         table = build_runs(memory(vma(BASE, BASE + 10)), copies, unchanged, PAGE)
         writer.commit(spaces={"mm-1": table}, records={}, host={}, tracker="compare")
     assert bytes(PageReader(chain, 2).read("mm-1", span)) == content

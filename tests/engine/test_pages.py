@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from ckpt.engine.pages import (
     Copied,
     Held,
+    Stream,
     build_runs,
     covered,
     find_newest,
@@ -74,7 +75,7 @@ def test_the_newest_copy_counts(rounds, wanted):
         newest[page] = number
     held = wanted & newest.keys()
     stream = [Copied("mm-1", spans_of(copied)) for copied in rounds]
-    copies = find_newest(stream, "mm-1", spans_of(held), PAGE)
+    copies = find_newest(Stream(stream), "mm-1", spans_of(held), PAGE)
     assert copies == sorted(copies)
     found = {
         start // PAGE + n: source + n
@@ -82,6 +83,19 @@ def test_the_newest_copy_counts(rounds, wanted):
         for n in range((end - start) // PAGE)
     }
     assert found == {page: newest[page] for page in held}
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), numbers), max_size=8))
+def test_each_address_space_has_what_was_copied_of_it(rounds):
+    stream = Stream(Copied(space, spans_of(copied)) for space, copied in rounds)
+    there = enumerate((space, page) for space, copied in rounds for page in sorted(copied))
+    found = {
+        (space, stream.first_page(index, PAGE) + n): page
+        for space in "abc"
+        for index, one in stream.of(space)
+        for n, page in enumerate(sorted(pages(one.spans)))
+    }
+    assert found == {(space, number): page for number, (space, page) in there}
 
 
 # -- the run table ---------------------------------------------------------------------------------
@@ -116,7 +130,7 @@ def address_spaces(draw):
 
 
 def one_round(stored):
-    return find_newest([Copied("mm-1", stored)], "mm-1", stored, PAGE)
+    return find_newest(Stream([Copied("mm-1", stored)]), "mm-1", stored, PAGE)
 
 
 def by_reasoning(record, stored, left):

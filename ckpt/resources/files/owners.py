@@ -114,7 +114,17 @@ def _read_leases(tree: Tree) -> bool:
 
 
 def _list_owners(tree: Tree) -> set[tuple[int, int]]:
-    """Return kind and number of all processes, threads and groups of the tree."""
+    """Return kind and number of all processes, threads and groups of the tree; asked for once."""
+    if tree.claim(_OWNERS):
+        tree.notes[_OWNERS] = _read_owners(tree)
+    owners: set[tuple[int, int]] = tree.notes[_OWNERS]
+    return owners
+
+
+_OWNERS = "who may own"
+
+
+def _read_owners(tree: Tree) -> set[tuple[int, int]]:
     owners: set[tuple[int, int]] = set()
     for pid in tree.pids:
         with contextlib.suppress(OSError, TargetGone):
