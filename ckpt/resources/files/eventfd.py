@@ -102,4 +102,12 @@ def open_again(record: EventfdRecord, flags: int, _opening: Opening) -> Fd:
     return fd
 
 
-EVENTFD = Kind("eventfd", EventfdRecord, matches=matches, ask=ask, capture=capture, open=open_again)
+EVENTFD = Kind(
+    "eventfd",
+    EventfdRecord,
+    matches=matches,
+    is_kept=True,
+    ask=ask,
+    capture=capture,
+    open=open_again,
+)

@@ -17,7 +17,7 @@ import contextlib
 import fcntl
 import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import attrs
 
@@ -26,9 +26,10 @@ from ckpt.kernel.arch import NR
 from ckpt.kernel.pidfd import pidfd_getfd, pidfd_open
 from ckpt.kernel.procfs.files import list_fds, list_tids
 from ckpt.process.clones import Common
-from ckpt.process.remote import Call, In, Out, call
+from ckpt.process.remote import Call, In, Out, Reply, call
 from ckpt.resources.base import (
     Capture,
+    Later,
     Rebuilt,
     Resource,
     Restore,
@@ -171,6 +172,10 @@ def capture(stopped: Stopped) -> Capture[OwnersRecord]:
     links = stopped.notes.get(LINKS) or _read_links(stopped.pid)
     fds = _list_signalling(links, stopped.tree)
     replies = yield [one for fd in fds for one in _plan_asking(fd)]
+    return Later(lambda: _record_of(fds, replies))
+
+
+def _record_of(fds: Sequence[RemoteFd], replies: Sequence[Reply]) -> OwnersRecord:
     owners: list[Owner] = []
     for at, fd in enumerate(fds):
         flags, owner, sig = replies[3 * at : 3 * at + 3]
