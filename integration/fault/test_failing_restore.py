@@ -15,7 +15,7 @@ from ckpt.engine import building, preparing
 from ckpt.engine.restore import restore
 from ckpt.errors import RestoreFailed
 from ckpt.process.arena import Arena
-from ckpt.resources.base import Resource
+from ckpt.resources.base import Resource, RestoreOptions
 from integration.harness import become_subreaper, dump
 from integration.workloads.driver import Program, descendants
 
@@ -72,15 +72,19 @@ def outside(folder, pid):
     )
 
 
-@pytest.mark.parametrize("names", ["left by the killed tree", "removed"])
-@pytest.mark.parametrize(
-    "command",
-    [
-        *["s_unix_tree", "s_unix_named", "s_shared_tree", "s_files"],
-        *["s_clones sibling files all", "s_leader", "s_leader kid"],
-    ],
-)
-def test_nothing_is_left_behind(command, names, tmp_path, monkeypatch):
+COMMANDS = [
+    *["s_unix_tree", "s_unix_named", "s_shared_tree", "s_files"],
+    *["s_clones sibling files all", "s_leader", "s_leader kid"],
+]
+NAMES = ["left by the killed tree", "removed"]
+HERE, NEW_PIDS = RestoreOptions(), RestoreOptions(new_pids=True)
+CASES = [(command, names, HERE) for names in NAMES for command in COMMANDS]
+# An init that is left would be our child, and be waited for in vain.
+CASES += [(command, "left", NEW_PIDS) for command in ("s_unix_tree", "s_leader kid")]
+
+
+@pytest.mark.parametrize(("command", "names", "options"), CASES)
+def test_nothing_is_left_behind(command, names, options, tmp_path, monkeypatch):
     image = tmp_path / "image"
     work = tmp_path / "work"
     work.mkdir()
@@ -99,7 +103,7 @@ def test_nothing_is_left_behind(command, names, tmp_path, monkeypatch):
         faults.fail_at, faults.n_steps = faults.fail_at + 1 + n_faults // 8, 0
         back = None
         with contextlib.suppress(RestoreFailed):
-            back = restore(image)
+            back = restore(image, None, options)
         if back is not None:
             break
         n_faults += 1

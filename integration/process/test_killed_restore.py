@@ -17,6 +17,7 @@ from ckpt.engine.dump import DumpOptions, dump
 from ckpt.engine.restore import restore
 from ckpt.process import seed
 from ckpt.process.keeper import NAME
+from ckpt.resources.base import RestoreOptions
 from integration.errors.refusals import children
 from integration.harness import become_subreaper
 from integration.process.test_killed_tracer import let_pass
@@ -55,7 +56,8 @@ class Restorer:
         stay = []
         # Told before anyone is looked at: who is still under construction will never answer.
         self.dialogue.tell("check")
-        for pid in sorted(children(os.getpid()) - self.others):
+        # The first of a pid namespace ends only when the others in it were waited for.
+        for pid in sorted(children(os.getpid()) - self.others, reverse=True):
             pidfd = os.pidfd_open(pid)
             try:
                 ready = select.select([pidfd, self.pipes[2]], [], [], ANSWER_S)[0]
@@ -66,7 +68,7 @@ class Restorer:
                     stay.append(pid)
             finally:
                 os.close(pidfd)
-        return stay
+        return sorted(stay)
 
 
 def name_of(pid):
@@ -142,12 +144,14 @@ MOMENTS = {
 }
 
 
+@pytest.mark.parametrize("new_pids", [False, True])
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_killed_when(moment, dead, monkeypatch):
+def test_killed_when(moment, new_pids, dead, monkeypatch):
     def kill_me(*_args, **_more):
         os.kill(os.getpid(), signal.SIGKILL)
 
     monkeypatch.setattr(seed, MOMENTS[moment], kill_me)
-    with restorer(lambda: restore(dead[0])) as one:
+    options = RestoreOptions(new_pids=new_pids)
+    with restorer(lambda: restore(dead[0], None, options)) as one:
         assert one.left() == []
         assert children(os.getpid()) <= one.others
