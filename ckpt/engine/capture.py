@@ -129,8 +129,10 @@ def _look_at_family(tree: Tree) -> list[Finding]:
     shares = {
         numbers[pid]: with_numbers(one, numbers)
         for pid, one in tree.shares.items()
-        if pid in numbers
+        if {pid, *(owner for _, owner in one.items())} <= numbers.keys()
     }
+    if tree.pids[0] not in numbers:
+        return []
     return list(Family(numbers[tree.pids[0]], places, shares).iter_findings())
 
 

@@ -127,7 +127,7 @@ def _is_waited_for(pid: Pid) -> bool:
         for tid in procfs_files.list_tids(parent):
             if read_task_stat(parent, tid).state == "D":
                 call_now = procfs_files.read_text(parent, f"task/{tid}/syscall").split()
-                if call_now[0].isdigit() and int(call_now[0]) in _CLONING:
+                if call_now and call_now[0].isdigit() and int(call_now[0]) in _CLONING:
                     return True
     except (OSError, TargetGone):
         # Something has ended: so has the wait.

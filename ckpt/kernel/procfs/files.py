@@ -79,8 +79,8 @@ def list_tids(pid: Pid) -> list[Tid]:
 
 
 def _has_ended(pid: Pid, tid: int) -> bool:
-    state = read_bytes(pid, f"task/{tid}/stat").rpartition(b")")[2].split()[0]
-    return state in (b"Z", b"X")
+    words = read_bytes(pid, f"task/{tid}/stat").rpartition(b")")[2].split()
+    return words[:1] in ([b"Z"], [b"X"])
 
 
 def list_fds(pid: Pid | Tid) -> list[RemoteFd]:
