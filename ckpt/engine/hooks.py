@@ -16,6 +16,50 @@ _TO_STDERR = 2
 """What it says is not a result of ours."""
 
 
+class Hook:
+    """A command of the user under way; it must be waited for."""
+
+    def __init__(
+        self, option: str, command: str, outcome: str, variables: Mapping[str, object]
+    ) -> None:
+        """See `run_hook`."""
+        import subprocess  # 15 ms, for those who have a hook
+
+        self._option = option
+        self._outcome = outcome
+        environment = os.environ | {name: str(value) for name, value in variables.items()}
+        try:
+            self._process = subprocess.Popen(
+                [_SHELL, "-c", command],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=_TO_STDERR,
+            )
+        except OSError as error:
+            raise HookFailed(option, error.strerror or str(error), outcome) from error
+
+    def wait(self) -> None:
+        """Wait for its end.
+
+        Raises:
+            HookFailed: it did not end with 0.
+        """
+        status = self._process.wait()
+        if status > 0:
+            raise HookFailed(self._option, f"it ended with exit status {status}", self._outcome)
+        if status < 0:
+            raise HookFailed(self._option, f"signal {-status} ended it", self._outcome)
+
+
+def start_hook(option: str, command: str, outcome: str, **variables: object) -> Hook | None:
+    """Start a command of the user by the shell; an empty one is none.
+
+    Raises:
+        HookFailed: it could not be started.
+    """
+    return Hook(option, command, outcome, variables) if command else None
+
+
 def run_hook(option: str, command: str, outcome: str, **variables: object) -> None:
     """Run a command of the user by the shell, to its end; an empty one is none.
 
@@ -28,22 +72,6 @@ def run_hook(option: str, command: str, outcome: str, **variables: object) -> No
     Raises:
         HookFailed: it could not be started, or did not end with 0.
     """
-    if not command:
-        return
-    import subprocess  # 15 ms, for those who have a hook
-
-    environment: Mapping[str, str] = os.environ | {k: str(v) for k, v in variables.items()}
-    try:
-        done = subprocess.run(
-            [_SHELL, "-c", command],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=_TO_STDERR,
-            check=False,
-        )
-    except OSError as error:
-        raise HookFailed(option, error.strerror or str(error), outcome) from error
-    if done.returncode > 0:
-        raise HookFailed(option, f"it ended with exit status {done.returncode}", outcome)
-    if done.returncode < 0:
-        raise HookFailed(option, f"signal {-done.returncode} ended it", outcome)
+    hook = start_hook(option, command, outcome, **variables)
+    if hook is not None:
+        hook.wait()

@@ -129,6 +129,8 @@ def standing(
 ) -> Iterator[Standing]:
     """Build the tree, on what is there of it already; end all of it unless it was let go.
 
+    Whoever gives the ground has checked this host.
+
     Raises:
         PidTaken, HostMismatch, FileChanged, HookFailed: it cannot run here; nothing was made.
         RestoreFailed: the kernel refused something.
@@ -139,7 +141,8 @@ def standing(
     with contextlib.ExitStack() as stack:
         stack.enter_context(entered(tree.root.resources))
         opening = stack.enter_context(arriving(tree, options))
-        check_host(tree, building.features, options, ground.nursery.embryos if ground else ())
+        if ground is None:
+            check_host(tree, building.features, options)
         contents.fill(building.reader)
         home = stack.enter_context(home_of(tree, options))
         with home.entered():

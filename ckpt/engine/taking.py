@@ -17,7 +17,7 @@ import gc
 import os
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 
 import attrs
@@ -218,8 +218,15 @@ class Taking:
         self.looked = examine(self.root, self.features, self.looked.tree.options)
 
     @contextlib.contextmanager
-    def take(self, outcome: Outcome) -> Iterator["Taken"]:
+    def take(
+        self, outcome: Outcome, captured: Callable[[TreeImage], None] | None = None
+    ) -> Iterator["Taken"]:
         """Freeze the tree and take what the rounds have left; lend all of it.
+
+        Args:
+            outcome: of the rounds.
+            captured: called with all but the memory, before that is copied; of a tree that is to be
+                killed.
 
         State:  unless it is to be killed, the tree runs again when this has been lent; its clones
                 are gone. Else it stands still until the end of the block.
@@ -250,6 +257,10 @@ class Taking:
             zombies = capture_zombies(frozen, tree)
             numbers = read_numbers(frozen)
             refuse_unplannable(images, zombies)
+            image = TreeImage(images, zombies)
+            if captured is not None:
+                image = settle(image)
+                captured(image)
             n_bytes = self._copy_frozen(parts, pool)
             contents.read(tree.notes.get(NOTE, ()))
             if not self.kill:
@@ -261,7 +272,8 @@ class Taking:
             contents.store()
             if not outcome.fits:
                 self._warn_of(n_bytes)
-            image = settle(TreeImage(images, zombies))
+            if captured is None:
+                image = settle(image)
             members = {one.number: one for one in self.members.by_pid.values()}
             memory = {
                 members[process.pid].space: self._build_runs(process, members[process.pid])

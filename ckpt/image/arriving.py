@@ -6,8 +6,11 @@ frames. Neighbours: `writer` makes generations here, `reader` reads this one lik
 """
 
 import os
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
+
+import attrs
 
 from ckpt.errors import ImageCorrupt
 from ckpt.image.chain import Chain
@@ -17,6 +20,7 @@ from ckpt.image.format import (
     Manifest,
     PageFile,
     decode_manifest,
+    encode_manifest,
     generation_name,
     page_file_name,
 )
@@ -68,12 +72,15 @@ class Arriving:
             os.truncate(self._fd, self._size_bytes)
             self._has_hole = False
 
-    def commit(self, encoded: bytes, name: str) -> Manifest:
+    def commit(
+        self, encoded: bytes, name: str, records: Mapping[str, object] | None = None
+    ) -> Manifest:
         """Take the manifest, and make the generation one that can be read.
 
         Args:
             encoded: what `encode_manifest` made, capped by the caller.
             name: what to call it in messages.
+            records: that belong into it; None: it has them, or nobody will ask.
 
         Raises:
             ImageCorrupt, ImageVersion: it is damaged, or tells of other frames than came.
@@ -85,6 +92,10 @@ class Arriving:
             raise ImageCorrupt(name, "it tells of other page frames than came")
         if (manifest.chain_id, manifest.generation) != (self._chain.chain_id, NUMBER):
             raise ImageCorrupt(name, "it belongs to another chain")
+        if records is not None:
+            manifest = attrs.evolve(manifest, records=dict(records))
+            encoded, digest = encode_manifest(manifest)
+            manifest = attrs.evolve(manifest, digest=digest)
         self._end_hole()
         self._store.close_file(self._fd)
         self._fd = -1

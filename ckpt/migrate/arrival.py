@@ -16,13 +16,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import attrs
 
 from ckpt.engine.building import Building, part_at_once
 from ckpt.engine.prefilling import Ground, prepared
 from ckpt.engine.preparing import check_host
-from ckpt.engine.records import TreeImage, decode_tree
+from ckpt.engine.records import TreeImage, decode_tree, encode_tree
 from ckpt.engine.standing import Standing, contents_of, standing
 from ckpt.errors import CkptError, PeerLost, PeerRefused, ProtocolError, printable
 from ckpt.image.arriving import NUMBER, Arriving
@@ -37,6 +38,7 @@ from ckpt.migrate.fates import Member
 from ckpt.migrate.messages import (
     Abort,
     Accepted,
+    Departed,
     Done,
     Go,
     Offer,
@@ -47,6 +49,7 @@ from ckpt.migrate.messages import (
     RoundEnds,
     Running,
     State,
+    Tree,
     WhatNow,
 )
 from ckpt.migrate.session import Session
@@ -123,14 +126,18 @@ def receive_tree(
         offsets = ask_clocks(work.channel)
         with prepared(work.tree, probe_features(), offsets) as ground:
             work.channel.send(Ready((time.monotonic() - begun_s) * 1000))
-            state = _take_rounds(work, arriving, ground)
-            if state is None:
+            taking = stack.enter_context(
+                Taking(work.channel, arriving, ground, keeps=bool(options.image_dir))
+            )
+            said = _take_until(work, taking, Tree)
+            if said is None:
                 return None
             begun_s = time.monotonic()
-            manifest = _commit(work, arriving, state)
+            tree = _tree_of(work, _decode(work, said.manifest))
             with contextlib.ExitStack() as building:
-                with work.channel.kept_alive():
-                    stands = building.enter_context(_built(work, manifest, ground))
+                stands = building.enter_context(_built(work, tree, taking, ground))
+                if stands is None:
+                    return None
                 word = Prepared((time.monotonic() - begun_s) * 1000)
                 return _await_word(work, stands, word)
 
@@ -174,35 +181,49 @@ def _lies_of(work: _Work) -> Iterator[None]:
         raise ProtocolError(peer=work.channel.peer, reason=error.message()) from error
 
 
-def _take_rounds(work: _Work, arriving: Arriving, ground: Ground | None) -> State | None:
-    """Take frames until the state comes; None: the source keeps its tree."""
-    with Taking(work.channel, arriving, ground, keeps=bool(work.options.image_dir)) as taking:
-        while True:
-            what = work.channel.receive(Pages, RoundEnds, State, Abort, place=taking.place)
-            if isinstance(what, Pages):
-                taking.take(what)
-                continue
-            taking.finish()
-            if isinstance(what, RoundEnds):
-                work.channel.send(what)
-            else:
-                return what if isinstance(what, State) else None
+L = TypeVar("L", Tree, State)
 
 
-def _commit(work: _Work, arriving: Arriving, state: State) -> Manifest:
-    with _lies_of(work):
-        return arriving.commit(state.manifest, "what came")
+def _take_until(work: _Work, taking: Taking, last: type[L]) -> L | None:
+    """Take frames until a message comes that ends them; None: the source keeps its tree."""
+    while True:
+        what = work.channel.receive(Pages, RoundEnds, last, Abort, place=taking.place)
+        if isinstance(what, Pages):
+            taking.take(what)
+            continue
+        taking.finish()
+        if isinstance(what, last):
+            return what
+        if isinstance(what, Abort):
+            return None
+        work.channel.send(what)
 
 
 @contextlib.contextmanager
-def _built(work: _Work, manifest: Manifest, ground: Ground | None) -> Iterator[Standing]:
-    tree = _tree_of(work, manifest)
-    reader = PageReader(work.chain, NUMBER, threads=count_free_threads())
-    parts = {one.pid: part_at_once(one, reader) for one in tree.processes}
-    building = Building(tree, parts, reader, probe_features(), work.warnings.append)
+def _built(
+    work: _Work, tree: TreeImage, taking: Taking, ground: Ground | None
+) -> Iterator[Standing | None]:
+    """Check this host while the last pages come, then build the tree; None: it is kept there."""
+    features = probe_features()
     with contents_of(tree) as contents:
         options = attrs.evolve(work.restore_options(), contents=contents.paths)
-        with standing(building, contents, options, ground) as stands:
+        if ground is not None:
+            coming = attrs.evolve(options, addresses_come=bool(options.on_arrival))
+            check_host(tree, features, coming, ground.nursery.embryos)
+        state = _take_until(work, taking, State)
+        if state is None:
+            yield None
+            return
+        with _lies_of(work):
+            records = encode_tree(tree) if work.options.image_dir else None
+            taking.arriving.commit(state.manifest, "what came", records)
+        reader = PageReader(work.chain, NUMBER, threads=count_free_threads())
+        parts = {one.pid: part_at_once(one, reader) for one in tree.processes}
+        building = Building(tree, parts, reader, features, work.warnings.append)
+        work.channel.receive(Departed)
+        with contextlib.ExitStack() as stack:
+            with work.channel.kept_alive():
+                stands = stack.enter_context(standing(building, contents, options, ground))
             yield stands
 
 

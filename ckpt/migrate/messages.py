@@ -151,9 +151,10 @@ class RoundEnds(Message):
 @message(22, max_field_bytes=MAX_FIELD_BYTES)
 @attrs.frozen
 class State(Message):
-    """S: the tree stands still, and this is everything of it, with what came as pages."""
+    """S: all pages were sent; what each page space is made of."""
 
     manifest: bytes
+    """Without records."""
 
 
 @message(23)
@@ -192,6 +193,21 @@ class Abort(Message):
 @attrs.frozen
 class WhatNow(Message):
     """S, after a cut: what has become of it? D answers Prepared, Running or Abort."""
+
+
+@message(29, max_field_bytes=MAX_FIELD_BYTES)
+@attrs.frozen
+class Tree(Message):
+    """S: the tree stands still, and this is all of it but its memory; comes before the `State`."""
+
+    manifest: bytes
+    """Without page spaces."""
+
+
+@message(30)
+@attrs.frozen
+class Departed(Message):
+    """S: the addresses of the tree have left this host; comes after the `State`."""
 
 
 @message(28)

@@ -51,6 +51,10 @@ class Sender:
         self._channel.send(RoundEnds(self._n_rounds))
         self._channel.receive(RoundEnds)
 
+    def flush(self) -> None:
+        """Wait until all was sent; it may not have been put away there yet."""
+        self._pipeline.drain()
+
     def append(self, frame: EncodedFrame, n_pages: int) -> None:
         """Send one frame (a `FrameSink`; called by the threads of the pipeline, in order)."""
         assert self._cursor is not None

@@ -13,7 +13,7 @@ Until the tree is doomed it goes on here, whatever fails. Neighbours: `arrival` 
 import contextlib
 import mmap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import attrs
@@ -21,19 +21,29 @@ import attrs
 from ckpt.engine.capture import Looked, examine
 from ckpt.engine.convergence import Round, Verdict
 from ckpt.engine.copying import Copy
-from ckpt.engine.hooks import run_hook
+from ckpt.engine.hooks import Hook, start_hook
 from ckpt.engine.members import Members
 from ckpt.engine.records import TreeImage, encode_tree
-from ckpt.engine.taking import Taken, Taking
-from ckpt.errors import NotMoved
+from ckpt.engine.taking import Taking
+from ckpt.errors import HookFailed, NotMoved
 from ckpt.image.format import FORMAT_VERSION, Kind, Manifest, PageFile, encode_manifest
 from ckpt.image.pipeline import PRESSED_LEVEL, Compression
+from ckpt.image.runs import RunTable
 from ckpt.kernel.features import Features, probe_features
 from ckpt.migrate.channel import Channel
 from ckpt.migrate.clocks import answer_clocks
 from ckpt.migrate.dial import Dialer
 from ckpt.migrate.handover import ask_again, hand_over, say_abort
-from ckpt.migrate.messages import Accepted, Offer, Options, Ready, RoundEnds, State
+from ckpt.migrate.messages import (
+    Accepted,
+    Departed,
+    Offer,
+    Options,
+    Ready,
+    RoundEnds,
+    State,
+    Tree,
+)
 from ckpt.migrate.policy import Decision, Goal, HandOver, PreCopy, tell_nobody
 from ckpt.migrate.sending import Sender
 from ckpt.migrate.witness import attended
@@ -103,11 +113,13 @@ class _Work:
             departs=kill and bool(self.options.on_departure),
         )
 
-    def manifest(self, tree: TreeImage, taken: Taken | None, sender: Sender | None) -> bytes:
-        """Return what is said of a tree, encoded like the manifest of a full generation."""
-        files: tuple[PageFile, ...] = ()
-        if sender is not None and len(sender.frames):
-            files = (PageFile(sender.n_bytes, sender.frames),)
+    def manifest(
+        self,
+        records: Mapping[str, object],
+        spaces: Mapping[str, RunTable] | None = None,
+        files: tuple[PageFile, ...] = (),
+    ) -> bytes:
+        """Return a part of what is said of a tree, encoded as the manifest of a generation."""
         manifest = Manifest(
             format_version=FORMAT_VERSION,
             chain_id=self.chain_id,
@@ -121,8 +133,8 @@ class _Work:
             freeze_ms=0.0,
             wall_ms=0.0,
             host={"kernel_release": self.features.kernel_release},
-            records=encode_tree(tree),
-            spaces=taken.spaces if taken else {},
+            records=records,
+            spaces=spaces or {},
             page_files=files,
         )
         return encode_manifest(manifest)[0]
@@ -177,10 +189,16 @@ def migrate(
         expected = policy.decisions[-1]
         if expected.verdict is Verdict.GIVE_UP:
             raise NotMoved(expected.sentence)
-        with attended(partial(_tell_fate, dialer)) as witness, taking.take(outcome) as taken:
-            sender.drain()
-            channel.send(State(work.manifest(taken.image, taken, sender)))
-            run_hook("--on-departure", options.on_departure, _STAYS, CKPT_PID=pid)
+        departing = _Departing(work)
+        with (
+            attended(partial(_tell_fate, dialer)) as witness,
+            contextlib.closing(departing),
+            taking.take(outcome, departing.begin) as taken,
+        ):
+            sender.flush()
+            files = (PageFile(sender.n_bytes, sender.frames),) if len(sender.frames) else ()
+            channel.send(State(work.manifest({}, taken.spaces, files)))
+            departing.finish()
             running = hand_over(channel, dialer, taken, witness, tell)
             downtime_ms = taken.standing_ms
         warnings = [*taking.warnings, *running.warnings]
@@ -194,6 +212,38 @@ def migrate(
         wall_ms=(time.monotonic() - started_s) * 1000,
         warnings=tuple(warnings),
     )
+
+
+@attrs.define(repr=False)
+class _Departing:
+    """What goes on while the last pages are copied: the records travel, the address leaves."""
+
+    work: _Work
+    _hook: Hook | None = None
+
+    def begin(self, tree: TreeImage) -> None:
+        """Send all but the memory of the tree, which has just stopped; start the user's command."""
+        self.work.channel.send(Tree(self.work.manifest(encode_tree(tree))))
+        self._hook = start_hook(
+            "--on-departure", self.work.options.on_departure, _STAYS, CKPT_PID=self.work.root
+        )
+
+    def finish(self) -> None:
+        """Have the destination know that the addresses have left.
+
+        Raises:
+            HookFailed: they have not.
+        """
+        hook, self._hook = self._hook, None
+        if hook is not None:
+            hook.wait()
+        self.work.channel.send(Departed())
+
+    def close(self) -> None:
+        """Wait for the command, if nobody has."""
+        if self._hook is not None:
+            with contextlib.suppress(HookFailed):
+                self._hook.wait()
 
 
 def _begin(work: _Work, looked: Looked, members: Members, sender: Sender) -> Taking:
@@ -220,7 +270,7 @@ def _offer(work: _Work, taking: Taking) -> HandOver:
     """
     channel = work.channel
     work.chain_id = "0" * 32
-    offer = work.manifest(taking.preview(), None, None)
+    offer = work.manifest(encode_tree(taking.preview()))
     channel.send(Offer(offer, Options(tcp_close=work.options.tcp_close)))
     work.chain_id = channel.receive(Accepted).chain_id
     answer_clocks(channel, work.root)

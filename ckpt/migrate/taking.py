@@ -38,7 +38,7 @@ class Taking:
     ) -> None:
         """Put pages on `ground`, if there is one; keep all frames with `keeps`."""
         self._channel = channel
-        self._arriving = arriving
+        self.arriving = arriving
         self._ground = ground
         self._keeps = keeps
         self._space = f"pid-{ground.nursery.root.number}" if ground else ""
@@ -59,7 +59,7 @@ class Taking:
         n_bytes = sum(end - start for _, start, end in places)
         pieces = self._plan(places)
         keep = pieces is None or self._keeps
-        self._arriving.append(pages.frame, n_bytes // mmap.PAGESIZE, keep=keep)
+        self.arriving.append(pages.frame, n_bytes // mmap.PAGESIZE, keep=keep)
         if pieces is None:
             self._buffers.give_back(pages.frame.stored)
             return
