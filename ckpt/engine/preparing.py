@@ -95,6 +95,8 @@ class Files:
     """By the process that asked for it, and its key there."""
     at_last: list[Callable[[], None]] = attrs.Factory(list)
     """What several descriptors have in common is finished once, see `Opening.at_last`."""
+    at_go: list[Callable[[], None]] = attrs.Factory(list)
+    """See `Opening.at_go`."""
 
     def of_each(
         self, numbers: Mapping[tuple[Pid, str], RemoteFd]
@@ -157,7 +159,7 @@ def opened(tree: TreeImage, opening: Opening) -> Iterator[Files]:
     Raises:
         RestoreFailed: something cannot be opened.
     """
-    files = Files(at_last=opening.at_last)
+    files = Files(at_last=opening.at_last, at_go=opening.at_go)
     options = opening.options
     with contextlib.ExitStack() as stack:
         with opening.stack:

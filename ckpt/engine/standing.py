@@ -47,7 +47,7 @@ from ckpt.kernel.features import Features
 from ckpt.process.arena import ARENA_SIZE
 from ckpt.process.seed import Embryo, plant, see_off
 from ckpt.process.tree import read_identity
-from ckpt.resources.base import RestoreOptions
+from ckpt.resources.base import RestoreOptions, run_all
 from ckpt.resources.content import CONTENTS
 from ckpt.resources.registry import clock_offsets, entered, highest_fd
 from ckpt.tracker.base import TrackerName
@@ -108,6 +108,7 @@ class Standing:
                 _forget_epoch(part)
                 _unmap_arena(part)
         self.home.settle()
+        run_all(self.files.at_go)
         _let_go(parts)
         for server in self.building.servers:
             server.start()

@@ -100,6 +100,7 @@ class _Work:
             tcp_close=self.offer.options.tcp_close,
             no_cgroups=self.options.no_cgroups,
             on_arrival=self.options.on_arrival,
+            original_stands=True,
             warn=self.warnings.append,
         )
 

@@ -259,6 +259,9 @@ class RestoreOptions:
     before this host is looked at: it may give it the addresses of the tree."""
     addresses_come: bool = False
     """This host is only looked at, and will have the addresses of the tree when that comes."""
+    original_stands: bool = False
+    """The processes that the image is of still live, on another host, and will end before what is
+    restored runs: what is theirs alone is not in the way."""
     contents: Mapping[str, str] = attrs.field(factory=dict)
     """Files that the restorer has made, since the image holds their content: by their keys
     (`FileIdentity.content`), and by the names of those that have one; where to open them now."""
@@ -291,6 +294,9 @@ class Opening:
     for all descriptions that belong to it."""
     at_last: list[Callable[[], None]] = attrs.field(factory=list)
     """Called when everything is built, right before the first thread is let go."""
+    at_go: list[Callable[[], None]] = attrs.field(factory=list)
+    """Called after `at_last`, when nothing can fail any more but what is seen: takes away what a
+    failure would have needed. Raises nothing."""
     at_failure: list[Callable[[], None]] = attrs.field(factory=list)
     """Called, before `at_end`, if the restore fails at whatever step: takes away what others see,
     names of files above all. Raises nothing."""

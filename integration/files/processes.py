@@ -230,7 +230,7 @@ def rebuilt(record: FilesRecord, pid: Pid, **options) -> Iterator[Built]:
                 warn=warnings.append,
             )
             _drive(FILES.restore(record, rebuilding), embryo.run)
-            run_all(opening.at_last)
+            run_all([*opening.at_last, *opening.at_go])
             yield Built(embryo, warnings)
     finally:
         end(pid)

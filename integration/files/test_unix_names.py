@@ -1,12 +1,16 @@
 """Unix sockets with names: files, backlogs, connections through listeners, datagrams."""
 
+import contextlib
 import os
+import select
 import socket
 import stat
 from socket import AF_UNIX, SOCK_DGRAM, SOCK_STREAM
 
 import pytest
 
+from ckpt.resources.base import Opening, RestoreOptions, run_all
+from ckpt.resources.files.table import FILES
 from integration.files.processes import (
     brought_back,
     capture,
@@ -270,3 +274,71 @@ def test_who_was_called_outside_is_gone(tmp_path):
         assert built.warnings == [
             f"a unix socket was connected to {path}, and is not (Connection refused)"
         ]
+
+
+def of_socket(opened):
+    """Return the socket among what was opened; the rest is closed."""
+    is_socket = {one.fd: stat.S_ISSOCK(os.fstat(one.fd).st_mode) for one in opened.values()}
+    for fd, found in is_socket.items():
+        if not found:
+            os.close(fd)
+    return socket.socket(fileno=next(fd for fd, found in is_socket.items() if found))
+
+
+def reaches(path, sock):
+    """Tell whether who calls a path comes to a socket that listens."""
+    with socket.socket(AF_UNIX) as client:
+        client.connect(str(path))
+        if not select.select([sock], [], [], 0)[0]:
+            return False
+        sock.accept()[0].close()
+        return True
+
+
+def test_the_original_has_its_name_until_the_end_and_again_after_a_failure(tmp_path):
+    """A tree that is moved to a host with the same file system, which fails at the last moment."""
+    path = tmp_path / "socket"
+
+    def prepare():
+        sock = bound(SOCK_STREAM, str(path))
+        sock.listen(5)
+        return sock
+
+    with opened_by(prepare) as original:
+        record = capture(original)
+        found = [str(one) for one in FILES.check_files(record, RestoreOptions())]
+        assert len(found) == 1
+        assert "where another process listens now" in found[0]
+        options = RestoreOptions(original_stands=True)
+        assert list(FILES.check_files(record, options)) == []
+        with contextlib.ExitStack() as stack:
+            opening = Opening(options, stack)
+            opened = FILES.prepare(record, opening)
+        made = of_socket(opened)
+        with made, lent(original, 3) as theirs:
+            assert reaches(path, theirs)
+            run_all(opening.at_last)
+            assert reaches(path, made)
+            run_all(opening.at_failure)
+            assert reaches(path, theirs)
+            run_all(opening.at_end)
+        assert os.listdir(tmp_path) == ["socket"]
+        # It is one that somebody has touched.
+        path.chmod(0o600)
+        assert len(list(FILES.check_files(record, options))) == 1
+
+
+def test_nobody_hears_of_a_name_before_the_end(tmp_path):
+    path = tmp_path / "socket"
+    with opened_by(lambda: bound(SOCK_STREAM, str(path))) as original:
+        record = capture(original)
+    path.unlink()
+    with contextlib.ExitStack() as stack:
+        opening = Opening(RestoreOptions(), stack)
+        opened = FILES.prepare(record, opening)
+    assert not path.exists()
+    run_all(opening.at_last)
+    assert path.is_socket()
+    run_all([*opening.at_failure, *opening.at_end])
+    assert os.listdir(tmp_path) == []
+    of_socket(opened).close()

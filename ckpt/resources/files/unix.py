@@ -285,6 +285,8 @@ def capture(file: OpenFile, table: FdTable, replies: list[Reply]) -> UnixRecord:
             was_reset=bool(unix_queue.poll(sock) & select.POLLERR),
             messages=_read_messages(file, sock, known, view, table),
             options=options,
+            file_inode=status.st_ino if status else 0,
+            file_changed_ns=status.st_ctime_ns if status else 0,
         )
 
 
@@ -429,10 +431,10 @@ def check_files(record: UnixRecord, _flags: int, options: RestoreOptions) -> Ite
         for passed in message.passed:
             yield from unix_passed.check_files(passed, options)
     if record.path:
-        yield from _check_path(record)
+        yield from _check_path(record, options)
 
 
-def _check_path(record: UnixRecord) -> Iterator[Problem]:
+def _check_path(record: UnixRecord, options: RestoreOptions) -> Iterator[Problem]:
     folder = os.path.dirname(record.path)
     if not os.path.isdir(folder):
         yield Problem(f"was bound to {record.path}, and {folder} is not there")
@@ -443,9 +445,16 @@ def _check_path(record: UnixRecord) -> Iterator[Problem]:
         return
     if not stat.S_ISSOCK(status.st_mode):
         yield Problem(f"was bound to {record.path}, which is no socket now")
+    elif options.original_stands and _is_as_it_was(status, record):
+        # On a file system that both hosts have, it is the original's, and has the name until then.
+        return
     elif _is_alive(record.path):
         remedy = "end the process that has it, or let it close the socket"
         yield Problem(f"was bound to {record.path}, where another process listens now", remedy)
+
+
+def _is_as_it_was(status: os.stat_result, record: UnixRecord) -> bool:
+    return (status.st_ino, status.st_ctime_ns) == (record.file_inode, record.file_changed_ns)
 
 
 def _is_alive(path: str) -> bool:

@@ -5,6 +5,7 @@
                                        2 names   3 listeners   4 calls by name (dgram)
                                        5 connections that wait to be accepted, in their order
                                        6 what waits to be read   7 ends, options, flags
+    at last      files of names appear where they were, when the tree is let go (`unix_names`)
 
 A connection is made through a listener of ours that has the right name for as long as that takes:
 its own listener may be gone, and the accepted end has its name from there. Whoever the kernel
@@ -32,7 +33,7 @@ from ckpt.process.stand_in import Identity, act
 from ckpt.resources.base import Opening
 from ckpt.resources.files import sockopts, unix_passed, unix_queue
 from ckpt.resources.files.kind import set_status_flags
-from ckpt.resources.files.unix_names import address_of, bind
+from ckpt.resources.files.unix_names import NewName, address_of, bind, bind_beside
 from ckpt.resources.files.unix_queue import SOCK_DGRAM, SOCK_SEQPACKET, SOCK_STREAM, Message
 from ckpt.units import Fd
 
@@ -85,6 +86,9 @@ class UnixRecord:
     """The other end has gone without reading everything, and that was not told yet."""
     messages: tuple[Message, ...]
     options: sockopts.SocketOptions
+    file_inode: int = 0
+    """Of that file, as `file_changed_ns` (ctime): together they tell it from any later one."""
+    file_changed_ns: int = 0
 
     def __attrs_post_init__(self) -> None:
         """Refuse what no unix socket can be."""
@@ -152,8 +156,11 @@ class _Work:
         self._open_passed = partial(unix_passed.open_again, opening=opening)
         self._ends: dict[int, _End] = {}
         self._helpers: list[_End] = []
-        self._files: list[tuple[str, os.stat_result]] = []
-        opening.at_failure.append(self._remove_files)
+        self._files: list[NewName] = []
+        opening.at_last.append(self._show_files)
+        opening.at_go.append(self._clear_files)
+        opening.at_failure.append(self._take_files_back)
+        opening.at_end.append(self._clear_files)
         self._named: set[_End] = set()
 
     def add(self, end: _End) -> None:
@@ -183,12 +190,26 @@ class _Work:
             for end in self._ends.values():
                 end.sock.detach()
 
-    def _remove_files(self) -> None:
-        """Remove the names that were made, unless somebody else has them by now."""
-        for path, status in self._files:
-            with contextlib.suppress(OSError):
-                if os.path.samestat(os.lstat(path), status):
-                    os.unlink(path)
+    def _show_files(self) -> None:
+        """Have others find the sockets by their names.
+
+        Raises:
+            RestoreFailed: a name cannot be had.
+        """
+        for file in self._files:
+            try:
+                file.appear()
+            except OSError as error:
+                what = f"the name {file.path}: {error.strerror}"
+                raise RestoreFailed("making unix sockets", what) from error
+
+    def _take_files_back(self) -> None:
+        for file in self._files:
+            file.undo()
+
+    def _clear_files(self) -> None:
+        for file in self._files:
+            file.clear()
 
     def _make_all(self) -> None:
         pairs = [_order(*pair) for pair in self._iter_pairs()]
@@ -268,12 +289,11 @@ class _Work:
         """Give a socket its own name; a helper one that nobody finds it by."""
         self._named.add(end)
         record = end.record
-        if record and record.name:
-            # The file of a dead socket is replaced, and stays one if the restore fails.
-            is_new = bool(record.path) and not os.path.lexists(record.path)
-            bind(end.sock, record.name, record.path, record.mode, record.uid, record.gid)
-            if is_new:
-                self._files.append((record.path, os.lstat(record.path)))
+        if record and record.path:
+            where = record.path, record.mode, record.uid, record.gid
+            self._files.append(bind_beside(end.sock, record.name, *where))
+        elif record and record.name:
+            bind(end.sock, record.name)
         elif end.name[:1] not in (b"", b"\0"):
             bind(end.sock, end.name)
 

@@ -19,7 +19,7 @@ def check(hosts: Hosts, move: Move, directory: Path, *, moves: int = 2) -> dict[
     for _ in range(moves):
         assert work.ask("step change").startswith("stepped")
         work = move(work)
-        assert work.ask("check") == "ok"
+        assert (said := work.ask("check")) == "ok", said
     work.tell("quit")
     assert work.wait() == 0
     work.close()
