@@ -73,29 +73,29 @@ class Prefilled:
             self._new = []
         return self._filled
 
-    def plan(self, places: Sequence[tuple[int, int]]) -> list[Piece] | None:
-        """Return where the pages of one frame go, mapped if need be; None: the frame is kept.
+    def plan(self, places: Sequence[tuple[int, int, int]]) -> list[Piece]:
+        """Return which pages of one frame go where, mapped if need be; the others come at the end.
 
         Args:
-            places: of the pages, one after the other.
+            places: start, end, and offset in the frame; those of one frame have no page in common.
         """
-        spans = join(places)
-        if intersect(spans, _near(self.aside, spans)):
-            return None
-        if not self._make_room(subtract(spans, _near(self._room, spans))):
-            return None
+        wanted = join((start, end) for start, end, _ in places)
+        if not wanted:
+            return []
+        ahead = subtract(wanted, _near(self.aside, wanted))
+        self._make_room(subtract(ahead, _near(self._room, wanted)))
+        ahead = subtract(ahead, _near(self.aside, wanted))
+        self._new += ahead
         pieces: list[Piece] = []
-        at = 0
-        for start, end in places:
-            pieces.append((RemoteAddr(start), at, end - start))
-            at += end - start
-        self._new += spans
+        for start, end, at in places:
+            for first, last in intersect([(start, end)], ahead):
+                pieces.append((RemoteAddr(first), at + first - start, last - first))
         return pieces
 
-    def _make_room(self, missing: Spans) -> bool:
-        """Map what was not there when it was looked at; False: something else is in the way."""
+    def _make_room(self, missing: Spans) -> None:
+        """Map what was not there when it was looked at; where that fails, pages come at the end."""
         if not missing:
-            return True
+            return
         vmas = [_anonymous(start, end) for start, end in missing]
         replies = self.embryo.run([bear(vma, -1) for vma in vmas])
         for vma, reply in zip(vmas, replies, strict=True):
@@ -106,7 +106,6 @@ class Prefilled:
                 self.aside = join([*self.aside, (vma.start, vma.end)])
         self.mapped.sort(key=lambda one: one.start)
         self._room = join((one.start, one.end) for one in self.mapped)
-        return all(reply.ok for reply in replies)
 
     def put(self, raw: memoryview, pieces: list[Piece]) -> None:
         """Write the pages of one frame; safe in any thread, for frames of one round.

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Self
 
 from ckpt.engine.prefilling import Ground, Piece
+from ckpt.engine.records import space_name
 from ckpt.errors import ProtocolError
 from ckpt.image.arriving import Arriving
 from ckpt.image.pages import EncodedFrame, decode_frame
@@ -41,7 +42,7 @@ class Taking:
         self.arriving = arriving
         self._ground = ground
         self._keeps = keeps
-        self._space = f"pid-{ground.nursery.root.number}" if ground else ""
+        self._space = space_name(ground.nursery.root.number) if ground else ""
         self._buffers = FrameBuffers(_FRAMES)
         self.place = self._buffers.take
         """For `Channel.receive`."""
@@ -58,19 +59,26 @@ class Taking:
         places = list(self._iter_places(pages))
         n_bytes = sum(end - start for _, start, end in places)
         pieces = self._plan(places)
-        keep = pieces is None or self._keeps
+        comes_ahead = sum(len_bytes for _, _, len_bytes in pieces)
+        keep = comes_ahead < n_bytes or self._keeps
         self.arriving.append(pages.frame, n_bytes // mmap.PAGESIZE, keep=keep)
-        if pieces is None:
+        if not pieces:
             self._buffers.give_back(pages.frame.stored)
             return
         while self._pending and self._pending[0].is_done:
             self._pending.popleft().wait()
         self._pending.append(self._workers.submit(partial(self._put, pages.frame, pieces, n_bytes)))
 
-    def _plan(self, places: list[tuple[str, int, int]]) -> list[Piece] | None:
-        if self._ground is None or any(space != self._space for space, _, _ in places):
-            return None
-        return self._ground.prefilled.plan([(start, end) for _, start, end in places])
+    def _plan(self, places: list[tuple[str, int, int]]) -> list[Piece]:
+        if self._ground is None:
+            return []
+        ours: list[tuple[int, int, int]] = []
+        at = 0
+        for space, start, end in places:
+            if space == self._space:
+                ours.append((start, end, at))
+            at += end - start
+        return self._ground.prefilled.plan(ours)
 
     def _put(self, frame: EncodedFrame, pieces: list[Piece], n_bytes: int) -> None:
         assert self._ground is not None
