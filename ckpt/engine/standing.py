@@ -144,6 +144,8 @@ def standing(
         opening = stack.enter_context(arriving(tree, options))
         if ground is None:
             check_host(tree, building.features, options)
+        else:
+            opening.embryos = ground.nursery.embryos
         contents.fill(building.reader)
         home = stack.enter_context(home_of(tree, options))
         with home.entered():

@@ -292,6 +292,8 @@ class Opening:
     made: dict[tuple[str, int], Any] = attrs.field(factory=dict)
     """Name of the kind, number of the object -> what that kind has made of it (a pipe: both ends),
     for all descriptions that belong to it."""
+    embryos: Mapping[Pid, Embryo] = attrs.field(factory=dict)
+    """Processes of the tree that are there already, by their numbers: nobody else can be them."""
     at_last: list[Callable[[], None]] = attrs.field(factory=list)
     """Called when everything is built, right before the first thread is let go."""
     at_go: list[Callable[[], None]] = attrs.field(factory=list)

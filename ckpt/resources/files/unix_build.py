@@ -9,7 +9,7 @@
 
 A connection is made through a listener of ours that has the right name for as long as that takes:
 its own listener may be gone, and the accepted end has its name from there. Whoever the kernel
-shall name as the one who listened or connected does that for us (`stand_in`). Options come last:
+shall name as the one who listened or connected does that for us (`unix_makers`). Options come last:
 SO_PASSCRED would give names to sockets that have none, a filter would judge what we send.
 
 Kernel: unix(7), connect(2) by /proc/self/fd/N, which also finds what has no name any more.
@@ -18,7 +18,6 @@ Kernel: unix(7), connect(2) by /proc/self/fd/N, which also finds what has no nam
 import contextlib
 import os
 from _socket import socket as Socket  # noqa: N812 - `socket` takes 20 ms to load
-from _socket import socketpair
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -29,10 +28,11 @@ from typing import TypeVar
 import attrs
 
 from ckpt.errors import RestoreFailed
-from ckpt.process.stand_in import Identity, act
+from ckpt.process.stand_in import Identity
 from ckpt.resources.base import Opening
 from ckpt.resources.files import sockopts, unix_passed, unix_queue
 from ckpt.resources.files.kind import set_status_flags
+from ckpt.resources.files.unix_makers import Makers
 from ckpt.resources.files.unix_names import NewName, address_of, bind, bind_beside
 from ckpt.resources.files.unix_queue import SOCK_DGRAM, SOCK_SEQPACKET, SOCK_STREAM, Message
 from ckpt.units import Fd
@@ -153,6 +153,7 @@ class _Work:
     def __init__(self, opening: Opening) -> None:
         """Know of none yet."""
         self._warn = opening.options.warn
+        self._makers = Makers(opening.embryos)
         self._open_passed = partial(unix_passed.open_again, opening=opening)
         self._ends: dict[int, _End] = {}
         self._helpers: list[_End] = []
@@ -220,7 +221,7 @@ class _Work:
                 self._bind(end)
         for end, record in self._iter_ends():
             if record.backlog >= 0:
-                _listen(end.sock, record.backlog, record.credentials)
+                self._makers.listen(end.sock, record.backlog, record.credentials)
         self._put_early()
         self._call_by_name()
         for end, record in self._iter_ends():
@@ -257,7 +258,9 @@ class _Work:
 
     def _make_pairs(self, pairs: list[tuple[_End, _End]]) -> None:
         for who, several in _by_identity(pairs, lambda pair: pair[0].credentials):
-            _act(partial(_socketpairs, several), who)
+            for kind, alike in groupby(several, lambda pair: pair[0].kind):
+                places = [(one.sock, other.sock) for one, other in alike]
+                self._makers.make_pairs(kind, places, who)
 
     def _make_connections(self, pairs: list[tuple[_End, _End]]) -> None:
         """Make connections through listeners of ours, which have the names of those that were."""
@@ -268,7 +271,7 @@ class _Work:
             ]
             with sockopts.new_socket(_AF_UNIX, kind) as listener:
                 bind(listener, name)
-                _listen(listener, _AT_ONCE, who)
+                self._makers.listen(listener, _AT_ONCE, who)
                 for start in range(0, len(own), _AT_ONCE):
                     self._connect_all(own[start : start + _AT_ONCE], listener)
 
@@ -277,7 +280,7 @@ class _Work:
             self._bind(client)
         with address_of(listener) as address:
             for who, several in _by_identity(pairs, lambda pair: pair[0].credentials):
-                _act(partial(_connect, [client.sock for _, client in several], address), who)
+                self._makers.connect([client.sock for _, client in several], address, who)
                 for accepted, _ in several:
                     fd, _ = listener._accept()  # type: ignore[attr-defined]
                     os.dup2(fd, accepted.sock.fileno(), inheritable=False)
@@ -330,7 +333,7 @@ class _Work:
             return
         with address_of(end.sock) as address:
             for who, several in _by_identity(clients, _client_of):
-                _act(partial(_connect, [client.sock for client in several], address), who)
+                self._makers.connect([client.sock for client in several], address, who)
 
     # ---- 6: what waits to be read
 
@@ -421,28 +424,3 @@ def _by_identity(
     """Yield runs of items that the same one does, in their order."""
     for who, several in groupby(items, identity):
         yield who, list(several)
-
-
-def _act(do: Callable[[], object], who: Identity) -> None:
-    if who.is_known:
-        act(do, who)
-    else:
-        do()
-
-
-def _socketpairs(pairs: list[tuple[_End, _End]]) -> None:
-    """Make pairs and put them over the place holders."""
-    for one, other in pairs:
-        made = socketpair(_AF_UNIX, one.kind | os.O_CLOEXEC)
-        for new, end in zip(made, (one, other), strict=True):
-            os.dup2(new.fileno(), end.sock.fileno(), inheritable=False)
-            new.close()
-
-
-def _listen(sock: Socket, backlog: int, who: Identity) -> None:
-    _act(partial(sock.listen, backlog), who)
-
-
-def _connect(socks: list[Socket], address: bytes) -> None:
-    for sock in socks:
-        sock.connect(address)
