@@ -41,7 +41,7 @@ def embryo():
     """Lend a process with many threads as if it were one under construction."""
     with threads() as child:
         with stopped(child) as (frozen, lent):
-            yield Embryo(frozen.pid, frozen.leader, frozen.tasks, lent)
+            yield Embryo(frozen.pid, frozen.pid, frozen.leader, frozen.tasks, lent)
         assert child.communicate("go on\n")[0] == "ended well\n"
 
 

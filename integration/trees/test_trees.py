@@ -304,16 +304,25 @@ pid = child(traced)
         assert places(work.pid) == stood
 
 
+@contextlib.contextmanager
+def taking(pid):
+    """Run somebody who has that number, which is free."""
+    while True:
+        Path("/proc/sys/kernel/ns_last_pid").write_text(str(pid - 1))
+        with subprocess.Popen(["sleep", "1000"]) as taker:
+            try:
+                # Somebody else on this machine may be given the number first, and end soon.
+                if taker.pid == pid:
+                    yield
+                    return
+            finally:
+                taker.kill()
+
+
 def test_a_pid_of_a_child_that_is_taken_leaves_nobody(tmp_path):
     image = tmp_path / "image"
     with Tree(python("pid = child()")) as work:
         dump(work.pid, image)
         pid = int(work.ask("pid"))
-    with contextlib.ExitStack() as stack:
-        Path("/proc/sys/kernel/ns_last_pid").write_text(str(pid - 1))
-        taker = stack.enter_context(subprocess.Popen(["sleep", "1000"]))
-        stack.callback(taker.kill)
-        if taker.pid != pid:
-            pytest.skip("the number was given to somebody else meanwhile")
-        with nobody_left(work.pid):
-            assert str(pid) in refused(41, "restore", image)
+    with taking(pid), nobody_left(work.pid):
+        assert str(pid) in refused(41, "restore", image)
