@@ -91,10 +91,11 @@ def recapture(resource: Resource[Any], of: Embryo) -> Any:
     class FrozenEmbryo:
         pid: Pid
         leader: Any
-        sleeps: dict[Any, Any]
+        sleeps: dict[Any, Any] = attrs.field(factory=dict)
+        texts: dict[str, bytes] = attrs.field(factory=dict)
 
     stopped: Any = Stopped(
-        FrozenEmbryo(of.pid, of.leader, {}),  # type: ignore[arg-type]
+        FrozenEmbryo(of.pid, of.leader),  # type: ignore[arg-type]
         of.leader,
         FEATURES,
         {},
