@@ -53,6 +53,11 @@ bench: $(STAMP) ## ckpt beside CRIU: freeze, wall, bytes, restore (ARGS="--json 
 	@$(PACKAGES) $(BENCH_PACKAGES)
 	@$(BIN)/python -m integration.bench $(ARGS)
 
+.PHONY: bench-migrate
+bench-migrate: $(STAMP) ## How long services are away while they move (ARGS="redis --runs 2 --mib 256")
+	@$(PACKAGES) $(BENCH_PACKAGES) nftables iproute2
+	@$(BIN)/python -m integration.migrate.bench $(ARGS)
+
 .PHONY: bench-plots
 bench-plots: $(STAMP) ## Draw how cost grows into integration/bench/results (ARGS="threads fds")
 	@$(PACKAGES) $(BENCH_PACKAGES)
