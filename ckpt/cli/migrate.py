@@ -159,5 +159,7 @@ def _as_json(result: MigrateResult) -> dict[str, object]:
         "wall_ms": round(result.wall_ms, 3),
         "sent_bytes": result.sent_bytes,
         "rounds": [{"pages": done.n_pages, "ms": round(done.ms, 3)} for done in result.rounds],
+        "ahead_bytes": result.ahead_bytes,
+        "late_bytes": result.late_bytes,
         "warnings": list(result.warnings),
     }

@@ -17,7 +17,7 @@ import attrs
 from ckpt.engine.fill import fill
 from ckpt.engine.growing import Growing, end_leader
 from ckpt.engine.guard import Lazy, Server, start_server, watching
-from ckpt.engine.inheriting import NOTHING, Inheritance, inheritance, plan_fill
+from ckpt.engine.inheriting import NOTHING, Inheritance, inheritance, plan_fill, stored
 from ckpt.engine.prefilling import Prefilled
 from ckpt.engine.rebuilding import in_order, run_in_rounds
 from ckpt.engine.records import ProcessImage, ThreadImage, TreeImage
@@ -36,7 +36,7 @@ from ckpt.resources.mapping_calls import drop
 from ckpt.resources.memory import MEMORY
 from ckpt.resources.registry import PROCESS, THREAD
 from ckpt.tracker.populated import iter_ranges
-from ckpt.tracker.spans import Spans
+from ckpt.tracker.spans import Spans, total_bytes
 from ckpt.units import Pid, RemoteFd, Tid
 
 _THREAD_FLAGS = (
@@ -85,6 +85,10 @@ class Building:
     servers: list[Server] = attrs.Factory(list)
     seen_as: Mapping[int, Pid] = attrs.Factory(dict)
     """See `Rebuilt.seen_as`."""
+    ahead_bytes: int = 0
+    """Of the memory that is filled at once: what was there before, or is a parent's."""
+    late_bytes: int = 0
+    """The rest of it, which `build` has filled."""
 
     def build(self, nursery: Nursery) -> None:
         """Make all processes and threads, and give each its state; only our arenas are left.
@@ -96,7 +100,7 @@ class Building:
             RestoreFailed: the kernel refused something.
         """
         self.seen_as = nursery.seen_as
-        Growing(self.tree, nursery, self._give_memory, self._give_terminal).grow()
+        Growing(self.tree, nursery).grow(self._give_memory, self._give_terminal)
         parts = self.parts.values()
         for part in parts:
             self._finish(part)
@@ -120,6 +124,7 @@ class Building:
         part = self.parts[image.pid]
         part.embryo = embryo
         if part.prefilled:
+            part.prefilled.embryo = embryo
             part.prefilled.rescue(image.resources["memory"], part.at_once)
         maker = self.parts.get(embryo.maker) if embryo.maker else None
         # What is filled only later is nothing yet that a child could keep.
@@ -171,9 +176,14 @@ class Building:
                 if part.prefilled
                 else plan_fill(part.at_once, keep, part.inheritance)
             )
+            all_bytes = total_bytes(stored(part.at_once))
             if pages is None:
+                self.late_bytes += all_bytes
                 fill(embryo, self.reader, part.at_once, vmas)
                 return
+            late_bytes = total_bytes(pages.write)
+            self.late_bytes += late_bytes
+            self.ahead_bytes += all_bytes - late_bytes
             if pages.drop:
                 embryo.run_checked("dropping memory", [drop(*span) for span in pages.drop])
             fill(embryo, self.reader, part.at_once.clip(iter_ranges(pages.write)), vmas, pages.over)

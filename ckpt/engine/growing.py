@@ -5,15 +5,15 @@
      │  └ ...
      └ zombie       born, put into its session and group, ended as it ended
 
-A child is made when its parent has its memory, keeps what is its own too, and replaces the rest.
-Groups come last, when all their members exist.
+A child is made when its parent has its memory, keeps what is its own too, and replaces the rest; or
+ahead of that (`grow_ahead`), and has nothing of it. Groups come last, when all their members exist.
 """
 
 import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import attrs
 
@@ -29,11 +29,13 @@ from ckpt.process.remote import Call, In, call
 from ckpt.process.seed import Embryo, Nursery, see_off
 from ckpt.process.task import ALL_SIGNALS
 from ckpt.process.tree import has_ended, is_zombie
+from ckpt.resources.registry import takes_terminal
 from ckpt.units import Pid
 
 _NAP_S = 0.0002
 _END_S = 5.0
 _WALL = 0x4000_0000
+_NOTHING = CloneFlag(0)
 
 
 @attrs.define(repr=False)
@@ -42,19 +44,54 @@ class Growing:
 
     tree: TreeImage
     nursery: Nursery
-    give_memory: Callable[[ProcessImage, Embryo], None]
-    give_terminal: Callable[[ProcessImage], None]
-    """Called of the leader of a session that has no other members yet."""
     family: Family = attrs.field(init=False)
-    _ended: frozenset[Pid] = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         """See who belongs where."""
         self.family = family_of(self.tree)
-        self._ended = frozenset(zombie.pid for zombie in self.tree.zombies)
 
-    def grow(self) -> None:
-        """Make everybody; the root's embryo is there.
+    def grow_ahead(self) -> None:
+        """Make those for whom it is enough to know who they are; the root's embryo is there.
+
+        They share their descriptors, and have no memory yet.
+
+        Raises:
+            PidTaken: a number is in use.
+            RestoreFailed: the kernel refused something.
+        """
+        for process in self.tree.processes:
+            if process.pid in self.nursery.embryos:
+                self._bear_ahead(process)
+
+    def _bear_ahead(self, process: ProcessImage) -> None:
+        embryo = self.nursery.embryos[process.pid]
+        births = self.family.births(process.pid)
+        if not self._bear_those_alone(embryo, births.before_leaving):
+            # Whoever is missing must be born before it leaves.
+            return
+        if self.family.leads_session(process.pid):
+            if takes_terminal(process.resources):
+                return
+            _leave(embryo)
+        self._bear_those_alone(embryo, births.after)
+
+    def _bear_those_alone(self, parent: Embryo, pids: Sequence[Pid]) -> bool:
+        """Make those that share nothing; tell whether that was all."""
+        alone = [pid for pid in pids if pid not in self.family.shares]
+        for pid in alone:
+            self._bear(parent, pid, CloneFlag.FILES)
+        return len(alone) == len(pids)
+
+    def grow(
+        self,
+        give_memory: Callable[[ProcessImage, Embryo], None],
+        give_terminal: Callable[[ProcessImage], None],
+    ) -> None:
+        """Make everybody who is not there; the root's embryo is.
+
+        Args:
+            give_memory: called of each, before it bears anybody.
+            give_terminal: called of the leader of a session that has no other members yet.
 
         Raises:
             PidTaken: a number is in use.
@@ -63,21 +100,30 @@ class Growing:
         # Each stands behind its parent, who has made it when its turn comes.
         for process in self.tree.processes:
             embryo = self.nursery.embryos[process.pid]
-            self.give_memory(process, embryo)
+            give_memory(process, embryo)
             births = self.family.births(process.pid)
-            for pid in births.before_leaving:
-                self._bear(embryo, pid)
+            self._bear_missing(embryo, births.before_leaving, before=True)
             if self.family.leads_session(process.pid):
-                embryo.run_checked("making a session", [call(NR.setsid)])
-                self.give_terminal(process)
-            for pid in births.after:
-                self._bear(embryo, pid)
+                _leave(embryo)
+                give_terminal(process)
+            self._bear_missing(embryo, births.after)
+        for zombie in self.tree.zombies:
+            if self.family.leads_session(zombie.pid):
+                _leave(self.nursery.embryos[zombie.pid])
         self._make_groups()
         for zombie in self.tree.zombies:
             self._end(zombie)
 
-    def _bear(self, parent: Embryo, pid: Pid) -> None:
-        exit_signal, flags = max(self.family.places[pid].exit_signal, 0), CloneFlag(0)
+    def _bear_missing(self, parent: Embryo, pids: Sequence[Pid], *, before: bool = False) -> None:
+        for pid in pids:
+            if pid in self.nursery.embryos:
+                continue
+            if before and parent.leads_session:
+                raise RestoreFailed(f"making process {pid}", "its parent has left its session")
+            self._bear(parent, pid)
+
+    def _bear(self, parent: Embryo, pid: Pid, flags: CloneFlag = _NOTHING) -> None:
+        exit_signal = max(self.family.places[pid].exit_signal, 0)
         maker = self.family.find_maker(pid)
         if maker is None:
             raise RestoreFailed(
@@ -85,12 +131,10 @@ class Growing:
             )
         if maker != parent.number:
             # The kernel gives it the exit signal of its maker.
-            parent, exit_signal, flags = self.nursery.embryos[maker], 0, CloneFlag.PARENT
+            parent, exit_signal, flags = self.nursery.embryos[maker], 0, flags | CloneFlag.PARENT
         if pid in self.family.shares:
             flags |= self.family.shares[pid].flags()
-        embryo = self.nursery.bear(parent, pid, exit_signal, flags)
-        if pid in self._ended and self.family.leads_session(pid):
-            embryo.run_checked("making a session", [call(NR.setsid)])
+        self.nursery.bear(parent, pid, exit_signal, flags)
 
     def _make_groups(self) -> None:
         with self._helpers():
@@ -113,7 +157,7 @@ class Growing:
         yield
         for parent, group in made:
             self.nursery.end(group)
-            parent.run_checked("reaping a helper", [call(NR.wait4, group, 0, _WALL, 0)])
+            reap(parent, group, 0)
 
     def _end(self, zombie: ZombieImage) -> None:
         """Let a process end as the image says, and its parent not be told a second time."""
@@ -133,6 +177,20 @@ class Growing:
         sig = zombie.place.exit_signal
         if sig > 0:
             parent.run([_take_signal(sig)])
+
+
+def reap(parent: Embryo, pid: Pid, exit_signal: int) -> None:
+    """Have its parent wait for a child of its that has ended, and not be told by a signal too."""
+    parent.run_checked("reaping a process", [call(NR.wait4, pid, 0, _WALL, 0)])
+    if exit_signal > 0:
+        parent.run([_take_signal(exit_signal)])
+
+
+def _leave(embryo: Embryo) -> None:
+    """Let it make a session of its own, if it has not."""
+    if not embryo.leads_session:
+        embryo.run_checked("making a session", [call(NR.setsid)])
+        embryo.leads_session = True
 
 
 def end_leader(image: ProcessImage, embryo: Embryo) -> None:

@@ -1,50 +1,40 @@
 """A process under construction whose memory comes while its original still runs elsewhere.
 
-The root's embryo is made from what a first look had told of it; anonymous memory is mapped where it
-will lie, and filled as pages arrive, in the order in which they were copied: the last one stays.
-When all is known, `resources/remapping` says which of it is as it must be. So what is left to do
-does not grow with the memory.
+Its embryo is made from what a first look had told of it; anonymous memory is mapped where it will
+lie, and filled as pages arrive, in the order in which they were copied: the last one stays. When
+all is known, `resources/remapping` says which of it is as it must be. So what is left to do does
+not grow with the memory.
 
     rounds     [heap          ]  [thread stacks]  [new   ]     mapped when pages for it come
     aside      files, what is shared: kept as frames, filled at the end
     at last    [heap               ] [stacks   ]   rescued     kept; or, if it was mapped otherwise
                                                                in the end, read and written again
 
-Neighbours: `standing` takes the embryo over, `building` fills what is left.
+Neighbours: `ground` has those of a whole tree, `building` fills what is left.
 """
 
 import contextlib
-import os
-import resource
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import attrs
 
 from ckpt.engine.inheriting import stored
-from ckpt.engine.layout import choose_arena, spans_of
-from ckpt.engine.records import TreeImage
 from ckpt.errors import RestoreFailed
 from ckpt.image.runs import ResolvedRuns
 from ckpt.kernel import process_vm
-from ckpt.kernel.arch import NR
 from ckpt.kernel.features import Features
-from ckpt.kernel.pidfd import pidfd_open
-from ckpt.process.remote import call
-from ckpt.process.seed import ClockOffsets, Embryo, Nursery, plant
+from ckpt.process.seed import Embryo
 from ckpt.resources.base import Rebuilt, be_silent
 from ckpt.resources.mapping_calls import bear
 from ckpt.resources.memory import MEMORY, MemoryRecord, mappings_of
-from ckpt.resources.registry import stays_in_ours
 from ckpt.resources.remapping import Mapping, Pages, plan_pages, plan_remapping
 from ckpt.resources.vmas import PROT_READ, PROT_WRITE, VmaRecord
 from ckpt.tracker.spans import Spans, intersect, join, subtract
-from ckpt.units import AddrRange, Fd, Pid, RemoteAddr
+from ckpt.units import AddrRange, RemoteAddr
 
 Piece = tuple[RemoteAddr, int, int]
 """Address, offset in a frame, length."""
-_US_AT = Fd(3)
-"""Where the embryo has a pidfd of ours: it takes what it inherits from us by that, at the end."""
 
 
 @attrs.define(repr=False)
@@ -125,7 +115,19 @@ class Prefilled:
             wanted: its pages.
         """
         keep = plan_remapping(self.mapped, mappings_of(record)).keep
-        for start, end in subtract(intersect(self.there, stored(wanted)), keep):
+        self._read(subtract(intersect(self.there, stored(wanted)), keep))
+
+    def move_out(self, wanted: ResolvedRuns) -> None:
+        """Read all that is there: the process will be made anew, and its memory written again.
+
+        Args:
+            wanted: its pages, as they must be in the end.
+        """
+        self._read(intersect(self.there, stored(wanted)))
+        self.mapped, self._room, self._filled, self._new = [], [], [], []
+
+    def _read(self, spans: Spans) -> None:
+        for start, end in spans:
             content = bytearray(end - start)
             span = AddrRange(RemoteAddr(start), RemoteAddr(end))
             if process_vm.readv(self.embryo.pid, [span], content) < len(content):
@@ -163,82 +165,22 @@ def _near(spans: Spans, wanted: Spans) -> Spans:
     return spans[max(first, 0) : bisect_right(spans, (wanted[-1][1],))]
 
 
-@attrs.define(repr=False)
-class Ground:
-    """What is there of a tree before all is known of it."""
-
-    nursery: Nursery
-    arena: AddrRange
-    prefilled: Prefilled
-    """Of the root."""
-
-    def highest_on_the_way(self, n_fds: int) -> int:
-        """Return which number is the highest that so many descriptors have before they are placed.
-
-        They come to the lowest that are free; what they are moved to must lie above.
-        """
-        return n_fds + int(_US_AT)
-
-    def begin(self, tree: TreeImage, fds: dict[Fd, Fd]) -> None:
-        """Have the root take descriptors of ours, that it could not be born with.
-
-        Args:
-            tree: all of it, as it must be.
-            fds: number there -> descriptor here.
-
-        Raises:
-            RestoreFailed: the tree cannot be built on this; or the kernel refused something.
-        """
-        root = self.nursery.root
-        spans = [(v.start, v.end) for p in tree.processes for v in p.resources["memory"].vmas]
-        taken = intersect(join(spans), [(int(self.arena.start), int(self.arena.end))])
-        if tree.root.pid != root.number or taken:
-            raise RestoreFailed("going on from what was prepared", "the tree has become another")
-        step = "taking over descriptors"
-        asked = [call(NR.pidfd_getfd, _US_AT, here, 0) for here in fds.values()]
-        replies = root.run_checked(step, asked)
-        moves = []
-        for there, reply in zip(fds, replies, strict=True):
-            moves.append(call(NR.dup3, reply.value, there, 0))
-            moves.append(call(NR.close, reply.value))
-        root.run_checked(step, [*moves, call(NR.close, _US_AT)])
-
-
-@contextlib.contextmanager
-def prepared(
-    tree: TreeImage, features: Features, offsets: ClockOffsets | None
-) -> Iterator[Ground | None]:
-    """Make the embryo of a root ahead, with room for its memory; None where that cannot be.
+def prefilled(embryo: Embryo, record: MemoryRecord, features: Features) -> Prefilled:
+    """Map what can be filled ahead, and nothing else.
 
     Args:
-        tree: as it was when it was looked at.
+        embryo: of the process.
+        record: of its memory, as it was when it was looked at.
         features: of this kernel.
-        offsets: see `plant`.
 
     Raises:
-        PidTaken: its number is in use.
-        RestoreFailed: the kernel refused something.
+        RestoreFailed: the kernel refused some of it.
     """
-    record: MemoryRecord = tree.root.resources["memory"]
-    if not stays_in_ours(tree.root.resources):
-        yield None
-        return
-    vmas = [vma for one in tree.processes for vma in one.resources["memory"].vmas]
-    arena_at = choose_arena(spans_of(vma.span for vma in vmas))
-    # Its numbers for what it inherits will lie above those that the tree has, however many.
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    us = pidfd_open(Pid(os.getpid()))
-    try:
-        with plant(tree.root.pid, {_US_AT: us}, offsets, arena_at) as nursery:
-            ahead = tuple(vma for vma in record.vmas if vma.special or _comes_ahead(vma))
-            aside = [(v.start, v.end) for v in record.vmas if not (v.special or _comes_ahead(v))]
-            begun = attrs.evolve(record, vmas=ahead, guards=())
-            _map(nursery.root, begun, features)
-            prefilled = Prefilled(nursery.root, mappings_of(begun), join(aside))
-            yield Ground(nursery, arena_at, prefilled)
-    finally:
-        os.close(us)
+    ahead = tuple(vma for vma in record.vmas if vma.special or _comes_ahead(vma))
+    aside = [(v.start, v.end) for v in record.vmas if not (v.special or _comes_ahead(v))]
+    begun = attrs.evolve(record, vmas=ahead, guards=())
+    _map(embryo, begun, features)
+    return Prefilled(embryo, mappings_of(begun), join(aside))
 
 
 def _comes_ahead(vma: VmaRecord) -> bool:

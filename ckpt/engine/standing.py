@@ -24,11 +24,11 @@ import attrs
 
 from ckpt.engine.building import Building, Part
 from ckpt.engine.content_files import Contents
+from ckpt.engine.ground import Ground
 from ckpt.engine.home import Home, home_of
 from ckpt.engine.identity import read_exec_id
 from ckpt.engine.layout import choose_arena, number_inherited, spans_of
 from ckpt.engine.pages import own_mappings
-from ckpt.engine.prefilling import Ground
 from ckpt.engine.preparing import Files, arriving, check_host, opened
 from ckpt.engine.records import TreeImage
 from ckpt.engine.tracking import drop_epoch, tracking
@@ -159,8 +159,9 @@ def standing(
         for pid, part in building.parts.items():
             part.inherited = inherited(pid)
         if ground is not None:
-            ground.begin(tree, fds)
-            building.parts[tree.root.pid].prefilled = ground.prefilled
+            ground.begin(tree, fds, {pid: part.at_once for pid, part in building.parts.items()})
+            for pid, prefilled in ground.prefilled.items():
+                building.parts[pid].prefilled = prefilled
             building.build(ground.nursery)
             yield Standing(building, files, contents, home)
             return

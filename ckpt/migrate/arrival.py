@@ -21,7 +21,7 @@ from typing import TypeVar
 import attrs
 
 from ckpt.engine.building import Building, part_at_once
-from ckpt.engine.prefilling import Ground, prepared
+from ckpt.engine.ground import Ground, prepared
 from ckpt.engine.preparing import check_host
 from ckpt.engine.records import TreeImage, decode_tree, encode_tree
 from ckpt.engine.standing import Standing, contents_of, standing
@@ -282,7 +282,13 @@ def _let_go(work: _Work, stands: Standing) -> Running:
         stands.finish()
         stands.let_go()
     finish_ms = (time.monotonic() - begun_s) * 1000
-    return Running(pids[0], finish_ms, tuple(printable(text)[:500] for text in work.warnings[:50]))
+    return Running(
+        pids[0],
+        finish_ms,
+        tuple(printable(text)[:500] for text in work.warnings[:50]),
+        stands.building.ahead_bytes,
+        stands.building.late_bytes,
+    )
 
 
 def _answer(work: _Work, channel: Channel, running: Running) -> None:

@@ -179,6 +179,10 @@ class Running(Message):
     pid: int
     finish_ms: float
     warnings: tuple[str, ...] = ()
+    ahead_bytes: int = 0
+    """Of its memory: what was in place before it stood still."""
+    late_bytes: int = 0
+    """And after."""
 
 
 @message(26)

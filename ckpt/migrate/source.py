@@ -91,6 +91,10 @@ class MigrateResult:
     """The same, as it was expected when the last round was over."""
     wall_ms: float
     warnings: tuple[str, ...]
+    ahead_bytes: int
+    """Of the memory of the tree: what was in place there before it stood still."""
+    late_bytes: int
+    """And what was put there after."""
 
 
 @attrs.define(repr=False)
@@ -211,6 +215,8 @@ def migrate(
         expected_ms=expected.downtime_ms,
         wall_ms=(time.monotonic() - started_s) * 1000,
         warnings=tuple(warnings),
+        ahead_bytes=running.ahead_bytes,
+        late_bytes=running.late_bytes,
     )
 
 

@@ -1,6 +1,6 @@
 """Page frames on their way in: put in place by threads, or kept for the end.
 
-    Pages ──> where do they belong? ──> memory of the embryo      decoded and written, by threads
+    Pages ──> where do they belong? ──> memory of an embryo       decoded and written, by threads
                                     └─> anywhere else             kept as they came (`arriving`)
 
 The frames of one round have no page in common, so their order does not matter; between rounds all
@@ -15,7 +15,8 @@ from functools import partial
 from types import TracebackType
 from typing import Self
 
-from ckpt.engine.prefilling import Ground, Piece
+from ckpt.engine.ground import Ground
+from ckpt.engine.prefilling import Piece, Prefilled
 from ckpt.engine.records import space_name
 from ckpt.errors import ProtocolError
 from ckpt.image.arriving import Arriving
@@ -29,6 +30,8 @@ _THREADS = 2
 _FRAMES = 16
 """How far the source can be ahead of us."""
 _PLACE_BYTES = 24
+_Parts = list[tuple[Prefilled, list[Piece]]]
+"""Which pieces of a frame go where."""
 
 
 class Taking:
@@ -40,9 +43,9 @@ class Taking:
         """Put pages on `ground`, if there is one; keep all frames with `keeps`."""
         self._channel = channel
         self.arriving = arriving
-        self._ground = ground
         self._keeps = keeps
-        self._space = space_name(ground.nursery.root.number) if ground else ""
+        rooms = ground.prefilled if ground else {}
+        self._rooms = {space_name(pid): prefilled for pid, prefilled in rooms.items()}
         self._buffers = FrameBuffers(_FRAMES)
         self.place = self._buffers.take
         """For `Channel.receive`."""
@@ -58,33 +61,36 @@ class Taking:
         """
         places = list(self._iter_places(pages))
         n_bytes = sum(end - start for _, start, end in places)
-        pieces = self._plan(places)
-        comes_ahead = sum(len_bytes for _, _, len_bytes in pieces)
-        keep = comes_ahead < n_bytes or self._keeps
+        parts = self._plan(places)
+        ahead_bytes = sum(len_bytes for _, pieces in parts for _, _, len_bytes in pieces)
+        keep = ahead_bytes < n_bytes or self._keeps
         self.arriving.append(pages.frame, n_bytes // mmap.PAGESIZE, keep=keep)
-        if not pieces:
+        if not parts:
             self._buffers.give_back(pages.frame.stored)
             return
         while self._pending and self._pending[0].is_done:
             self._pending.popleft().wait()
-        self._pending.append(self._workers.submit(partial(self._put, pages.frame, pieces, n_bytes)))
+        self._pending.append(self._workers.submit(partial(self._put, pages.frame, parts, n_bytes)))
 
-    def _plan(self, places: list[tuple[str, int, int]]) -> list[Piece]:
-        if self._ground is None:
-            return []
-        ours: list[tuple[int, int, int]] = []
+    def _plan(self, places: list[tuple[str, int, int]]) -> _Parts:
+        """Return what of a frame is put in place ahead."""
+        of_space: dict[str, list[tuple[int, int, int]]] = {}
         at = 0
         for space, start, end in places:
-            if space == self._space:
-                ours.append((start, end, at))
+            of_space.setdefault(space, []).append((start, end, at))
             at += end - start
-        return self._ground.prefilled.plan(ours)
+        parts = [
+            (self._rooms[space], self._rooms[space].plan(own))
+            for space, own in of_space.items()
+            if space in self._rooms
+        ]
+        return [(room, pieces) for room, pieces in parts if pieces]
 
-    def _put(self, frame: EncodedFrame, pieces: list[Piece], n_bytes: int) -> None:
-        assert self._ground is not None
+    def _put(self, frame: EncodedFrame, parts: _Parts, n_bytes: int) -> None:
         try:
             raw = memoryview(decode_frame(frame.stored, frame.encoding, n_bytes))
-            self._ground.prefilled.put(raw, pieces)
+            for room, pieces in parts:
+                room.put(raw, pieces)
         except ValueError as error:
             raise ProtocolError(peer=self._channel.peer, reason=f"a frame: {error}") from error
         finally:

@@ -77,6 +77,8 @@ class Embryo:
     arena: Arena
     maker: Pid | None = None
     """Of whose memory it was made a clone, if that is one of the tree."""
+    leads_session: bool = False
+    """It has made one of its own."""
 
     @property
     def reachable_as(self) -> Pid:

@@ -92,6 +92,11 @@ def external_keys(processes: Iterable[Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(keys))
 
 
+def takes_terminal(resources: Mapping[str, Any]) -> bool:
+    """Tell whether a process takes a controlling terminal, before its session has other members."""
+    return bool(resources[TERMINAL.name].leads)
+
+
 def clock_offsets(resources: Mapping[str, Any]) -> ClockOffsets | None:
     """Return what a new time namespace must add, so that the clocks go on; None: stay in ours."""
     record = resources.get(clocks.CLOCKS.name)
