@@ -54,6 +54,7 @@ from ckpt.migrate.messages import (
 )
 from ckpt.migrate.session import Session
 from ckpt.migrate.taking import Taking
+from ckpt.process.tree import read_boot_id
 from ckpt.process.uninterrupted import uninterrupted
 from ckpt.resources.base import RestoreOptions
 from ckpt.resources.registry import entered
@@ -94,6 +95,9 @@ class _Work:
     tree: TreeImage = attrs.field(init=False)
     """As it was when it was offered."""
 
+    is_near: bool = False
+    """The source has this very kernel."""
+
     def restore_options(self) -> RestoreOptions:
         """Return what the resources are restored with."""
         return RestoreOptions(
@@ -101,6 +105,7 @@ class _Work:
             no_cgroups=self.options.no_cgroups,
             on_arrival=self.options.on_arrival,
             original_stands=True,
+            original_is_near=self.is_near,
             warn=self.warnings.append,
         )
 
@@ -154,6 +159,7 @@ def _check(work: _Work) -> None:
     """Check this host against the offer; what has no name is made for that, and taken back."""
     manifest = _decode(work, work.offer.manifest)
     tree = work.tree = _tree_of(work, manifest)
+    work.is_near = manifest.host.get("boot_id") == read_boot_id()
     with contents_of(tree) as contents:
         options = attrs.evolve(
             work.restore_options(),

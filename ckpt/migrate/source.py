@@ -48,7 +48,7 @@ from ckpt.migrate.policy import Decision, Goal, HandOver, PreCopy, tell_nobody
 from ckpt.migrate.sending import Sender
 from ckpt.migrate.witness import attended
 from ckpt.process.freezer import DEFAULT_TIMEOUT_S
-from ckpt.process.tree import reachable_as, refuse_untouchable
+from ckpt.process.tree import reachable_as, read_boot_id, refuse_untouchable
 from ckpt.resources.base import CaptureOptions, be_silent
 from ckpt.tracker.base import TrackerName
 from ckpt.tracker.choose import AUTO, choose_tracker
@@ -136,7 +136,10 @@ class _Work:
             reason="",
             freeze_ms=0.0,
             wall_ms=0.0,
-            host={"kernel_release": self.features.kernel_release},
+            host={
+                "kernel_release": self.features.kernel_release,
+                "boot_id": read_boot_id(),
+            },
             records=records,
             spaces=spaces or {},
             page_files=files,

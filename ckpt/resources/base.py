@@ -262,6 +262,8 @@ class RestoreOptions:
     original_stands: bool = False
     """The processes that the image is of still live, on another host, and will end before what is
     restored runs: what is theirs alone is not in the way."""
+    original_is_near: bool = False
+    """And that host has this very kernel: what exists once in a kernel is the same for both."""
     contents: Mapping[str, str] = attrs.field(factory=dict)
     """Files that the restorer has made, since the image holds their content: by their keys
     (`FileIdentity.content`), and by the names of those that have one; where to open them now."""

@@ -102,3 +102,45 @@ def test_what_the_root_made_itself_says_so_there(hosts, tmp_path):
     work = live(hosts, tmp_path)(work)
     assert work.ask("who?") == before
     work.close()
+
+
+HOLDING = {
+    "flock": ("fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)", ""),
+    "exclusive flock": ("fcntl.flock(file, fcntl.LOCK_EX)", "had a lock on it that is held"),
+    "POSIX": ("fcntl.lockf(file, fcntl.LOCK_EX, 5, 3)", "had a lock on it that is held"),
+    "OFD": (
+        "fcntl.fcntl(file, 37, struct.pack('hhqqi', fcntl.F_WRLCK, 0, 3, 4, 0))",
+        "had a lock on it that is held",
+    ),
+    "lease": ("fcntl.fcntl(os.open('file', 0), 1024, fcntl.F_RDLCK)", "had a lease on it"),
+    "fifo": ("os.mkfifo('fifo'); fifo = os.open('fifo', os.O_RDWR)", "on this very kernel"),
+}
+HOLD = """
+import fcntl, os, struct
+open("file", "w").write("content")
+file = open("file", "r{}")
+{}
+print("ready", flush=True)
+while word := input():
+    print(word, flush=True)
+"""
+
+
+@pytest.mark.parametrize("what", HOLDING)
+def test_what_the_original_holds_until_its_end_is_named(what, hosts, tmp_path):
+    """Where both hosts have one file system, or one kernel."""
+    hold, refusal = HOLDING[what]
+    program = HOLD.format("" if what == "lease" else "+", hold)
+    work = hosts.a.start([sys.executable, "-c", program], cwd=tmp_path)
+    assert work.line() == "ready"
+    if not refusal:
+        work = live(hosts, tmp_path)(work)
+    else:
+        with Receiving(hosts.b, tmp_path / "token") as there:
+            words = ["migrate", "--pid", str(work.pid), "--to", there.listens]
+            refused = hosts.a.ckpt(*words, "--token-file", tmp_path / "token")
+            assert refused.returncode == 55
+            assert refusal in refused.stderr
+            there.wait()
+    assert work.ask("still here") == "still here"
+    work.close()

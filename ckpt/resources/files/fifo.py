@@ -12,6 +12,8 @@ One that is deleted is made again in its directory, for as long as it takes to o
 
 Kernel: fifo(7), fcntl(2) F_GETPIPE_SZ and F_SETPIPE_SZ, tee(2), poll(2).
 
+Refused where its original still has it open on the same kernel (`original_is_near`).
+
 Refused before the target is stopped: one that another process has open too (unless it is a standard
 stream, see `external`), and one that is deleted with its directory. Who waits for a partner in
 open(2) has nothing open yet, and is not seen. To copy what waits in one that has no reader, we are
@@ -167,7 +169,7 @@ def _read_content(fd: Fd, capacity_bytes: int, *, is_reader: bool) -> bytes:
         os.close(reader)
 
 
-def check_files(record: FifoRecord, _flags: int, _options: RestoreOptions) -> Iterator[Problem]:
+def check_files(record: FifoRecord, _flags: int, options: RestoreOptions) -> Iterator[Problem]:
     """See `Kind.check_files`."""
     if record.deleted:
         folder = os.path.dirname(record.path)
@@ -177,12 +179,18 @@ def check_files(record: FifoRecord, _flags: int, _options: RestoreOptions) -> It
             )
         return
     try:
-        mode = os.stat(record.path).st_mode
+        status = os.stat(record.path)
     except OSError as error:
         yield Problem(f"cannot be opened ({error.strerror})", "make it again (mkfifo)")
         return
-    if not stat.S_ISFIFO(mode):
+    if not stat.S_ISFIFO(status.st_mode):
         yield Problem("is no named pipe any more", "make it again (mkfifo)")
+    elif options.original_is_near and status.st_ino == record.fifo:
+        # What is in it is in it already, and who reads there would hear of us.
+        yield Problem("is a named pipe that its original has open on this very kernel", _APART)
+
+
+_APART = "use 'ckpt dump --kill' and 'ckpt restore' between such hosts"
 
 
 def open_again(record: FifoRecord, flags: int, opening: Opening) -> Fd:

@@ -13,6 +13,9 @@ Kernel: fcntl_locking(2), flock(2), proc_pid_fdinfo(5), fs/locks.c (`show_fd_loc
 
 A lease tells its owner by a signal that somebody wants to open the file (see `owners`).
 
+Refused where the original still holds them, on a file system that both hosts have: it keeps them
+until it has ended, and that is later (`find_held`).
+
 Refused before the target is stopped: a lease that is being broken, delegations, mandatory locks. A
 lock that another process has taken meanwhile fails the restore, so does a lease on a file that
 somebody has open in a way that it excludes. Between the end of the old process and the restore
@@ -20,8 +23,10 @@ nothing holds the locks.
 """
 
 import fcntl
+import os
+import stat
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import attrs
 
@@ -117,6 +122,43 @@ def capture(file: OpenFile) -> tuple[LockRecord, ...]:
         # What stands in for a file that is gone (`external`) is captured whatever is held on that.
         if not _refuse(lock)
     )
+
+
+def find_held(locks: Iterable[LockRecord], path: str) -> Iterator[Problem]:
+    """Tell which locks cannot be had while the original of the process has them.
+
+    Args:
+        locks: that it holds.
+        path: of the file, here; not opened if there is a lease, which that would break.
+    """
+    locks = tuple(locks)
+    if any(lock.kind == _LEASE for lock in locks):
+        yield Problem("had a lease on it, which opening it here may break", _RELEASE)
+    elif any(_is_held(lock, path) for lock in locks):
+        yield Problem("had a lock on it that is held until its original has ended", _RELEASE)
+
+
+_RELEASE = "let it release that, or use 'ckpt dump --kill' and 'ckpt restore'"
+
+
+def _is_held(lock: LockRecord, path: str) -> bool:
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return False
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        # That it is missing is said elsewhere.
+        return False
+    try:
+        if lock.kind == _WHOLE_FILES:
+            fcntl.flock(fd, (fcntl.LOCK_EX if lock.exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+            return False
+        kind, *_ = _FLOCK.unpack(fcntl.fcntl(fd, _F_OFD_GETLK, lock.flock))
+        return bool(kind != fcntl.F_UNLCK)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
 
 
 def restore(locks: Iterable[LockRecord], fd: RemoteFd, name: str) -> Restore:

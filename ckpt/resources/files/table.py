@@ -267,6 +267,16 @@ def check_files(record: FilesRecord, options: RestoreOptions) -> Iterator[Findin
         own = by_description.get(description.id)
         if own:
             yield from _findings(record, description, _iter_problems(description, own, options))
+            if options.original_stands:
+                held = _locks_of(record, description)
+                yield from _findings(record, description, locks.find_held(held, description.name))
+
+
+def _locks_of(record: FilesRecord, description: Description) -> Iterator[locks.LockRecord]:
+    fds = {entry.fd for entry in record.fds if entry.description == description.id}
+    for one in record.locks:
+        if one.fd in fds:
+            yield from one.locks
 
 
 def _iter_problems(
