@@ -25,7 +25,7 @@ from ckpt.engine.ground import Ground, prepared
 from ckpt.engine.preparing import check_host
 from ckpt.engine.records import TreeImage, decode_tree, encode_tree
 from ckpt.engine.standing import Standing, contents_of, standing
-from ckpt.errors import CkptError, PeerLost, PeerRefused, ProtocolError, printable
+from ckpt.errors import CkptError, ImageUnusable, PeerLost, PeerRefused, ProtocolError, printable
 from ckpt.image.arriving import NUMBER, Arriving
 from ckpt.image.chain import Chain
 from ckpt.image.format import Manifest, decode_manifest
@@ -60,6 +60,7 @@ from ckpt.resources.base import RestoreOptions
 from ckpt.resources.registry import entered
 
 _SHM = "/dev/shm"
+_NOT_EMPTY = "has generations already, and what arrives begins a chain; name another directory"
 _DOUBT_S = 600.0
 """How long to stand still without a word from the source."""
 _HEARD_S = 30.0
@@ -122,6 +123,8 @@ def receive_tree(
         path = options.image_dir or stack.enter_context(_private_directory())
         chain = Chain.create_or_open(Path(path))
         stack.enter_context(chain.lock())
+        if chain.generations():
+            raise ImageUnusable(path, _NOT_EMPTY)
         work = _Work(session, session.channel, options, chain, note_members)
         work.offer = work.channel.receive(Offer)
         begun_s = time.monotonic()
@@ -286,6 +289,8 @@ def _let_go(work: _Work, stands: Standing) -> Running:
     work.note_members([Member.read(pid) for pid in pids])
     with uninterrupted():
         stands.finish()
+        if work.options.image_dir:
+            stands.arm(work.chain.chain_id)
         stands.let_go()
     finish_ms = (time.monotonic() - begun_s) * 1000
     return Running(
