@@ -76,8 +76,9 @@ def check_host(
 
 def _iter_numbers(tree: TreeImage) -> Iterator[int]:
     for process in tree.processes:
-        # A first thread that has ended keeps its number.
-        yield from {int(process.pid), *(int(thread.tid) for thread in process.threads)}
+        # A first thread that has ended keeps its number. The process comes first: who still runs is
+        # named by that, not by one of its threads.
+        yield from dict.fromkeys((int(process.pid), *(int(one.tid) for one in process.threads)))
     yield from (int(zombie.pid) for zombie in tree.zombies)
     yield from map(int, family_of(tree).groups_without_leader())
 

@@ -443,7 +443,7 @@ def test_a_standard_stream_is_closed(dead):
     ("inherit", "code", "phrase"),
     [
         ("77=/dev/null", 2, "the process had no such descriptor open"),
-        ("0=/none/at/all", 40, "opening /none/at/all: No such file or directory"),
+        ("0=/none/at/all", 42, "/none/at/all, which shall stand for it, is not there"),
         ("1=/", 40, "opening /: Is a directory"),
     ],
 )
