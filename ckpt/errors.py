@@ -482,6 +482,19 @@ class NotMoved(MigrateError):
         return printable(f"the tree goes on here: {self.reason}")
 
 
+@attrs.frozen(eq=False, repr=False, str=False)
+class TreeLost(MigrateError):
+    """It ran at the destination before all of its memory had come (`--lazy`), and ended there."""
+
+    exit_code = 57
+    code = "tree-lost"
+    reason: str
+
+    def message(self) -> str:
+        """See `CkptError.message`."""
+        return printable(f"the tree is lost: {self.reason}")
+
+
 class TrackerLost(CkptError):
     """The tracker no longer covers the range; treat all of it as written. Never reaches a user."""
 

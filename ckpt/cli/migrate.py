@@ -6,6 +6,7 @@ import click
 
 from ckpt.cli.output import emit_json, json_option, note, say
 from ckpt.cli.peers import dial_options, make_dialer, read_certificates
+from ckpt.errors import UsageError
 from ckpt.image.pipeline import PRESSED_LEVEL, Compression
 from ckpt.migrate.policy import DEFAULT_MAX_DOWNTIME_MS, DEFAULT_MAX_ROUNDS, Decision, Goal
 from ckpt.migrate.source import MigrateOptions, MigrateResult, migrate
@@ -74,6 +75,13 @@ def _parse_compress(_ctx: click.Context, _param: click.Parameter, value: str) ->
     help="Slow the tree by short stops if it writes faster than it can be sent.",
 )
 @click.option(
+    "--lazy",
+    is_flag=True,
+    help="Let the tree run there at once; its memory is fetched when it is touched, the rest in the"
+    " background. It stands still for the same time whatever it has of that, but is lost if either"
+    " host is before all has come. Without rounds.",
+)
+@click.option(
     "--compress",
     default="auto",
     show_default=True,
@@ -103,6 +111,7 @@ def command(
     max_downtime_ms: float,
     max_rounds: int,
     throttle: bool,
+    lazy: bool,
     compress: Compression,
     tracker: str,
     as_json: bool,
@@ -112,11 +121,14 @@ def command(
     Its memory is sent while it runs; then it stands still for what was written meanwhile, and goes
     on there. Whatever fails before that, it goes on here.
     """
+    if lazy and throttle:
+        raise UsageError("--throttle is of use in rounds only, and with --lazy there are none")
     certificates = read_certificates(tls_cert, tls_key, tls_ca)
     dialer = make_dialer(to, token_file, certificates, bandwidth, remote_ckpt)
     options = MigrateOptions(
         tcp_close=tcp_close,
         tracker=tracker,
+        lazy=lazy,
         on_departure=on_departure,
         goal=Goal(max_downtime_ms, max_rounds, throttle),
         compression=compress,
@@ -132,6 +144,7 @@ def command(
             f"process {result.pid} runs at {to}; it stood still for"
             f" {result.downtime_ms:.1f} ms, {result.sent_bytes / 1e6:.1f} MB were sent in"
             f" {len(result.rounds)} rounds"
+            + (f", {result.fetched_bytes / 1e6:.1f} MB of memory later" if lazy else "")
         )
 
 
@@ -161,5 +174,6 @@ def _as_json(result: MigrateResult) -> dict[str, object]:
         "rounds": [{"pages": done.n_pages, "ms": round(done.ms, 3)} for done in result.rounds],
         "ahead_bytes": result.ahead_bytes,
         "late_bytes": result.late_bytes,
+        "fetched_bytes": result.fetched_bytes,
         "warnings": list(result.warnings),
     }

@@ -148,7 +148,7 @@ class Copy:
         for ranges in iter_chunks(wanted, room or CHUNK_BYTES):
             chunk = self._open(pool, sum(span.len_bytes for span in ranges))
             view = memoryview(chunk.buffer)[chunk.len_bytes :]
-            len_bytes = _read(pid, ranges, view, gently=gently)
+            len_bytes = read_all(pid, ranges, view, gently=gently)
             kept: Iterable[tuple[int, int]] = ((span.start, span.end) for span in ranges)
             if drop is not None:
                 kept, len_bytes = drop.compact(ranges, view[:len_bytes])
@@ -194,8 +194,16 @@ class Copy:
         self._read.clear()
 
 
-def _read(pid: Pid, ranges: Sequence[AddrRange], into: memoryview, *, gently: bool) -> int:
-    """Read ranges in full: by process_vm_readv, and by /proc/PID/mem what that refuses."""
+def read_all(
+    pid: Pid, ranges: Sequence[AddrRange], into: memoryview, *, gently: bool = False
+) -> int:
+    """Read ranges in full: by process_vm_readv, and by /proc/PID/mem what that refuses.
+
+    State:  the process stands still. Safe in any thread.
+
+    Raises:
+        TargetGone: not all of it is there.
+    """
     wanted = sum(span.len_bytes for span in ranges)
     done = 0 if gently else process_vm.readv(pid, ranges, into)
     if done < wanted:

@@ -20,9 +20,8 @@ from typing import NoReturn
 import attrs
 
 from ckpt.engine.lazy import FEATURES, PageServer
+from ckpt.engine.lazy_pages import LazyPages
 from ckpt.errors import CkptError, RestoreFailed
-from ckpt.image.reader import PageReader
-from ckpt.image.runs import ResolvedRuns
 from ckpt.kernel import userfaultfd
 from ckpt.kernel.fork import fork_sharing_descriptors
 from ckpt.kernel.libc import keep_freed_memory
@@ -43,11 +42,8 @@ _HOLD_S = 0.05
 class Lazy:
     """What is filled while the process runs, and from where."""
 
-    reader: PageReader
-    runs: ResolvedRuns
+    pages: LazyPages
     spans: list[AddrRange]
-    image: str
-    """What to call it in messages."""
 
 
 @attrs.define(repr=False)
@@ -143,7 +139,7 @@ def _guard(lazy: Lazy, pid: Pid, fd: Fd, target: Fd, go: int, ready: int) -> int
     os.setsid()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
-    _close_all_but({_STDERR, fd, target, go, ready})
+    _close_all_but({_STDERR, fd, target, go, ready, *lazy.pages.descriptors})
     made = fork_sharing_descriptors()
     if made == 0:
         _name(SERVER_NAME)
@@ -161,7 +157,7 @@ def _guard(lazy: Lazy, pid: Pid, fd: Fd, target: Fd, go: int, ready: int) -> int
             pidfd_send_signal(target, signal.SIGKILL, pid=pid)
         _say(
             f"process {pid} was killed: the server of its pages ended before all were there."
-            f" {lazy.image} is as it was: restore it again"
+            f" {lazy.pages.remedy}"
         )
     # Nobody may ever read zeros from it; of children that outlived the process we know no more.
     while any(map(userfaultfd.has_memory, held)):
@@ -196,7 +192,7 @@ def _serve(lazy: Lazy, pid: Pid, fd: Fd, go: Fd, ready: int) -> int:
     os.close(ready)
     # Frames come and go, a MiB each; giving them back each time would cost as much as filling.
     keep_freed_memory()
-    server = PageServer(lazy.reader, lazy.runs, fd, lazy.spans, pid)
+    server = PageServer(lazy.pages, fd, lazy.spans, pid)
     try:
         if server.serve_until(go):
             server.serve_all()

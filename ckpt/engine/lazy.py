@@ -19,6 +19,7 @@ Kernel: userfaultfd(2), ioctl_userfaultfd(2); UFFD_EVENT_* are in the order of t
 import contextlib
 import os
 import select
+import threading
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -26,9 +27,10 @@ from collections.abc import Callable, Sequence
 import attrs
 
 from ckpt.engine.fill import iter_stored
+from ckpt.engine.lazy_pages import Key, LazyPages
 from ckpt.engine.places import Places
 from ckpt.errors import RestoreFailed, TargetGone
-from ckpt.image.reader import Frame, PageReader, Piece
+from ckpt.image.reader import Piece
 from ckpt.image.runs import ResolvedRuns
 from ckpt.image.workers import Pending, Workers
 from ckpt.kernel import userfaultfd
@@ -36,7 +38,7 @@ from ckpt.kernel.libc import PAGE_SIZE, readable_address
 from ckpt.kernel.userfaultfd import Dropped, Fault, Forked, Message, Moved, UffdFeature
 from ckpt.resources.memory import VmaRecord
 from ckpt.tracker.spans import join
-from ckpt.units import AddrRange, Fd, GenerationNo, Pid, RemoteAddr, addr_range
+from ckpt.units import AddrRange, Fd, Pid, RemoteAddr, addr_range
 
 FEATURES = (
     UffdFeature.EVENT_FORK
@@ -44,7 +46,7 @@ FEATURES = (
     | UffdFeature.EVENT_REMOVE
     | UffdFeature.EVENT_UNMAP
 )
-_LEAST_BYTES = 64 << 10
+LEAST_BYTES = 64 << 10
 """Stored bytes of a mapping below which it is filled at once."""
 _AHEAD = 4
 """Frames that are decoded before their turn, at most 1 MiB each."""
@@ -52,7 +54,10 @@ _NOT_LAZY = frozenset({"lo", "wf", "dp"})
 """VmFlags of mappings that are filled at once: locked ones are to be there, a child must not be
 given what is wiped on fork, and droppable ones cannot be watched."""
 
-_Key = tuple[GenerationNo, int, int]
+
+def may_wait(vma: VmaRecord) -> bool:
+    """Tell whether the pages of a mapping may come while it is used already."""
+    return vma.file < 0 and vma.has_own_pages and not _NOT_LAZY & set(vma.flags)
 
 
 def plan_lazy(
@@ -62,10 +67,7 @@ def plan_lazy(
     lazy = [
         stored.vma.span
         for stored in iter_stored(vmas, runs)
-        if stored.n_bytes >= _LEAST_BYTES
-        and stored.vma.file < 0
-        and stored.vma.has_own_pages
-        and not _NOT_LAZY & set(stored.vma.flags)
+        if stored.n_bytes >= LEAST_BYTES and may_wait(stored.vma)
     ]
     chosen = set(lazy)
     others = join([(vma.start, vma.end) for vma in vmas if vma.span not in chosen])
@@ -80,56 +82,56 @@ class _Space:
     places: Places
     forked: bool = False
     """A child has some pages from its parent, so it may be offered what it has."""
-    done: set[_Key] = attrs.field(factory=set)
+    done: set[Key] = attrs.field(factory=set)
     """Frames that are in place."""
     gone: bool = False
 
 
-class PageServer:
-    """Puts the pages of an image in place, asked or not, until all are there."""
+@attrs.define(eq=False, repr=False)
+class _Ahead:
+    """A batch that is fetched before its turn."""
 
-    def __init__(
-        self, reader: PageReader, runs: ResolvedRuns, fd: Fd, spans: Sequence[AddrRange], pid: Pid
-    ) -> None:
+    space: _Space
+    key: Key
+    pending: Pending[bytes | bytearray]
+    is_here: threading.Event
+
+
+class PageServer:
+    """Puts pages in place, asked or not, until all are there."""
+
+    def __init__(self, pages: LazyPages, fd: Fd, spans: Sequence[AddrRange], pid: Pid) -> None:
         """Serve `spans`, which are registered with the userfaultfd `fd`; reads no page yet.
 
         Args:
-            reader: of the image.
-            runs: what it has in `spans`.
+            pages: what belongs into `spans`; the rest is zero.
             fd: of the process's memory; closed at the end.
             spans: ascending.
             pid: the process, for errors.
         """
-        self._reader = reader
+        self._pages = pages
         self._pid = pid
-        self._frames: dict[_Key, tuple[Frame, list[Piece]]] = {}
-        self._index(runs)
-        self._queue: deque[tuple[_Space, _Key]] = deque()
-        self._ahead: deque[tuple[_Space, _Key, Pending[bytes]]] = deque()
+        self._batches: dict[Key, list[Piece]] = dict(pages.iter_batches())
+        self._index()
+        self._queue: deque[tuple[_Space, Key]] = deque()
+        self._ahead: deque[_Ahead] = deque()
+        self._here_fd = Fd(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+        """Readable when a batch has been fetched."""
         self._faults: deque[tuple[_Space, int]] = deque()
         self._spaces: list[_Space] = []
         self._add(_Space(fd, Places(spans)))
 
-    def _index(self, runs: ResolvedRuns) -> None:
-        for frame, pieces in self._reader.iter_frames(runs):
-            location = frame.location
-            key = (frame.manifest.generation, location.file, location.index)
-            known = self._frames.setdefault(key, (frame, []))
-            known[1].extend(pieces)
+    def _index(self) -> None:
         by_address = sorted(
-            (piece[0], piece[2], key)
-            for key, (_, pieces) in self._frames.items()
-            for piece in pieces
+            (piece[0], piece[2], key) for key, pieces in self._batches.items() for piece in pieces
         )
         self._starts = [start for start, _, _ in by_address]
         self._ends = [start + length for start, length, _ in by_address]
         self._keys = [key for _, _, key in by_address]
-        # What was written last is what is used: newest generation first, in it as it lies on disk.
-        self._order = sorted(self._frames, key=lambda key: (-key[0], key[1], key[2]))
 
     def _add(self, space: _Space) -> None:
         self._spaces.append(space)
-        self._queue.extend((space, key) for key in self._order)
+        self._queue.extend((space, key) for key in self._batches)
 
     def serve_until(self, go: Fd) -> bool:
         """Serve faults only, until there is something to read from `go`.
@@ -147,31 +149,49 @@ class PageServer:
         """Serve faults and put everything else in place; close the descriptors.
 
         Raises:
-            ImageCorrupt: a page cannot be had. Nothing is closed then: who waits for it must go on
+            CkptError: a page cannot be had. Nothing is closed then: who waits for it must go on
                 waiting.
         """
         with Workers() as workers:
             while self._prepare(workers):
-                self._poll([], timeout_s=0)
-                self._serve_faults()
-                space, key, pending = self._ahead.popleft()
-                raw = pending.wait()
-                if not space.gone and key not in space.done:
-                    self._put_frame(space, key, raw)
+                self._serve_until_here(self._ahead[0])
+                ahead = self._ahead.popleft()
+                raw = ahead.pending.wait()
+                if not ahead.space.gone and ahead.key not in ahead.space.done:
+                    self._put_frame(ahead.space, ahead.key, raw)
         for space in self._spaces:
             os.close(space.fd)
+        os.close(self._here_fd)
+        self._pages.finish()
 
     def _prepare(self, workers: Workers) -> bool:
         """Have a few frames decoded; tell whether there is anything left to do."""
         while self._queue and len(self._ahead) < _AHEAD:
             space, key = self._queue.popleft()
             if not space.gone and key not in space.done:
-                self._ahead.append((space, key, workers.submit(self._decoding(key))))
+                is_here = threading.Event()
+                pending = workers.submit(self._fetching(key, is_here))
+                self._ahead.append(_Ahead(space, key, pending, is_here))
         return bool(self._ahead)
 
-    def _decoding(self, key: _Key) -> Callable[[], bytes]:
-        frame = self._frames[key][0]
-        return lambda: self._reader.decode(frame)
+    def _fetching(self, key: Key, is_here: threading.Event) -> Callable[[], bytes | bytearray]:
+        def fetch() -> bytes | bytearray:
+            try:
+                return self._pages.fetch(key, awaited=False)
+            finally:
+                is_here.set()
+                os.eventfd_write(self._here_fd, 1)
+
+        return fetch
+
+    def _serve_until_here(self, ahead: _Ahead) -> None:
+        """Serve faults until a batch has been fetched: that may take as long as a network does."""
+        self._poll([], timeout_s=0)
+        self._serve_faults()
+        while not ahead.is_here.is_set():
+            if self._here_fd in self._poll([self._here_fd]):
+                os.eventfd_read(self._here_fd)
+            self._serve_faults()
 
     # -- what happens in the process -------------------------------------------------------------
 
@@ -222,23 +242,25 @@ class PageServer:
             origin = space.places.origin_of(address)
             key = None if origin is None else self._key_of(origin)
             if key is not None and key not in space.done:
-                self._put_frame(space, key, self._reader.decode(self._frames[key][0]), origin)
+                self._put_frame(space, key, self._pages.fetch(key, awaited=True), origin)
                 return
             if self._put_zero(space, address):
                 return
             self._read(space)
 
-    def _key_of(self, origin: int) -> _Key | None:
+    def _key_of(self, origin: int) -> Key | None:
         """Return the frame that holds a page of the image; None: it is all zeros."""
         index = bisect_right(self._starts, origin) - 1
         return self._keys[index] if index >= 0 and origin < self._ends[index] else None
 
     # -- putting pages in place ------------------------------------------------------------------
 
-    def _put_frame(self, space: _Space, key: _Key, raw: bytes, first: int | None = None) -> None:
+    def _put_frame(
+        self, space: _Space, key: Key, raw: bytes | bytearray, first: int | None = None
+    ) -> None:
         """Put the pages of a frame where they belong now, the one with `first` before others."""
         base, _ = readable_address(raw)
-        pieces = self._frames[key][1]
+        pieces = self._batches[key]
         if first is not None:
             pieces = sorted(pieces, key=lambda piece: not piece[0] <= first < piece[0] + piece[2])
         try:

@@ -14,7 +14,6 @@ Neighbours: `ground` has those of a whole tree, `building` fills what is left.
 """
 
 import contextlib
-from bisect import bisect_right
 from collections.abc import Sequence
 
 import attrs
@@ -30,7 +29,7 @@ from ckpt.resources.mapping_calls import bear
 from ckpt.resources.memory import MEMORY, MemoryRecord, mappings_of
 from ckpt.resources.remapping import Mapping, Pages, plan_pages, plan_remapping
 from ckpt.resources.vmas import PROT_READ, PROT_WRITE, VmaRecord
-from ckpt.tracker.spans import Spans, intersect, join, subtract
+from ckpt.tracker.spans import Spans, intersect, join, near, subtract
 from ckpt.units import AddrRange, RemoteAddr
 
 Piece = tuple[RemoteAddr, int, int]
@@ -72,9 +71,9 @@ class Prefilled:
         wanted = join((start, end) for start, end, _ in places)
         if not wanted:
             return []
-        ahead = subtract(wanted, _near(self.aside, wanted))
-        self._make_room(subtract(ahead, _near(self._room, wanted)))
-        ahead = subtract(ahead, _near(self.aside, wanted))
+        ahead = subtract(wanted, near(self.aside, wanted))
+        self._make_room(subtract(ahead, near(self._room, wanted)))
+        ahead = subtract(ahead, near(self.aside, wanted))
         self._new += ahead
         pieces: list[Piece] = []
         for start, end, at in places:
@@ -157,12 +156,6 @@ _WRITABLE = PROT_READ | PROT_WRITE
 
 def _anonymous(start: int, end: int) -> VmaRecord:
     return VmaRecord(start, end, _WRITABLE, False, "", -1, 0, (), "")
-
-
-def _near(spans: Spans, wanted: Spans) -> Spans:
-    """Return those of ascending spans that lie between the first and the last wanted."""
-    first = bisect_right(spans, (wanted[0][0],)) - 1
-    return spans[max(first, 0) : bisect_right(spans, (wanted[-1][1],))]
 
 
 def prefilled(embryo: Embryo, record: MemoryRecord, features: Features) -> Prefilled:

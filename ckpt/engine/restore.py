@@ -17,6 +17,8 @@ import attrs
 from ckpt.engine.building import Building, Part, part_at_once
 from ckpt.engine.guard import Lazy
 from ckpt.engine.lazy import plan_lazy
+from ckpt.engine.lazy_pages import ImagePages
+from ckpt.engine.postponing import alone_in_memory
 from ckpt.engine.records import ProcessImage, TreeImage, decode_tree
 from ckpt.engine.standing import contents_of, standing
 from ckpt.errors import NoGeneration
@@ -112,11 +114,10 @@ def _verify(
         reader = PageReader(chain, number, threads=n_threads)
         tree = decode_tree(reader.manifest, path)
         image = f"generation {number} of {chain.path}"
-        sharers = {process.shares.memory for process in tree.processes}
+        alone = alone_in_memory(tree)
         parts = {
-            # Who serves pages ends with the first thread; who shares the memory may need more.
             one.pid: _plan_lazy(one, reader, image)
-            if one.has_memory and one.pid not in sharers and one.ended_leader is None
+            if one.pid in alone
             else part_at_once(one, reader)
             for one in tree.processes
         }
@@ -138,7 +139,9 @@ def _plan_lazy(process: ProcessImage, reader: PageReader, image: str) -> Part:
     spans, others = plan_lazy(process.resources["memory"].vmas, runs)
     if not spans:
         return Part(process, runs.clip(others))
-    return Part(process, runs.clip(others), Lazy(reader, runs.clip(spans), spans, image))
+    return Part(
+        process, runs.clip(others), Lazy(ImagePages(reader, runs.clip(spans), image), spans)
+    )
 
 
 def wait_for_end(pid: Pid) -> int:

@@ -45,6 +45,7 @@ from ckpt.engine.pages import (
     spans_without_twin,
     untrusted_spans,
 )
+from ckpt.engine.postponing import postpone
 from ckpt.engine.records import ProcessImage, TreeImage
 from ckpt.engine.sharing import Found, Sharing, Wanting
 from ckpt.engine.tracking import attach_each
@@ -78,6 +79,8 @@ class Part:
     scan: Scan = attrs.field(init=False)
     first: Spans = attrs.Factory(list)
     """What was read before the thaw."""
+    left: Spans = attrs.Factory(list)
+    """Mappings that are not copied at all: whoever takes the tree reads them where it stands."""
     _seen: bool = False
 
     @property
@@ -98,7 +101,7 @@ class Part:
         Held pages are told of a scan only once: it would call those dirty that were read since.
         """
         self.see()
-        return self.member.held.missing(self.scan)
+        return subtract(self.member.held.missing(self.scan), self.left)
 
     def see(self) -> None:
         """Forget of what is held what was written, by the last scan."""
@@ -117,6 +120,8 @@ class Taken:
     image: TreeImage
     spaces: Mapping[str, RunTable]
     """Where each page of each page space is in the stream."""
+    left: tuple[tuple[str, Pid, Spans], ...] = ()
+    """Page space, process, and its pages that were not copied (see `Taking.leave`)."""
 
     @property
     def standing_ms(self) -> float:
@@ -174,6 +179,8 @@ class Taking:
     """How long the target stood still so far."""
     stores_once: bool = True
     """What processes share is stored for one of them."""
+    leave: Callable[[TreeImage], Mapping[Pid, Spans]] | None = None
+    """Says, of a tree that is to be killed, which mappings need not be copied if they are big."""
     sharing: Sharing = attrs.field(init=False)
     obstacle: str = ""
     """Why a process could not be cloned, if that was wanted."""
@@ -261,7 +268,8 @@ class Taking:
             if captured is not None:
                 image = settle(image)
                 captured(image)
-            n_bytes = self._copy_frozen(parts, pool)
+            leave = self.leave(image) if self.leave else {}
+            n_bytes = self._copy_frozen(parts, pool, leave)
             contents.read(tree.notes.get(NOTE, ()))
             if not self.kill:
                 stack.close()
@@ -282,7 +290,11 @@ class Taking:
             }
             if numbers is not None:
                 image = renumber(image, numbers)
-            yield Taken(frozen, tree, image, memory | contents.tables())
+            left = (
+                (one.member.space, one.member.pid, intersect(one.scan.populated, one.left))
+                for one in parts
+            )
+            yield Taken(frozen, tree, image, memory | contents.tables(), tuple(left))
 
     def preview(self) -> TreeImage:
         """Stop the tree for a moment and return all but its memory; nothing is copied.
@@ -387,7 +399,7 @@ class Taking:
             if part.twin is None:
                 self.obstacle = obstacle or "the kernel refused to clone it"
 
-    def _copy_frozen(self, parts: list[Part], pool: Pool) -> int:
+    def _copy_frozen(self, parts: list[Part], pool: Pool, leave: Mapping[Pid, Spans]) -> int:
         """Scan all for the last time, and read what no clone has.
 
         Returns how many bytes that were, of the processes that have no clone.
@@ -395,6 +407,7 @@ class Taking:
         for part in parts:
             own = own_mappings(part.memory)
             part.scan = part.member.tracking.collect(own, part.member.likely)
+            part.left = postpone(leave.get(part.image.pid, []), part.scan.populated)
         if self.sharing.is_unsettled:
             for part in parts:
                 part.see()

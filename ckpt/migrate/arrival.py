@@ -14,27 +14,36 @@ has the last words.
 import contextlib
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
 
 import attrs
 
-from ckpt.engine.building import Building, part_at_once
+from ckpt.engine.building import Building, Part, part_at_once
 from ckpt.engine.ground import Ground, prepared
 from ckpt.engine.preparing import check_host
 from ckpt.engine.records import TreeImage, decode_tree, encode_tree
 from ckpt.engine.standing import Standing, contents_of, standing
-from ckpt.errors import CkptError, ImageUnusable, PeerLost, PeerRefused, ProtocolError, printable
+from ckpt.errors import (
+    CkptError,
+    ImageUnusable,
+    PeerLost,
+    PeerRefused,
+    ProtocolError,
+    UsageError,
+    printable,
+)
 from ckpt.image.arriving import NUMBER, Arriving
 from ckpt.image.chain import Chain
 from ckpt.image.format import Manifest, decode_manifest
 from ckpt.image.reader import PageReader
 from ckpt.image.workers import count_free_threads
 from ckpt.kernel.features import probe_features
+from ckpt.migrate.arriving_late import Late
 from ckpt.migrate.channel import Channel
 from ckpt.migrate.clocks import ask_clocks
-from ckpt.migrate.fates import Member
+from ckpt.migrate.fates import Member, NoteMembers
 from ckpt.migrate.messages import (
     Abort,
     Accepted,
@@ -54,10 +63,12 @@ from ckpt.migrate.messages import (
 )
 from ckpt.migrate.session import Session
 from ckpt.migrate.taking import Taking
+from ckpt.process.seed import ClockOffsets
 from ckpt.process.tree import read_boot_id
 from ckpt.process.uninterrupted import uninterrupted
 from ckpt.resources.base import RestoreOptions
 from ckpt.resources.registry import entered
+from ckpt.units import Pid
 
 _SHM = "/dev/shm"
 _NOT_EMPTY = "has generations already, and what arrives begins a chain; name another directory"
@@ -89,8 +100,10 @@ class _Work:
     channel: Channel
     options: ReceiveOptions
     chain: Chain
-    note_members: Callable[[list[Member]], None]
+    note_members: NoteMembers
     """Has the heir know who is about to run."""
+    late: Late | None = None
+    """There with `--lazy`: memory comes when it runs already."""
     warnings: list[str] = attrs.Factory(list)
     offer: Offer = attrs.field(init=False)
     tree: TreeImage = attrs.field(init=False)
@@ -112,7 +125,7 @@ class _Work:
 
 
 def receive_tree(
-    session: Session, options: ReceiveOptions, note_members: Callable[[list[Member]], None]
+    session: Session, options: ReceiveOptions, note_members: NoteMembers
 ) -> Running | None:
     """Take one tree from a source; it runs when this returns. None: the source has kept it.
 
@@ -128,12 +141,16 @@ def receive_tree(
         work = _Work(session, session.channel, options, chain, note_members)
         work.offer = work.channel.receive(Offer)
         begun_s = time.monotonic()
+        if work.offer.options.lazy and options.image_dir:
+            raise UsageError("what comes with --lazy cannot be kept in an --image-dir")
         with work.channel.kept_alive():
             _check(work)
         work.channel.send(Accepted(chain.chain_id))
         arriving = stack.enter_context(Arriving(chain))
         offsets = ask_clocks(work.channel)
-        with prepared(work.tree, probe_features(), offsets) as ground:
+        if work.offer.options.lazy:
+            work.late = stack.enter_context(Late(session, work.channel.peer))
+        with _prepared(work, offsets) as ground:
             work.channel.send(Ready((time.monotonic() - begun_s) * 1000))
             taking = stack.enter_context(
                 Taking(work.channel, arriving, ground, keeps=bool(options.image_dir))
@@ -149,6 +166,15 @@ def receive_tree(
                     return None
                 word = Prepared((time.monotonic() - begun_s) * 1000)
                 return _await_word(work, stands, word)
+
+
+def _prepared(
+    work: _Work, offsets: ClockOffsets | None
+) -> contextlib.AbstractContextManager[Ground | None]:
+    if work.late is not None:
+        # What is there ahead is its memory, and that is what comes last.
+        return contextlib.nullcontext()
+    return prepared(work.tree, probe_features(), offsets)
 
 
 @contextlib.contextmanager
@@ -228,13 +254,21 @@ def _built(
             records = encode_tree(tree) if work.options.image_dir else None
             taking.arriving.commit(state.manifest, "what came", records)
         reader = PageReader(work.chain, NUMBER, threads=count_free_threads())
-        parts = {one.pid: part_at_once(one, reader) for one in tree.processes}
+        parts = _parts(work, tree, reader, state)
         building = Building(tree, parts, reader, features, work.warnings.append)
         work.channel.receive(Departed)
         with contextlib.ExitStack() as stack:
             with work.channel.kept_alive():
                 stands = stack.enter_context(standing(building, contents, options, ground))
+            if work.late is not None:
+                work.late.courier.begin()
             yield stands
+
+
+def _parts(work: _Work, tree: TreeImage, reader: PageReader, state: State) -> dict[Pid, Part]:
+    if work.late is not None:
+        return work.late.parts(tree, reader, state.missing)
+    return {one.pid: part_at_once(one, reader) for one in tree.processes}
 
 
 # ---- the last words
@@ -258,8 +292,10 @@ def _await_word(work: _Work, stands: Standing, prepared: Prepared) -> Running | 
             channel = _next_channel(work, channel, give_up_s, error)
             continue
         if isinstance(word, Go):
-            running = _let_go(work, stands)
-            _answer(work, channel, running)
+            running, members = _let_go(work, stands)
+            heard = _answer(work, channel, running)
+            if work.late is not None:
+                work.late.see_through(heard, running, members)
             return running
         if isinstance(word, Abort):
             return None
@@ -275,7 +311,7 @@ def _say(channel: Channel, what: Prepared | Running | Abort) -> None:
 def _next_channel(work: _Work, channel: Channel, give_up_s: float, error: CkptError) -> Channel:
     channel.close()
     while (left_s := give_up_s - time.monotonic()) > 0:
-        joined = work.session.accept(left_s)
+        joined = (work.late or work.session).accept(left_s)
         if joined is not None and joined.purpose == Purpose.RESUME:
             return joined.channel
         if joined is not None:
@@ -283,40 +319,42 @@ def _next_channel(work: _Work, channel: Channel, give_up_s: float, error: CkptEr
     raise error
 
 
-def _let_go(work: _Work, stands: Standing) -> Running:
+def _let_go(work: _Work, stands: Standing) -> tuple[Running, list[Member]]:
     begun_s = time.monotonic()
     pids = [part.embryo.pid for part in stands.building.parts.values()]
-    work.note_members([Member.read(pid) for pid in pids])
+    members = [Member.read(pid) for pid in pids]
+    work.note_members(members, late=work.late is not None)
     with uninterrupted():
         stands.finish()
         if work.options.image_dir:
             stands.arm(work.chain.chain_id)
         stands.let_go()
     finish_ms = (time.monotonic() - begun_s) * 1000
-    return Running(
+    running = Running(
         pids[0],
         finish_ms,
         tuple(printable(text)[:500] for text in work.warnings[:50]),
         stands.building.ahead_bytes,
         stands.building.late_bytes,
     )
+    return running, members
 
 
-def _answer(work: _Work, channel: Channel, running: Running) -> None:
-    """Say that it runs, until that was heard or nobody asks any more."""
+def _answer(work: _Work, channel: Channel, running: Running) -> Channel | None:
+    """Say that it runs, until that was heard (return where), or nobody asks any more."""
     give_up_s = time.monotonic() + _HEARD_S
     _say(channel, running)
     while True:
         try:
             word = channel.receive(Done, WhatNow, timeout_s=max(0.0, give_up_s - time.monotonic()))
         except PeerRefused:
-            return
+            return None
         except PeerLost as error:
             try:
                 channel = _next_channel(work, channel, give_up_s, error)
             except PeerLost:
-                return
+                return None
             continue
         if isinstance(word, Done):
-            return
+            return channel
         _say(channel, running)

@@ -11,7 +11,7 @@ import signal
 import struct
 import time
 from collections.abc import Iterable
-from typing import Self
+from typing import Protocol, Self
 
 import attrs
 
@@ -40,6 +40,13 @@ class Member:
             TargetGone: nobody has it.
         """
         return cls(pid, read_identity(pid).start_ticks)
+
+
+class NoteMembers(Protocol):
+    """How a worker tells its heir who is about to run."""
+
+    def __call__(self, members: list[Member], *, late: bool) -> None:
+        """Note them; `late`: some of their memory is still to come."""
 
 
 def pack_members(members: Iterable[Member]) -> bytes:
@@ -80,10 +87,11 @@ class Fates:
                 poll.register(fd, select.POLLIN)
             if not poll.poll(_DYING_S * 1000):
                 return True
-        self._end_all()
+        self.end_all()
         return False
 
-    def _end_all(self) -> None:
+    def end_all(self) -> None:
+        """End those that live, and wait for that."""
         for fd, pid in self._held.items():
             with contextlib.suppress(TargetGone):
                 pidfd_send_signal(fd, signal.SIGKILL, pid=pid)

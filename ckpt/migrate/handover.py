@@ -23,6 +23,12 @@ its witness (`witness`), the destination's worker its heir (`arrival`):
                                                            processes live: Running; else it ends
                                                            the rest: Abort
     after Running        killed, or ended by the witness   runs
+
+With `--lazy` it is not killed after Running, but kept, standing still and doomed, until all of its
+memory has come (`remaining`, `arriving_late`). For that time the tree has its memory in two places,
+and is lost with either: a source that is killed takes what was still to come with it, a destination
+all that the tree has done since. Then nothing of it runs anywhere; never two, never one with pages
+that are not its own.
 """
 
 import contextlib
@@ -30,7 +36,7 @@ import time
 from collections.abc import Callable
 
 from ckpt.engine.taking import Taken
-from ckpt.errors import CkptError, ConnectFailed, NotMoved, PeerLost, PeerRefused
+from ckpt.errors import CkptError, ConnectFailed, NotMoved, PeerLost, PeerRefused, TreeLost
 from ckpt.migrate.channel import Channel
 from ckpt.migrate.dial import Dialer
 from ckpt.migrate.message import Message
@@ -49,13 +55,24 @@ def hand_over(
     taken: Taken,
     witness: Witness,
     tell: Callable[[str], None],
+    await_complete: Callable[[], None] | None = None,
 ) -> Running:
     """Let the tree run there, and never more here.
 
     State:  it was taken to be killed, stands still, and its state was sent. On return it runs there
             and is dead here.
 
+    Args:
+        channel: over which the state was sent.
+        dialer: of the session.
+        taken: the tree.
+        witness: who speaks for us if we are killed.
+        tell: is told of a cut.
+        await_complete: called when it runs there and some of its memory is still wanted; raises if
+            it was lost.
+
     Raises:
+        TreeLost: it ran there before all of its memory had come, and ended; it is dead here, too.
         NotMoved: the destination could not let it go; it is gone there.
         MigrateError: the destination was lost, or refused, before that.
         Any of them: the tree goes on here at the end of the freeze.
@@ -76,10 +93,16 @@ def hand_over(
         while answer is None:
             time.sleep(_PAUSE_S)
             answer = ask_again(dialer)
-        if isinstance(answer, Abort):
+        if isinstance(answer, Abort) and not answer.ran:
             taken.spare()
             raise NotMoved(answer.reason)
-        taken.kill()
+        try:
+            if isinstance(answer, Abort):
+                raise TreeLost(answer.reason)
+            if await_complete is not None:
+                await_complete()
+        finally:
+            taken.kill()
     return answer
 
 

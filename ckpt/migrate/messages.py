@@ -148,13 +148,23 @@ class RoundEnds(Message):
     index: int
 
 
+@attrs.frozen
+class Missing:
+    """Pages that were not sent, and can be fetched."""
+
+    space: str
+    spans: bytes
+    """See `spans.pack_spans`; the manifest calls them zero."""
+
+
 @message(22, max_field_bytes=MAX_FIELD_BYTES)
 @attrs.frozen
 class State(Message):
-    """S: all pages were sent; what each page space is made of."""
+    """S: all pages were sent but those missing; what each page space is made of."""
 
     manifest: bytes
     """Without records."""
+    missing: tuple[Missing, ...] = ()
 
 
 @message(23)
@@ -188,9 +198,11 @@ class Running(Message):
 @message(26)
 @attrs.frozen
 class Abort(Message):
-    """S: the tree goes on here; D: it will never run there."""
+    """S: the tree goes on here; D: it will never run there, or not any more."""
 
     reason: str
+    ran: bool = False
+    """D: it may have run there already, without all of its memory; S: so it is lost."""
 
 
 @message(27)
@@ -218,3 +230,34 @@ class Departed(Message):
 @attrs.frozen
 class Done(Message):
     """S: the answer was heard; nothing more will be asked."""
+
+
+# ---- what is still to come when the tree runs there already (`--lazy`)
+
+
+@message(60)
+@attrs.frozen
+class Fetch(Message):
+    """D, on a further stream: pages are wanted."""
+
+    space: str
+    spans: bytes
+    """See `spans.pack_spans`."""
+
+
+@message(61)
+@attrs.frozen
+class Fetched(FrameMessage):
+    """S: just these pages."""
+
+
+@message(62)
+@attrs.frozen
+class Complete(Message):
+    """D: all pages have come, the source is not needed any more. S answers Done."""
+
+
+@message(63)
+@attrs.frozen
+class AllThere(Message):
+    """S, after a cut: have all pages come? D answers Complete or Abort when it is known."""

@@ -7,7 +7,8 @@ import attrs
 from ckpt.engine.restore import wait_for_end
 from ckpt.errors import CkptError
 from ckpt.migrate.arrival import ReceiveOptions, receive_tree
-from ckpt.migrate.heir import NoteMembers, serve_with_heir
+from ckpt.migrate.fates import NoteMembers
+from ckpt.migrate.heir import serve_with_heir
 from ckpt.migrate.messages import Running
 from ckpt.migrate.session import Session
 from ckpt.units import Pid

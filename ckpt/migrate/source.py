@@ -19,10 +19,12 @@ from functools import partial
 import attrs
 
 from ckpt.engine.capture import Looked, examine
-from ckpt.engine.convergence import Round, Verdict
+from ckpt.engine.convergence import Rest, Round, Verdict
 from ckpt.engine.copying import Copy
 from ckpt.engine.hooks import Hook, start_hook
+from ckpt.engine.live import Outcome
 from ckpt.engine.members import Members
+from ckpt.engine.postponing import waiting_mappings
 from ckpt.engine.records import TreeImage, encode_tree
 from ckpt.engine.taking import Taking
 from ckpt.errors import HookFailed, NotMoved
@@ -37,6 +39,7 @@ from ckpt.migrate.handover import ask_again, hand_over, say_abort
 from ckpt.migrate.messages import (
     Accepted,
     Departed,
+    Missing,
     Offer,
     Options,
     Ready,
@@ -45,7 +48,10 @@ from ckpt.migrate.messages import (
     Tree,
 )
 from ckpt.migrate.policy import Decision, Goal, HandOver, PreCopy, tell_nobody
+from ckpt.migrate.remaining import Remaining
 from ckpt.migrate.sending import Sender
+from ckpt.migrate.serving import Kept, Serving
+from ckpt.migrate.spans import pack_spans
 from ckpt.migrate.witness import attended
 from ckpt.process.freezer import DEFAULT_TIMEOUT_S
 from ckpt.process.tree import reachable_as, read_boot_id, refuse_untouchable
@@ -73,6 +79,8 @@ class MigrateOptions:
     ghost_limit_bytes: int = 1 << 20
     goal: Goal = _GOAL
     compression: Compression = _COMPRESSION
+    lazy: bool = False
+    """It runs there before its memory has come, which is fetched when it is touched; no rounds."""
     on_departure: str = ""
     """A command that is run when the tree stands still and its network is held; it takes the
     addresses of the tree from this host."""
@@ -95,6 +103,8 @@ class MigrateResult:
     """Of the memory of the tree: what was in place there before it stood still."""
     late_bytes: int
     """And what was put there after."""
+    fetched_bytes: int = 0
+    """Of memory, that came when it ran there already."""
 
 
 @attrs.define(repr=False)
@@ -170,7 +180,7 @@ def migrate(
     root = reachable_as(Pid(pid))
     refuse_untouchable(root)
     features = probe_features()
-    tracker = choose_tracker(options.tracker, features)
+    tracker = TrackerName.FULL if options.lazy else choose_tracker(options.tracker, features)
     with dialer.open() as channel, contextlib.ExitStack() as stack:
         work = _Work(root, options, features, tracker, channel)
         looked = examine(root, features, work.capture_options(kill=False))
@@ -185,29 +195,27 @@ def migrate(
         taking = _begin(work, looked, members, sender)
         hand_over_takes = _offer(work, taking)
         taking.looked = examine(root, features, work.capture_options(kill=True))
-        policy = PreCopy(
-            options.goal,
-            mmap.PAGESIZE,
-            sent_bytes=lambda: sender.n_bytes,
-            hand_over=lambda: hand_over_takes,
-            tell=tell_round,
-        )
-        outcome = taking.rounds().run(policy)
-        expected = policy.decisions[-1]
-        if expected.verdict is Verdict.GIVE_UP:
-            raise NotMoved(expected.sentence)
+        outcome, expected_ms = _copy_running(work, taking, sender, hand_over_takes, tell_round)
         departing = _Departing(work)
         with (
-            attended(partial(_tell_fate, dialer)) as witness,
+            attended(partial(_tell_fate, dialer, options.lazy)) as witness,
             contextlib.closing(departing),
             taking.take(outcome, departing.begin) as taken,
+            contextlib.ExitStack() as at_last,
         ):
             sender.flush()
             files = (PageFile(sender.n_bytes, sender.frames),) if len(sender.frames) else ()
-            channel.send(State(work.manifest({}, taken.spaces, files)))
+            missing = tuple(Missing(space, pack_spans(s)) for space, _, s in taken.left if s)
+            channel.send(State(work.manifest({}, taken.spaces, files), missing))
+            serving = at_last.enter_context(
+                Serving(dialer, [Kept(*left) for left in taken.left], options.compression)
+            )
             departing.finish()
-            running = hand_over(channel, dialer, taken, witness, tell)
-            downtime_ms = taken.standing_ms
+            remaining = Remaining(channel, dialer, serving, tell, lambda: taken.standing_ms)
+            running = hand_over(
+                channel, dialer, taken, witness, tell, remaining.run if options.lazy else None
+            )
+            downtime_ms = remaining.downtime_ms or taken.standing_ms
         warnings = [*taking.warnings, *running.warnings]
         warnings += [said for moved in taken.tree.at_moved if (said := moved())]
     return MigrateResult(
@@ -215,12 +223,41 @@ def migrate(
         rounds=outcome.rounds,
         sent_bytes=channel.traffic.sent_bytes,
         downtime_ms=downtime_ms,
-        expected_ms=expected.downtime_ms,
+        expected_ms=expected_ms,
         wall_ms=(time.monotonic() - started_s) * 1000,
         warnings=tuple(warnings),
         ahead_bytes=running.ahead_bytes,
         late_bytes=running.late_bytes,
+        fetched_bytes=serving.sent_bytes,
     )
+
+
+def _copy_running(
+    work: _Work,
+    taking: Taking,
+    sender: Sender,
+    hand_over_takes: HandOver,
+    tell_round: Callable[[Decision], None],
+) -> tuple[Outcome, float]:
+    """Send memory while the tree runs; return what is left, and the downtime to expect of that.
+
+    Raises:
+        NotMoved: too much is left, and that will not change.
+    """
+    if work.options.lazy:
+        return Outcome((), Rest(0, 0), fits=True), 0.0
+    policy = PreCopy(
+        work.options.goal,
+        mmap.PAGESIZE,
+        sent_bytes=lambda: sender.n_bytes,
+        hand_over=lambda: hand_over_takes,
+        tell=tell_round,
+    )
+    outcome = taking.rounds().run(policy)
+    expected = policy.decisions[-1]
+    if expected.verdict is Verdict.GIVE_UP:
+        raise NotMoved(expected.sentence)
+    return outcome, expected.downtime_ms
 
 
 @attrs.define(repr=False)
@@ -268,6 +305,7 @@ def _begin(work: _Work, looked: Looked, members: Members, sender: Sender) -> Tak
         # Pages are put in place there as they come, each for one process.
         stores_once=False,
         freeze_timeout_s=work.options.freeze_timeout_s,
+        leave=waiting_mappings if work.options.lazy else None,
     )
 
 
@@ -280,7 +318,7 @@ def _offer(work: _Work, taking: Taking) -> HandOver:
     channel = work.channel
     work.chain_id = "0" * 32
     offer = work.manifest(encode_tree(taking.preview()))
-    channel.send(Offer(offer, Options(tcp_close=work.options.tcp_close)))
+    channel.send(Offer(offer, Options(work.options.tcp_close, work.options.lazy)))
     work.chain_id = channel.receive(Accepted).chain_id
     answer_clocks(channel, work.root)
     ready = channel.receive(Ready)
@@ -294,9 +332,10 @@ def _offer(work: _Work, taking: Taking) -> HandOver:
     )
 
 
-def _tell_fate(dialer: Dialer, lives_here: bool) -> None:
+def _tell_fate(dialer: Dialer, lazy: bool, lives_here: bool) -> None:
     """Be the witness: tell the destination whether the tree lives on here."""
-    if lives_here:
+    if lives_here or lazy:
+        # Of one that was to come late, what is not there yet has ended with us.
         say_abort(dialer, _TELLING_S)
         return
     give_up_s = time.monotonic() + _TELLING_S

@@ -4,6 +4,7 @@ A span list is `[(start, end), ...]`, ascending, disjoint, no empty range. Each 
 pass over both lists: a little Python per range, none per page.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterable
 
 import attrs
@@ -75,6 +76,12 @@ def join(pieces: Iterable[tuple[int, int]]) -> Spans:
         else:
             result.append((start, end))
     return result
+
+
+def near(spans: Spans, wanted: Spans) -> Spans:
+    """Return those of many spans that lie between the first and the last wanted."""
+    first = bisect_right(spans, (wanted[0][0],)) - 1
+    return spans[max(first, 0) : bisect_right(spans, (wanted[-1][1],))]
 
 
 def total_bytes(spans: Spans) -> int:

@@ -11,6 +11,7 @@ import threading
 import pytest
 
 from ckpt.engine.lazy import FEATURES, PageServer
+from ckpt.engine.lazy_pages import ImagePages
 from ckpt.errors import RestoreFailed
 from ckpt.image.chain import Chain
 from ckpt.image.reader import PageReader
@@ -66,7 +67,9 @@ class Scene:
         reader = PageReader(Chain.open(chain.path), GenerationNo(0))
         span = addr_range(base, N * PAGE)
         userfaultfd.register(fd, span, userfaultfd.UFFDIO_REGISTER_MODE_MISSING, pid=child.pid)
-        self.server = PageServer(reader, reader.resolve("mm"), fd, [span], Pid(child.pid))
+        self.server = PageServer(
+            ImagePages(reader, reader.resolve("mm"), "it"), fd, [span], Pid(child.pid)
+        )
         self.go_read, self.go_write = os.pipe()
         self.failure = None
         self.thread = threading.Thread(target=self.serve)
