@@ -221,7 +221,7 @@ def migrate(
     return MigrateResult(
         pid=Pid(running.pid),
         rounds=outcome.rounds,
-        sent_bytes=channel.traffic.sent_bytes,
+        sent_bytes=channel.traffic.sent_bytes + serving.wire_bytes,
         downtime_ms=downtime_ms,
         expected_ms=expected_ms,
         wall_ms=(time.monotonic() - started_s) * 1000,
