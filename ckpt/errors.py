@@ -1,8 +1,8 @@
 """The whole error taxonomy: what can go wrong, which exit code it owns, what its fields are.
 
 A message says what happened, what was expected, and what to do. `OSError` is turned into one of
-these once, in `kernel/` (or by the layer that knows the meaning of the path), keeping errno as
-the cause. A bug of ours is not in here: it shows its traceback.
+these once, in `kernel/` or by the layer that knows what the path means, and stays its cause. A bug
+of ours is not in here: it shows its traceback.
 """
 
 from typing import ClassVar
@@ -145,8 +145,8 @@ class Finding:
 
     def __str__(self) -> str:
         """One line, whatever is in the names of files."""
-        line = f"{self.subject}: {self.problem}" + (f" ({self.remedy})" if self.remedy else "")
-        return printable(line)
+        remedy = f" ({self.remedy})" if self.remedy else ""
+        return printable(f"{self.subject}: {self.problem}{remedy}")
 
 
 @attrs.frozen(eq=False, repr=False, str=False)
@@ -417,10 +417,8 @@ class PeerVersion(MigrateError):
 
     def message(self) -> str:
         """See `CkptError.message`."""
-        return printable(
-            f"{self.peer} speaks protocol {self.theirs}, this ckpt {self.ours}:"
-            " use the same ckpt on both hosts"
-        )
+        versions = f"protocol {self.theirs}, this ckpt {self.ours}"
+        return printable(f"{self.peer} speaks {versions}: use the same ckpt on both hosts")
 
 
 @attrs.frozen(eq=False, repr=False, str=False)
@@ -475,24 +473,21 @@ class NotMoved(MigrateError):
 
     exit_code = 56
     code = "not-moved"
+    fate: ClassVar[str] = "the tree goes on here"
     reason: str
 
     def message(self) -> str:
         """See `CkptError.message`."""
-        return printable(f"the tree goes on here: {self.reason}")
+        return printable(f"{self.fate}: {self.reason}")
 
 
 @attrs.frozen(eq=False, repr=False, str=False)
-class TreeLost(MigrateError):
+class TreeLost(NotMoved):
     """It ran at the destination before all of its memory had come (`--lazy`), and ended there."""
 
     exit_code = 57
     code = "tree-lost"
-    reason: str
-
-    def message(self) -> str:
-        """See `CkptError.message`."""
-        return printable(f"the tree is lost: {self.reason}")
+    fate = "the tree is lost"
 
 
 class TrackerLost(CkptError):
