@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 
 # What the tests use beyond Python packages: a C compiler and the kernel's headers (structs are
 # compared with them), and the servers that are checkpointed.
-TEST_PACKAGES := gcc libc6-dev nginx-light postgresql-15 redis-server tmux vim nftables nodejs \
+TEST_PACKAGES := gcc libc6-dev nginx-light postgresql-15 redis-server tmux vim nftables iproute2 nodejs \
 	openjdk-17-jre-headless
 BENCH_PACKAGES := gcc libc6-dev redis-server
 PLOT_REQUIREMENTS := 'matplotlib>=3.8'
