@@ -45,6 +45,14 @@ def _parse_compress(_ctx: click.Context, _param: click.Parameter, value: str) ->
     help="Do not move TCP connections: they arrive as if their peers had reset them.",
 )
 @click.option(
+    "--with-file",
+    "with_files",
+    multiple=True,
+    metavar="PATH",
+    help="Send the file PATH along, which the tree needs and the destination lacks. Another file"
+    " that is there is not overwritten. May be given several times.",
+)
+@click.option(
     "--on-departure",
     metavar="COMMAND",
     default="",
@@ -107,6 +115,7 @@ def command(
     bandwidth: str | None,
     remote_ckpt: str,
     tcp_close: bool,
+    with_files: tuple[str, ...],
     on_departure: str,
     max_downtime_ms: float,
     max_rounds: int,
@@ -129,6 +138,7 @@ def command(
         tcp_close=tcp_close,
         tracker=tracker,
         lazy=lazy,
+        with_files=with_files,
         on_departure=on_departure,
         goal=Goal(max_downtime_ms, max_rounds, throttle),
         compression=compress,

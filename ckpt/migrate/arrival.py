@@ -41,14 +41,18 @@ from ckpt.image.reader import PageReader
 from ckpt.image.workers import count_free_threads
 from ckpt.kernel.features import probe_features
 from ckpt.migrate.arriving_late import Late
+from ckpt.migrate.carrying import Carried
 from ckpt.migrate.channel import Channel
 from ckpt.migrate.clocks import ask_clocks
 from ckpt.migrate.fates import Member, NoteMembers
+from ckpt.migrate.message import Message
 from ckpt.migrate.messages import (
     Abort,
     Accepted,
     Departed,
     Done,
+    FileBegins,
+    FilePart,
     Go,
     Offer,
     Pages,
@@ -102,6 +106,7 @@ class _Work:
     chain: Chain
     note_members: NoteMembers
     """Has the heir know who is about to run."""
+    carried: Carried
     late: Late | None = None
     """There with `--lazy`: memory comes when it runs already."""
     warnings: list[str] = attrs.Factory(list)
@@ -118,6 +123,8 @@ class _Work:
             tcp_close=self.offer.options.tcp_close,
             no_cgroups=self.options.no_cgroups,
             on_arrival=self.options.on_arrival,
+            # They were compared byte by byte.
+            allow_changed=frozenset(self.carried.paths),
             original_stands=True,
             original_is_near=self.is_near,
             warn=self.warnings.append,
@@ -138,8 +145,9 @@ def receive_tree(
         stack.enter_context(chain.lock())
         if chain.generations():
             raise ImageUnusable(path, _NOT_EMPTY)
-        work = _Work(session, session.channel, options, chain, note_members)
-        work.offer = work.channel.receive(Offer)
+        carried = stack.enter_context(Carried(session.channel.peer))
+        work = _Work(session, session.channel, options, chain, note_members, carried)
+        work.offer = _take_offer(work)
         begun_s = time.monotonic()
         if work.offer.options.lazy and options.image_dir:
             raise UsageError("what comes with --lazy cannot be kept in an --image-dir")
@@ -175,6 +183,21 @@ def _prepared(
         # What is there ahead is its memory, and that is what comes last.
         return contextlib.nullcontext()
     return prepared(work.tree, probe_features(), offsets)
+
+
+def _take_offer(work: _Work) -> Offer:
+    while True:
+        what = work.channel.receive(Offer, FileBegins, FilePart)
+        if isinstance(what, Offer):
+            return what
+        _take_file(work, what)
+
+
+def _take_file(work: _Work, what: Message) -> None:
+    if isinstance(what, FileBegins):
+        work.carried.begin(what)
+    elif isinstance(what, FilePart):
+        work.carried.take(what)
 
 
 @contextlib.contextmanager
@@ -223,9 +246,14 @@ L = TypeVar("L", Tree, State)
 def _take_until(work: _Work, taking: Taking, last: type[L]) -> L | None:
     """Take frames until a message comes that ends them; None: the source keeps its tree."""
     while True:
-        what = work.channel.receive(Pages, RoundEnds, last, Abort, place=taking.place)
+        what = work.channel.receive(
+            Pages, RoundEnds, last, Abort, FileBegins, FilePart, place=taking.place
+        )
         if isinstance(what, Pages):
             taking.take(what)
+            continue
+        if isinstance(what, FileBegins | FilePart):
+            _take_file(work, what)
             continue
         taking.finish()
         if isinstance(what, last):
@@ -329,6 +357,7 @@ def _let_go(work: _Work, stands: Standing) -> tuple[Running, list[Member]]:
         if work.options.image_dir:
             stands.arm(work.chain.chain_id)
         stands.let_go()
+    work.carried.keep()
     finish_ms = (time.monotonic() - begun_s) * 1000
     running = Running(
         pids[0],

@@ -261,3 +261,29 @@ class Complete(Message):
 @attrs.frozen
 class AllThere(Message):
     """S, after a cut: have all pages come? D answers Complete or Abort when it is known."""
+
+
+# ---- files that travel along, before the offer, and before the tree if they have changed
+
+
+@message(40)
+@attrs.frozen
+class FileBegins(Message):
+    """S: a file that is to be there under this name; `FilePart`s of so many bytes follow."""
+
+    path: str
+    size: int
+    mode: int
+    """Permission bits."""
+    uid: int
+    gid: int
+    atime_ns: int
+    mtime_ns: int
+
+
+@message(41, max_field_bytes=(1 << 20) + (1 << 10))
+@attrs.frozen
+class FilePart(Message):
+    """S: the next bytes of it."""
+
+    data: bytes = attrs.field(repr=False)

@@ -32,6 +32,7 @@ from ckpt.image.format import FORMAT_VERSION, Kind, Manifest, PageFile, encode_m
 from ckpt.image.pipeline import PRESSED_LEVEL, Compression
 from ckpt.image.runs import RunTable
 from ckpt.kernel.features import Features, probe_features
+from ckpt.migrate.carrying import Carrier
 from ckpt.migrate.channel import Channel
 from ckpt.migrate.clocks import answer_clocks
 from ckpt.migrate.dial import Dialer
@@ -81,6 +82,8 @@ class MigrateOptions:
     compression: Compression = _COMPRESSION
     lazy: bool = False
     """It runs there before its memory has come, which is fetched when it is touched; no rounds."""
+    with_files: tuple[str, ...] = ()
+    """Paths of files that the destination lacks; see `carrying`."""
     on_departure: str = ""
     """A command that is run when the tree stands still and its network is held; it takes the
     addresses of the tree from this host."""
@@ -116,6 +119,7 @@ class _Work:
     features: Features
     tracker: TrackerName
     channel: Channel
+    carrier: Carrier
     chain_id: str = ""
 
     def capture_options(self, *, kill: bool) -> CaptureOptions:
@@ -179,10 +183,11 @@ def migrate(
     options = options or MigrateOptions()
     root = reachable_as(Pid(pid))
     refuse_untouchable(root)
+    carrier = Carrier(options.with_files)
     features = probe_features()
     tracker = TrackerName.FULL if options.lazy else choose_tracker(options.tracker, features)
     with dialer.open() as channel, contextlib.ExitStack() as stack:
-        work = _Work(root, options, features, tracker, channel)
+        work = _Work(root, options, features, tracker, channel, carrier)
         looked = examine(root, features, work.capture_options(kill=False))
         members = Members(root, tracker, features, stack)
         of_memory = looked.tree.memory_owners()
@@ -269,6 +274,7 @@ class _Departing:
 
     def begin(self, tree: TreeImage) -> None:
         """Send all but the memory of the tree, which has just stopped; start the user's command."""
+        self.work.carrier.send(self.work.channel)
         self.work.channel.send(Tree(self.work.manifest(encode_tree(tree))))
         self._hook = start_hook(
             "--on-departure", self.work.options.on_departure, _STAYS, CKPT_PID=self.work.root
@@ -319,6 +325,8 @@ def _offer(work: _Work, taking: Taking) -> HandOver:
     work.chain_id = "0" * 32
     offer = work.manifest(encode_tree(taking.preview()))
     channel.send(Offer(offer, Options(work.options.tcp_close, work.options.lazy)))
+    work.carrier.send(channel)
+    channel.send(Offer(offer, Options(tcp_close=work.options.tcp_close)))
     work.chain_id = channel.receive(Accepted).chain_id
     answer_clocks(channel, work.root)
     ready = channel.receive(Ready)
