@@ -324,9 +324,8 @@ def _offer(work: _Work, taking: Taking) -> HandOver:
     channel = work.channel
     work.chain_id = "0" * 32
     offer = work.manifest(encode_tree(taking.preview()))
-    channel.send(Offer(offer, Options(work.options.tcp_close, work.options.lazy)))
     work.carrier.send(channel)
-    channel.send(Offer(offer, Options(tcp_close=work.options.tcp_close)))
+    channel.send(Offer(offer, Options(work.options.tcp_close, work.options.lazy)))
     work.chain_id = channel.receive(Accepted).chain_id
     answer_clocks(channel, work.root)
     ready = channel.receive(Ready)
