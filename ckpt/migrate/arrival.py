@@ -323,7 +323,9 @@ def _await_word(work: _Work, stands: Standing, prepared: Prepared) -> Running | 
             running, members = _let_go(work, stands)
             heard = _answer(work, channel, running)
             if work.late is not None:
-                work.late.see_through(heard, running, members)
+                # Our end would be the tree's.
+                with uninterrupted():
+                    work.late.see_through(heard, running, members)
             return running
         if isinstance(word, Abort):
             return None

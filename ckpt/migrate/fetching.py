@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Iterator
 
 from ckpt.engine.lazy_pages import Key
-from ckpt.errors import CkptError, PeerLost, PeerRefused, ProtocolError
+from ckpt.errors import CkptError, PeerLost, ProtocolError
 from ckpt.image.pages import decode_frame
 from ckpt.image.reader import Piece
 from ckpt.migrate.channel import Channel
@@ -70,6 +70,7 @@ class Streams:
 
         Raises:
             PeerLost: it is gone.
+            PeerRefused: it cannot read them itself.
             ProtocolError: what came is not what was asked for.
         """
         asked = Fetch(space, pack_spans(spans))
@@ -78,12 +79,12 @@ class Streams:
             try:
                 channel.send(asked)
                 frame = channel.receive(Fetched).frame
-            except (PeerLost, PeerRefused):
-                channel.close()
-                with self._changed:
-                    self._n_open -= 1
-                    self._changed.notify_all()
+            except PeerLost:
+                self._drop(channel)
                 continue
+            except CkptError:
+                self._drop(channel)
+                raise
             try:
                 raw = decode_frame(frame.stored, frame.encoding, total_bytes(spans))
             except ValueError as error:
@@ -104,6 +105,12 @@ class Streams:
                         peer=self._peer, reason=f"it could not be reached for {_RECONNECT_S:g} s"
                     )
                 self._changed.wait(max(left_s, 1.0))
+
+    def _drop(self, channel: Channel) -> None:
+        channel.close()
+        with self._changed:
+            self._n_open -= 1
+            self._changed.notify_all()
 
     def _give_back(self, channel: Channel) -> None:
         with self._changed:

@@ -30,6 +30,7 @@ def test_a_writer_finds_every_byte_while_they_come(hosts, tmp_path):
     writer.check(hosts, live(hosts, tmp_path, "--lazy"), tmp_path, rate=10_000, moves=2)
 
 
+@pytest.mark.slow
 def test_redis_keeps_its_connections_and_its_data(hosts, tmp_path):
     figures = redis.check(hosts, live(hosts, tmp_path, "--lazy"), tmp_path, mib=64, moves=2)
     assert figures["verified"]["lost"] == 0
