@@ -27,6 +27,7 @@ def say_how(said):
     print({key: said[key] for key in ("downtime_ms", "ahead_bytes", "late_bytes")})
 
 
+@pytest.mark.slow
 def test_children_that_write_all_the_time_move_there_and_back(hosts, tmp_path):
     work = brood(hosts, 10_000)
     for _ in range(2):
@@ -45,6 +46,7 @@ def test_children_that_write_all_the_time_move_there_and_back(hosts, tmp_path):
 CHANGES = ["replace", "orphan", "leave"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [*([one] for one in CHANGES), CHANGES], ids="-".join)
 def test_a_tree_that_changes_while_it_moves(changes, hosts, tmp_path):
     work = brood(hosts, 1000)

@@ -158,7 +158,9 @@ class Survey:
             burst = dict(self._iter_read(now, results))
         self._before, self._burst = (now, results), burst
         # The size of the folder is the number of descriptors (Linux 6.2).
-        if os.fstat(self._links).st_size == len(burst) > 0:
+        with proc_failures_of(self._pid, f"count /proc/{self._pid}/fd"):
+            n_listed = os.fstat(self._links).st_size
+        if n_listed == len(burst) > 0:
             return burst
         return dict(self._iter_listed(burst))
 
