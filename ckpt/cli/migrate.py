@@ -60,6 +60,13 @@ def _parse_compress(_ctx: click.Context, _param: click.Parameter, value: str) ->
     " are not held here afterwards.",
 )
 @click.option(
+    "--on-return",
+    metavar="COMMAND",
+    default="",
+    help="Run COMMAND when --on-departure has begun and the tree goes on here after all: to undo"
+    " it.",
+)
+@click.option(
     "--max-downtime",
     "max_downtime_ms",
     type=click.FloatRange(min=1),
@@ -117,6 +124,7 @@ def command(
     tcp_close: bool,
     with_files: tuple[str, ...],
     on_departure: str,
+    on_return: str,
     max_downtime_ms: float,
     max_rounds: int,
     throttle: bool,
@@ -128,7 +136,9 @@ def command(
     """Move a process, with all its descendants, to another host.
 
     Its memory is sent while it runs; then it stands still for what was written meanwhile, and goes
-    on there. Whatever fails before that, it goes on here.
+    on there. Whatever fails before that, it goes on here. If the destination falls silent when it
+    was told to let it go, the tree stands still until it is known where it runs; Ctrl-C ends that,
+    and it goes on here.
     """
     if lazy and throttle:
         raise UsageError("--throttle is of use in rounds only, and with --lazy there are none")
@@ -140,6 +150,7 @@ def command(
         lazy=lazy,
         with_files=with_files,
         on_departure=on_departure,
+        on_return=on_return,
         goal=Goal(max_downtime_ms, max_rounds, throttle),
         compression=compress,
     )

@@ -34,6 +34,13 @@ Example:
     " answered any more: to give this host the address that they need.",
 )
 @click.option(
+    "--on-return",
+    metavar="COMMAND",
+    default="",
+    help="Run COMMAND when --on-arrival has begun and the tree does not run here after all: to undo"
+    " it.",
+)
+@click.option(
     "--no-cgroups", is_flag=True, help="Leave what arrives in the control groups of this command."
 )
 @json_option
@@ -48,6 +55,7 @@ def command(
     detach: bool,
     image_dir: str,
     on_arrival: str,
+    on_return: str,
     no_cgroups: bool,
     as_json: bool,
 ) -> int:
@@ -66,6 +74,7 @@ def command(
     options = ReceiveOptions(
         image_dir=image_dir,
         on_arrival=on_arrival,
+        on_return=on_return,
         no_cgroups=no_cgroups,
         stays=once and not detach,
     )
@@ -73,8 +82,8 @@ def command(
         from ckpt.migrate.stdio import serve_stdio
 
         # Standard output is the connection; whatever is said goes to standard error.
-        return serve_stdio(Receiver(options, _tell_in_words))
-    receiver = Receiver(options, _tell_as_json if as_json else _tell_in_words)
+        return serve_stdio(Receiver(options, _tell_in_words, note))
+    receiver = Receiver(options, _tell_as_json if as_json else _tell_in_words, note)
     from ckpt.migrate.listen import Listener, SessionEnd
 
     ends: list[SessionEnd] = []

@@ -2,12 +2,14 @@
 
     --on-departure    the tree stands still, its network is held: it is about to leave this host
     --on-arrival      its network is held here, none of its sockets is there yet
+    --on-return       it goes on where it was: what one of the two has begun on this host is undone
 
-A command that fails ends what we are at: nobody has been killed, nobody has been made.
+A command that fails ends what we are at: nobody has been killed, nobody has been made. Only that of
+`--on-return` comes too late for that, which is said.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from ckpt.errors import HookFailed
 
@@ -75,3 +77,17 @@ def run_hook(option: str, command: str, outcome: str, **variables: object) -> No
     hook = start_hook(option, command, outcome, **variables)
     if hook is not None:
         hook.wait()
+
+
+def run_return(command: str, tell: Callable[[str], None], pid: int) -> None:
+    """Run the command of `--on-return`, and say so if it fails.
+
+    Args:
+        command: an empty one is none.
+        tell: is given a sentence then.
+        pid: of the root of the tree.
+    """
+    try:
+        run_hook("--on-return", command, "see to the addresses of the tree", CKPT_PID=pid)
+    except HookFailed as error:
+        tell(error.message())

@@ -8,13 +8,14 @@ import contextlib
 import os
 from collections import ChainMap
 from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import attrs
 
 from ckpt.engine.family import family_of
 from ckpt.engine.home import wants_own_numbers
-from ckpt.engine.hooks import run_hook
+from ckpt.engine.hooks import run_hook, run_return
 from ckpt.engine.records import ProcessImage, TreeImage
 from ckpt.errors import FileChanged, HostMismatch
 from ckpt.kernel.features import Features
@@ -149,6 +150,8 @@ def arriving(tree: TreeImage, options: RestoreOptions) -> Iterator[Opening]:
             for resource, record in _iter_records(process):
                 resource.expect(record, opening)
         outcome = "nothing was restored"
+        undo = partial(run_return, options.on_return, options.warn, tree.root.pid)
+        stack.push(_if_it_fails([undo]))
         run_hook("--on-arrival", options.on_arrival, outcome, CKPT_PID=tree.root.pid)
         yield opening
 

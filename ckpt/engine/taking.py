@@ -135,10 +135,13 @@ class Taken:
 
         Raises:
             CkptError, OSError: something of it could not be readied for its end; nothing changed.
-            TargetGone: a part of it has ended.
         """
-        run_all(self.tree.at_kill)
-        self._set_options(ptrace.Option.EXITKILL)
+        self._set_options(ptrace.Option.EXITKILL)  # Who outlives us has no silenced connections.
+        try:
+            run_all(self.tree.at_kill)
+        except BaseException:
+            self._set_options(ptrace.Option.NONE)
+            raise
 
     def spare(self) -> None:
         """Take `doom` back: the target goes on at the end of the block."""

@@ -12,7 +12,7 @@ has the last words.
 """
 
 import contextlib
-import tempfile
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +28,7 @@ from ckpt.engine.standing import Standing, contents_of, standing
 from ckpt.errors import (
     CkptError,
     ImageUnusable,
+    MigrateError,
     PeerLost,
     PeerRefused,
     ProtocolError,
@@ -40,11 +41,13 @@ from ckpt.image.format import Manifest, decode_manifest
 from ckpt.image.reader import PageReader
 from ckpt.image.workers import count_free_threads
 from ckpt.kernel.features import probe_features
+from ckpt.migrate import fault
 from ckpt.migrate.arriving_late import Late
 from ckpt.migrate.carrying import Carried
 from ckpt.migrate.channel import Channel
 from ckpt.migrate.clocks import ask_clocks
-from ckpt.migrate.fates import Member, NoteMembers
+from ckpt.migrate.fates import Member
+from ckpt.migrate.heir import Notes
 from ckpt.migrate.message import Message
 from ckpt.migrate.messages import (
     Abort,
@@ -74,12 +77,12 @@ from ckpt.resources.base import RestoreOptions
 from ckpt.resources.registry import entered
 from ckpt.units import Pid
 
-_SHM = "/dev/shm"
 _NOT_EMPTY = "has generations already, and what arrives begins a chain; name another directory"
 _DOUBT_S = 600.0
 """How long to stand still without a word from the source."""
-_HEARD_S = 30.0
-"""How long to wait for the word that the last answer was heard."""
+_HEARD_S = _DOUBT_S
+"""How long to wait for the word that the last answer was heard: until then the source stands still,
+and only we can end its doubt."""
 
 
 @attrs.frozen
@@ -91,6 +94,8 @@ class ReceiveOptions:
     on_arrival: str = ""
     """A command that is run before the tree's sockets are made, when its network is held; it gives
     this host the addresses of the tree."""
+    on_return: str = ""
+    """A command that undoes that one, if it has begun and the tree will not run here after all."""
     no_cgroups: bool = False
     stays: bool = False
     """The tree stays our child, and the session ends with it."""
@@ -104,8 +109,8 @@ class _Work:
     channel: Channel
     options: ReceiveOptions
     chain: Chain
-    note_members: NoteMembers
-    """Has the heir know who is about to run."""
+    notes: Notes
+    """For the heir."""
     carried: Carried
     late: Late | None = None
     """There with `--lazy`: memory comes when it runs already."""
@@ -127,26 +132,34 @@ class _Work:
             allow_changed=frozenset(self.carried.paths),
             original_stands=True,
             original_is_near=self.is_near,
+            on_return=self.options.on_return if self.options.on_arrival else "",
             warn=self.warnings.append,
         )
 
 
 def receive_tree(
-    session: Session, options: ReceiveOptions, note_members: NoteMembers
+    session: Session, options: ReceiveOptions, notes: Notes, private: str
 ) -> Running | None:
     """Take one tree from a source; it runs when this returns. None: the source has kept it.
+
+    Args:
+        session: just begun.
+        options: what the user chose.
+        notes: for the heir.
+        private: an empty directory, removed here; for what need not be kept.
 
     Raises:
         CkptError: it did not come about; the source was told, and nothing was left here.
     """
     with contextlib.ExitStack() as stack:
-        path = options.image_dir or stack.enter_context(_private_directory())
-        chain = Chain.create_or_open(Path(path))
+        # By the heir, too: whoever of the two is left.
+        stack.callback(shutil.rmtree, private, ignore_errors=True)
+        chain = Chain.create_or_open(Path(options.image_dir or private))
         stack.enter_context(chain.lock())
         if chain.generations():
-            raise ImageUnusable(path, _NOT_EMPTY)
+            raise ImageUnusable(options.image_dir, _NOT_EMPTY)
         carried = stack.enter_context(Carried(session.channel.peer))
-        work = _Work(session, session.channel, options, chain, note_members, carried)
+        work = _Work(session, session.channel, options, chain, notes, carried)
         work.offer = _take_offer(work)
         begun_s = time.monotonic()
         if work.offer.options.lazy and options.image_dir:
@@ -168,12 +181,12 @@ def receive_tree(
                 return None
             begun_s = time.monotonic()
             tree = _tree_of(work, _decode(work, said.manifest))
-            with contextlib.ExitStack() as building:
+            with contextlib.suppress(_Kept), contextlib.ExitStack() as building:
                 stands = building.enter_context(_built(work, tree, taking, ground))
-                if stands is None:
-                    return None
                 word = Prepared((time.monotonic() - begun_s) * 1000)
+                fault.reach("built")
                 return _await_word(work, stands, word)
+    return None
 
 
 def _prepared(
@@ -200,11 +213,8 @@ def _take_file(work: _Work, what: Message) -> None:
         work.carried.take(what)
 
 
-@contextlib.contextmanager
-def _private_directory() -> Iterator[str]:
-    folder = _SHM if Path(_SHM).is_dir() else None
-    with tempfile.TemporaryDirectory(prefix="ckpt-arriving-", dir=folder) as path:
-        yield path
+class _Kept(Exception):
+    """The source has kept its tree: what was built is taken down as after a failure."""
 
 
 def _check(work: _Work) -> None:
@@ -266,8 +276,12 @@ def _take_until(work: _Work, taking: Taking, last: type[L]) -> L | None:
 @contextlib.contextmanager
 def _built(
     work: _Work, tree: TreeImage, taking: Taking, ground: Ground | None
-) -> Iterator[Standing | None]:
-    """Check this host while the last pages come, then build the tree; None: it is kept there."""
+) -> Iterator[Standing]:
+    """Check this host while the last pages come, then build the tree.
+
+    Raises:
+        _Kept: it goes on there.
+    """
     features = probe_features()
     with contents_of(tree) as contents:
         options = attrs.evolve(work.restore_options(), contents=contents.paths)
@@ -276,15 +290,16 @@ def _built(
             check_host(tree, features, coming, ground.nursery.embryos)
         state = _take_until(work, taking, State)
         if state is None:
-            yield None
-            return
+            raise _Kept
         with _lies_of(work):
             records = encode_tree(tree) if work.options.image_dir else None
             taking.arriving.commit(state.manifest, "what came", records)
         reader = PageReader(work.chain, NUMBER, threads=count_free_threads())
         parts = _parts(work, tree, reader, state)
         building = Building(tree, parts, reader, features, work.warnings.append)
-        work.channel.receive(Departed)
+        if isinstance(work.channel.receive(Departed, Abort), Abort):
+            raise _Kept
+        work.notes.arriving(tree.root.pid)
         with contextlib.ExitStack() as stack:
             with work.channel.kept_alive():
                 stands = stack.enter_context(standing(building, contents, options, ground))
@@ -302,37 +317,33 @@ def _parts(work: _Work, tree: TreeImage, reader: PageReader, state: State) -> di
 # ---- the last words
 
 
-def _await_word(work: _Work, stands: Standing, prepared: Prepared) -> Running | None:
+def _await_word(work: _Work, stands: Standing, prepared: Prepared) -> Running:
     """Wait for Go or Abort, over as many connections as it takes.
 
     Raises:
+        _Kept: it was Abort.
         PeerLost: neither came in time; the tree will not run here.
     """
     channel = work.channel
+    work.notes.prepared()
     _say(channel, prepared)
     give_up_s = time.monotonic() + _DOUBT_S
     while True:
         try:
             word = channel.receive(Go, Abort, WhatNow)
-        except PeerRefused:
-            return None
+        except PeerRefused as refusal:
+            raise _Kept from refusal
         except PeerLost as error:
             channel = _next_channel(work, channel, give_up_s, error)
             continue
         if isinstance(word, Go):
-            running, members = _let_go(work, stands)
-            heard = _answer(work, channel, running)
-            if work.late is not None:
-                # Our end would be the tree's.
-                with uninterrupted():
-                    work.late.see_through(heard, running, members)
-            return running
+            return _let_go_and_say_so(work, stands, channel)
         if isinstance(word, Abort):
-            return None
+            raise _Kept
         _say(channel, prepared)
 
 
-def _say(channel: Channel, what: Prepared | Running | Abort) -> None:
+def _say(channel: Channel, what: Prepared | Running | Done) -> None:
     """Say it; if the connection is cut, that is noticed by whoever waits for the answer."""
     with contextlib.suppress(PeerLost, PeerRefused):
         channel.send(what)
@@ -349,16 +360,29 @@ def _next_channel(work: _Work, channel: Channel, give_up_s: float, error: CkptEr
     raise error
 
 
+def _let_go_and_say_so(work: _Work, stands: Standing, channel: Channel) -> Running:
+    """Let it run; no signal of the user may come between that and the answer."""
+    with uninterrupted():
+        running, members = _let_go(work, stands)
+        fault.reach("let-go")
+        heard = _answer(work, channel, running)
+        if work.late is not None:
+            # Our end would be the tree's.
+            work.late.see_through(heard, running, members)
+    work.notes.settled()
+    return running
+
+
 def _let_go(work: _Work, stands: Standing) -> tuple[Running, list[Member]]:
     begun_s = time.monotonic()
     pids = [part.embryo.pid for part in stands.building.parts.values()]
     members = [Member.read(pid) for pid in pids]
-    work.note_members(members, late=work.late is not None)
-    with uninterrupted():
-        stands.finish()
-        if work.options.image_dir:
-            stands.arm(work.chain.chain_id)
-        stands.let_go()
+    work.notes.members(members, late=work.late is not None)
+    stands.finish()
+    if work.options.image_dir:
+        stands.arm(work.chain.chain_id)
+    fault.reach("finished")
+    stands.let_go()
     work.carried.keep()
     finish_ms = (time.monotonic() - begun_s) * 1000
     running = Running(
@@ -380,12 +404,15 @@ def _answer(work: _Work, channel: Channel, running: Running) -> Channel | None:
             word = channel.receive(Done, WhatNow, timeout_s=max(0.0, give_up_s - time.monotonic()))
         except PeerRefused:
             return None
-        except PeerLost as error:
+        except MigrateError as error:
+            # It runs: whatever the source says, that is all that can be answered.
             try:
                 channel = _next_channel(work, channel, give_up_s, error)
-            except PeerLost:
+            except MigrateError:
                 return None
             continue
         if isinstance(word, Done):
+            if work.late is None:
+                _say(channel, word)
             return channel
         _say(channel, running)

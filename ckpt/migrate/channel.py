@@ -21,6 +21,7 @@ from typing import Self, TypeVar
 import attrs
 
 from ckpt.errors import CkptError, Finding, PeerLost, PeerRefused, ProtocolError, printable
+from ckpt.migrate import fault
 from ckpt.migrate.frames import HEADER_BYTES, Header
 from ckpt.migrate.message import FrameMessage, Message, decode, encode, find_kind
 from ckpt.migrate.messages import KeepAlive, Refusal
@@ -120,6 +121,7 @@ class Channel:
             PeerRefused: that, after it had said why.
         """
         head, frame = encode(what)
+        self._reach("send", what)
         stored = memoryview(b"" if frame is None else frame.stored).cast("B")
         with self._sending:
             if self._is_cut or self._is_closed:
@@ -133,6 +135,11 @@ class Channel:
             self._is_cut = False
             if len(stored):
                 self.traffic.count_frame(len(head) + len(stored), time.monotonic() - begun_s)
+        self._reach("sent", what)
+
+    def _reach(self, happened: str, what: Message) -> None:
+        if not self._is_closed:
+            fault.reach(f"{happened}:{type(what).__name__}", self._transport.fileno())
 
     def _send_parts(self, head: bytes, stored: memoryview, begun_s: float) -> None:
         ends_s = begun_s + self._message_s(len(head) + len(stored))
@@ -228,6 +235,7 @@ class Channel:
             if isinstance(what, Refusal):
                 raise self._give_up(self._refused(what))
             if not isinstance(what, KeepAlive):
+                self._reach("received", what)
                 return what
             self._count_sign()
 

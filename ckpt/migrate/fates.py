@@ -11,16 +11,19 @@ import signal
 import struct
 import time
 from collections.abc import Iterable
-from typing import Protocol, Self
+from typing import Self
 
 import attrs
 
 from ckpt.errors import TargetGone
 from ckpt.kernel.pidfd import pidfd_open, pidfd_send_signal
+from ckpt.kernel.procfs.files import list_tids
+from ckpt.kernel.procfs.stat import read_task_stat
 from ckpt.process.tree import read_identity
 from ckpt.units import Fd, Pid
 
 _LINE = struct.Struct("<IQ")
+_PF_EXITING = 0x4
 _DYING_S = 2.0
 """How long the first may take to end: SIGKILL waits for no more than a system call."""
 
@@ -40,13 +43,6 @@ class Member:
             TargetGone: nobody has it.
         """
         return cls(pid, read_identity(pid).start_ticks)
-
-
-class NoteMembers(Protocol):
-    """How a worker tells its heir who is about to run."""
-
-    def __call__(self, members: list[Member], *, late: bool) -> None:
-        """Note them; `late`: some of their memory is still to come."""
 
 
 def pack_members(members: Iterable[Member]) -> bytes:
@@ -85,7 +81,7 @@ class Fates:
             poll = select.poll()
             for fd in self._held:
                 poll.register(fd, select.POLLIN)
-            if not poll.poll(_DYING_S * 1000):
+            if not poll.poll(_DYING_S * 1000) and not any(map(_is_ending, self._held.values())):
                 return True
         self.end_all()
         return False
@@ -109,6 +105,14 @@ def _hold(member: Member) -> Fd | None:
         return None
     os.close(fd)
     return None
+
+
+def _is_ending(pid: Pid) -> bool:
+    """Tell whether a process is on its way out: giving back much memory takes its time."""
+    try:
+        return all(read_task_stat(pid, tid).flags & _PF_EXITING for tid in list_tids(pid))
+    except TargetGone:
+        return True
 
 
 def wait_until_ended(pidfd: Fd) -> None:

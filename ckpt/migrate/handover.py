@@ -10,8 +10,9 @@
 
 At any instant at most one copy runs: there, only after Go; here, never after Go unless the
 destination has said Abort, which it says only of a copy that is gone and never ran. After a cut the
-source asks (`WhatNow`) until it is told. Whoever is killed leaves somebody who can tell: the source
-its witness (`witness`), the destination's worker its heir (`arrival`):
+source asks (`WhatNow`) until it is told, or until the user decides (Ctrl-C): that nobody knows the
+session any more is no proof that the tree does not run there. Whoever is killed leaves somebody who
+can tell: the source its witness (`witness`), the destination's worker its heir (`heir`):
 
     cut, or killed       source                            destination
     before Prepared      goes on                           gone
@@ -33,10 +34,11 @@ that are not its own.
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from ckpt.engine.taking import Taken
-from ckpt.errors import CkptError, ConnectFailed, NotMoved, PeerLost, PeerRefused, TreeLost
+from ckpt.errors import CkptError, NotMoved, PeerLost, PeerRefused, TreeLost
+from ckpt.migrate import fault
 from ckpt.migrate.channel import Channel
 from ckpt.migrate.dial import Dialer
 from ckpt.migrate.message import Message
@@ -73,51 +75,119 @@ def hand_over(
 
     Raises:
         TreeLost: it ran there before all of its memory had come, and ended; it is dead here, too.
-        NotMoved: the destination could not let it go; it is gone there.
+        NotMoved: the destination could not let it go, and it is gone there; or the user has ended
+            the doubt.
         MigrateError: the destination was lost, or refused, before that.
         Any of them: the tree goes on here at the end of the freeze.
     """
-    try:
-        channel.receive(Prepared)
+    channel.receive(Prepared)
+    # An interrupt must not let it go on here while it may run there.
+    with uninterrupted() as came:
         witness.note_doom(taken.frozen.processes)
         taken.doom()
-    except BaseException:
-        with contextlib.suppress(CkptError):
-            _tell_abort(channel, dialer)
-        raise
-    # An interrupt must not let it go on here while it may run there.
-    with uninterrupted():
-        answer = say_go(channel)
-        if answer is None:
-            tell("the connection was cut while the tree was handed over: asking what became of it")
-        while answer is None:
-            time.sleep(_PAUSE_S)
-            answer = ask_again(dialer)
-        if isinstance(answer, Abort) and not answer.ran:
+        fault.reach("doomed")
+        answer = say_go(channel) or _end_doubt(dialer, came, tell)
+        if answer is None or (isinstance(answer, Abort) and not answer.ran):
             taken.spare()
-            raise NotMoved(answer.reason)
+            came.clear()
+            raise _kept(channel, answer)
         try:
             if isinstance(answer, Abort):
                 raise TreeLost(answer.reason)
             if await_complete is not None:
+                _say_heard(channel)
                 await_complete()
+            witness.release()
         finally:
             taken.kill()
+        if await_complete is None:
+            _say_done(channel, dialer)
+        # It is too late for whoever wanted to stop it.
+        came.clear()
     return answer
+
+
+def _kept(channel: Channel, answer: Abort | None) -> NotMoved:
+    if answer is not None:
+        return NotMoved(answer.reason)
+    return NotMoved(
+        f"as you have decided; {channel.peer} was told to let it run, and never said"
+        " whether it does: see to it that it does not run there, too"
+    )
+
+
+def _say_heard(channel: Channel) -> None:
+    with contextlib.suppress(CkptError):
+        channel.send(Done())
+
+
+def _end_doubt(
+    dialer: Dialer, came: list[int], tell: Callable[[str], None]
+) -> Running | Abort | None:
+    """Ask what has become of it until that is known; None: the user does not want to wait for it.
+
+    Args:
+        dialer: knows the session.
+        came: signals of the user, held back.
+        tell: tells the user.
+    """
+    tell("the connection was cut while the tree was handed over: asking what became of it")
+    answer = _ask(dialer)
+    if answer is None:
+        # What came before was said by somebody who did not know this.
+        came.clear()
+        tell(
+            "nobody answers: the tree may run there, and stands still here until that is known;"
+            " Ctrl-C lets it go on here, and is right only if it does not run there"
+        )
+    while answer is None and not came:
+        time.sleep(_PAUSE_S)
+        answer = _ask(dialer)
+    return answer
+
+
+def _ask(dialer: Dialer) -> Running | Abort | None:
+    with contextlib.suppress(NobodyKnows):
+        return ask_again(dialer)
+    return None
+
+
+@contextlib.contextmanager
+def told_if_kept(channel: Channel, dialer: Dialer) -> Iterator[None]:
+    """Tell the destination, if the block fails, that the tree goes on here: it does by then."""
+    try:
+        yield
+    except (NotMoved, PeerRefused, TreeLost):
+        # The destination knows, or cannot be told.
+        raise
+    except BaseException:
+        with contextlib.suppress(CkptError):
+            _tell_abort(channel, dialer)
+        raise
 
 
 def say_go(channel: Channel) -> Running | Abort | None:
     """Say Go and return what came of it; None: the connection was cut."""
     try:
         channel.send(Go())
-        answer: Running | Abort = _one_of(channel.receive(Running, Abort))
-        with contextlib.suppress(PeerLost, PeerRefused):
-            channel.send(Done())
+        return _one_of(channel.receive(Running, Abort))
     except PeerRefused as error:
         return Abort(error.reason)
-    except PeerLost:
+    except CkptError:
+        # Whatever came instead of an answer: Go was said.
         return None
-    return answer
+
+
+def _say_done(channel: Channel, dialer: Dialer) -> None:
+    """Have nobody there wait for a question of ours; it ends by itself some time."""
+    with contextlib.suppress(CkptError):
+        try:
+            channel.send(Done())
+            channel.receive(Done, timeout_s=_ABORT_S)
+        except PeerLost:
+            with dialer.attach(Purpose.RESUME) as again:
+                again.send(Done())
+                again.receive(Done, timeout_s=_ABORT_S)
 
 
 def _one_of(answer: Message) -> Running | Abort:
@@ -125,22 +195,32 @@ def _one_of(answer: Message) -> Running | Abort:
     return answer
 
 
+class NobodyKnows(Exception):
+    """The session is over there: it may have ended because it had waited for us for too long."""
+
+
 def ask_again(dialer: Dialer) -> Running | Abort | None:
-    """Ask over a new connection; say Go, if it still waits for that. None: nobody answered."""
+    """Ask over a new connection; say Go, if it still waits for that. None: nobody answered.
+
+    Raises:
+        NobodyKnows: nor will anybody ever.
+    """
     try:
         with dialer.attach(Purpose.RESUME) as channel:
             channel.send(WhatNow())
             answer = channel.receive(Prepared, Running, Abort)
-            if isinstance(answer, Prepared):
-                return say_go(channel)
-            channel.send(Done())
-            return _one_of(answer)
+            known = say_go(channel) if isinstance(answer, Prepared) else _one_of(answer)
+            if known is not None:
+                with contextlib.suppress(CkptError):
+                    channel.send(Done())
+                    channel.receive(Done, timeout_s=_ABORT_S)
+            return known
     except PeerRefused as error:
         if error.peer_code == "unknown-session":
-            # Whoever let it go would have left somebody to say so.
-            return Abort("the destination has given it up")
+            raise NobodyKnows from error
         return None
-    except (PeerLost, ConnectFailed):
+    except CkptError:
+        # Nobody is there, or somebody else.
         return None
 
 
@@ -162,5 +242,8 @@ def say_abort(dialer: Dialer, seconds: float) -> None:
                 return
         except PeerRefused:
             return
-        except (PeerLost, ConnectFailed):
+        except CkptError as error:
+            if isinstance(error.__cause__, ConnectionRefusedError):
+                # Nobody listens, so nobody can be told, and waits for no more than its patience.
+                return
             time.sleep(_PAUSE_S)

@@ -11,18 +11,22 @@ and so do their processes. If all live, all of it had come. If not, the tree may
 """
 
 import contextlib
+import enum
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
 
+import attrs
+
 from ckpt.errors import CkptError, PeerLost, PeerRefused
 from ckpt.kernel.pidfd import pidfd_open
+from ckpt.migrate import fault
 from ckpt.migrate.channel import Channel
 from ckpt.migrate.fates import (
     Fates,
     Member,
-    NoteMembers,
     pack_members,
     unpack_members,
     wait_until_ended,
@@ -35,65 +39,134 @@ _DOUBT_S = 600.0
 """How long the source may take to ask."""
 
 
-def serve_with_heir(session: Session, work: Callable[[Session, NoteMembers], int]) -> int:
+class _Note(enum.IntEnum):
+    """What the worker has the heir know: one byte, four of length, and that many of content."""
+
+    ARRIVING = 1
+    MEMBERS = 2
+    PREPARED = 3
+    SETTLED = 4
+
+
+@attrs.frozen(repr=False)
+class Notes:
+    """The worker's end of the pipe to its heir."""
+
+    _fd: Fd
+
+    def arriving(self, root: Pid) -> None:
+        """Note that this host may be given the addresses of a tree."""
+        self._write(_Note.ARRIVING, root.to_bytes(4, "little"))
+
+    def members(self, members: list[Member], *, late: bool) -> None:
+        """Note the processes that are about to be let go; `late`: before their memory is there."""
+        self._write(_Note.MEMBERS, bytes([late]) + pack_members(members))
+
+    def prepared(self) -> None:
+        """Note that the source may ask from here on what became of the tree."""
+        self._write(_Note.PREPARED, b"")
+
+    def settled(self) -> None:
+        """Note that the source knows what became of the tree."""
+        self._write(_Note.SETTLED, b"")
+
+    def _write(self, note: _Note, content: bytes) -> None:
+        # Nobody need be there to hear it.
+        with contextlib.suppress(BrokenPipeError):
+            os.write(self._fd, bytes([note]) + len(content).to_bytes(4, "little") + content)
+
+
+@attrs.define(repr=False)
+class _Heard:
+    """What the worker has noted."""
+
+    arriving: Pid | None = None
+    """Whose addresses may have come."""
+    fates: Fates | None = None
+    is_late: bool = False
+    is_prepared: bool = False
+    is_settled: bool = False
+
+
+def serve_with_heir(
+    session: Session,
+    work: Callable[[Session, Notes], int],
+    private: str,
+    undo_arrival: Callable[[Pid], None],
+) -> int:
     """Do `work` in a child, and answer for it if it is killed; return its exit code.
 
     Args:
         session: just begun.
-        work: is given what to call with the processes that it is about to let go.
+        work: is given what to note its steps with.
+        private: a directory that goes when the child has ended.
+        undo_arrival: called with the root of the tree, if its addresses may have come, and the
+            child was killed, and with it the tree.
     """
     heard, said = os.pipe()
     pid = os.fork()
     if pid == 0:
         os.close(heard)
         _be_worker(session, work, Fd(said))
+    fault.forget()
     os.close(said)
     session.channel.abandon()
-    fates, late = _hear(heard)
+    noted = _hear(heard)
     worker = pidfd_open(Pid(pid))
     wait_until_ended(worker)
     os.close(worker)
     _, status = os.waitpid(pid, 0)
+    shutil.rmtree(private, ignore_errors=True)
     exit_code = os.waitstatus_to_exitcode(status)
     if exit_code >= 0:
         return exit_code
-    _answer(session, fates, late=late)
+    if not noted.is_settled:
+        _settle(session, noted, undo_arrival)
     return 128 - exit_code
 
 
-def _be_worker(session: Session, work: Callable[[Session, NoteMembers], int], said: Fd) -> None:
-    def note_members(members: list[Member], *, late: bool) -> None:
-        packed = bytes([late]) + pack_members(members)
-        # Nobody need be there to hear it.
-        with contextlib.suppress(BrokenPipeError):
-            os.write(said, len(packed).to_bytes(4, "little") + packed)
-
+def _be_worker(session: Session, work: Callable[[Session, Notes], int], said: Fd) -> None:
     exit_code = 70
     try:
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-        exit_code = work(session, note_members)
+        exit_code = work(session, Notes(said))
     finally:
         # Nothing of the parent's own ending may run here too.
         os._exit(exit_code)
 
 
-def _hear(heard: int) -> tuple[Fates | None, bool]:
+def _hear(heard: int) -> _Heard:
     """Read what the worker notes until it is gone."""
-    fates, late = None, False
+    noted = _Heard()
     with open(heard, "rb") as pipe:
-        while len(length := pipe.read(4)) == 4:
-            packed = pipe.read(int.from_bytes(length, "little"))
-            fates, late = Fates(unpack_members(packed[1:])), bool(packed[0])
-    return fates, late
+        while len(head := pipe.read(5)) == 5:
+            content = pipe.read(int.from_bytes(head[1:], "little"))
+            if head[0] == _Note.ARRIVING:
+                noted.arriving = Pid(int.from_bytes(content, "little"))
+            elif head[0] == _Note.MEMBERS:
+                noted.fates = Fates(unpack_members(content[1:]))
+                noted.is_late = bool(content[0])
+            else:
+                noted.is_prepared = True
+                noted.is_settled = head[0] == _Note.SETTLED
+    return noted
 
 
-def _answer(session: Session, fates: Fates | None, *, late: bool) -> None:
-    """Tell whoever asks whether the tree runs here."""
-    running = fates is not None and fates.settle()
-    gone = "the receiver was killed, and nothing is left of the tree there"
-    word: Running | Abort = Abort(gone, ran=late)
-    if running and fates is not None:
-        word = Running(fates.root, 0.0)
+def _settle(session: Session, noted: _Heard, undo_arrival: Callable[[Pid], None]) -> None:
+    """Find out whether the tree runs here, and tell whoever asks."""
+    fates = noted.fates
+    if fates is not None and fates.settle():
+        _answer(session, Running(fates.root, 0.0))
+        return
+    if noted.arriving is not None:
+        undo_arrival(noted.arriving)
+    if noted.is_prepared:
+        gone = "the receiver was killed, and nothing is left of the tree there"
+        _answer(session, Abort(gone, ran=noted.is_late))
+
+
+def _answer(session: Session, word: Running | Abort) -> None:
+    """Tell it to whoever asks, until it was heard."""
     give_up_s = time.monotonic() + _DOUBT_S
     while (left_s := give_up_s - time.monotonic()) > 0:
         joined = session.accept(left_s)
@@ -109,6 +182,9 @@ def _tell(channel: Channel, word: Running | Abort) -> bool:
     try:
         while True:
             asked = channel.receive(WhatNow, Go, AllThere, Abort, Done)
+            if isinstance(asked, Done):
+                with contextlib.suppress(CkptError):
+                    channel.send(asked)
             if isinstance(asked, Done | Abort):
                 return True
             is_last = isinstance(asked, AllThere) and isinstance(word, Running)

@@ -229,7 +229,7 @@ class Departed(Message):
 @message(28)
 @attrs.frozen
 class Done(Message):
-    """S: the answer was heard; nothing more will be asked."""
+    """S: the answer was heard; nothing more will be asked. D: so was this, unless it is `lazy`."""
 
 
 # ---- what is still to come when the tree runs there already (`--lazy`)

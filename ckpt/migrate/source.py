@@ -13,7 +13,7 @@ Until the tree is doomed it goes on here, whatever fails. Neighbours: `arrival` 
 import contextlib
 import mmap
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 import attrs
@@ -21,22 +21,23 @@ import attrs
 from ckpt.engine.capture import Looked, examine
 from ckpt.engine.convergence import Rest, Round, Verdict
 from ckpt.engine.copying import Copy
-from ckpt.engine.hooks import Hook, start_hook
+from ckpt.engine.hooks import Hook, run_return, start_hook
 from ckpt.engine.live import Outcome
 from ckpt.engine.members import Members
 from ckpt.engine.postponing import waiting_mappings
 from ckpt.engine.records import TreeImage, encode_tree
 from ckpt.engine.taking import Taking
-from ckpt.errors import HookFailed, NotMoved
+from ckpt.errors import HookFailed, NotMoved, TreeLost
 from ckpt.image.format import FORMAT_VERSION, Kind, Manifest, PageFile, encode_manifest
 from ckpt.image.pipeline import PRESSED_LEVEL, Compression
 from ckpt.image.runs import RunTable
 from ckpt.kernel.features import Features, probe_features
+from ckpt.migrate import fault
 from ckpt.migrate.carrying import Carrier
 from ckpt.migrate.channel import Channel
 from ckpt.migrate.clocks import answer_clocks
 from ckpt.migrate.dial import Dialer
-from ckpt.migrate.handover import ask_again, hand_over, say_abort
+from ckpt.migrate.handover import NobodyKnows, ask_again, hand_over, say_abort, told_if_kept
 from ckpt.migrate.messages import (
     Accepted,
     Departed,
@@ -87,6 +88,8 @@ class MigrateOptions:
     on_departure: str = ""
     """A command that is run when the tree stands still and its network is held; it takes the
     addresses of the tree from this host."""
+    on_return: str = ""
+    """A command that is run if the tree goes on here when that one has begun: it undoes it."""
 
 
 @attrs.frozen
@@ -177,7 +180,7 @@ def migrate(
         TargetError: the process is gone, may not be touched, or owns something unsupported.
         HostError: this kernel or this user cannot do it.
         MigrateError: the destination cannot be reached, refuses, or was lost. The tree goes on
-            here, unless the error says otherwise (`InDoubt`).
+            here, unless the error says otherwise (`TreeLost`).
     """
     started_s = time.monotonic()
     options = options or MigrateOptions()
@@ -201,11 +204,15 @@ def migrate(
         hand_over_takes = _offer(work, taking)
         taking.looked = examine(root, features, work.capture_options(kill=True))
         outcome, expected_ms = _copy_running(work, taking, sender, hand_over_takes, tell_round)
-        departing = _Departing(work)
+        # If we are killed: who tells there what became of it here.
+        undo = partial(run_return, options.on_return, tell, pid)
+        departing = _Departing(work, tell)
         with (
-            attended(partial(_tell_fate, dialer, options.lazy)) as witness,
-            contextlib.closing(departing),
+            attended(partial(_tell_fate, dialer, undo, options.lazy), channel.abandon) as witness,
+            told_if_kept(channel, dialer),
+            departing.undone_at_failure(),
             taking.take(outcome, departing.begin) as taken,
+            departing.undone_at_failure(),
             contextlib.ExitStack() as at_last,
         ):
             sender.flush()
@@ -270,15 +277,18 @@ class _Departing:
     """What goes on while the last pages are copied: the records travel, the address leaves."""
 
     work: _Work
+    _tell: Callable[[str], None]
     _hook: Hook | None = None
+    _has_begun: bool = False
 
     def begin(self, tree: TreeImage) -> None:
         """Send all but the memory of the tree, which has just stopped; start the user's command."""
         self.work.carrier.send(self.work.channel)
         self.work.channel.send(Tree(self.work.manifest(encode_tree(tree))))
-        self._hook = start_hook(
-            "--on-departure", self.work.options.on_departure, _STAYS, CKPT_PID=self.work.root
-        )
+        command = self.work.options.on_departure
+        self._has_begun = bool(command)
+        self._hook = start_hook("--on-departure", command, _STAYS, CKPT_PID=self.work.root)
+        fault.reach("departing")
 
     def finish(self) -> None:
         """Have the destination know that the addresses have left.
@@ -289,13 +299,28 @@ class _Departing:
         hook, self._hook = self._hook, None
         if hook is not None:
             hook.wait()
+        fault.reach("departed")
         self.work.channel.send(Departed())
 
-    def close(self) -> None:
-        """Wait for the command, if nobody has."""
-        if self._hook is not None:
+    @contextlib.contextmanager
+    def undone_at_failure(self) -> Iterator[None]:
+        """Undo it, if the block fails: best while the tree still stands and its network is held."""
+        try:
+            yield
+        except TreeLost:
+            raise
+        except BaseException:
+            self._undo()
+            raise
+
+    def _undo(self) -> None:
+        hook, self._hook = self._hook, None
+        if hook is not None:
             with contextlib.suppress(HookFailed):
-                self._hook.wait()
+                hook.wait()
+        if self._has_begun:
+            self._has_begun = False
+            run_return(self.work.options.on_return, self._tell, self.work.root)
 
 
 def _begin(work: _Work, looked: Looked, members: Members, sender: Sender) -> Taking:
@@ -339,12 +364,15 @@ def _offer(work: _Work, taking: Taking) -> HandOver:
     )
 
 
-def _tell_fate(dialer: Dialer, lazy: bool, lives_here: bool) -> None:
+def _tell_fate(dialer: Dialer, undo: Callable[[], None], lazy: bool, lives_here: bool) -> None:
     """Be the witness: tell the destination whether the tree lives on here."""
+    if lives_here:
+        undo()
     if lives_here or lazy:
         # Of one that was to come late, what is not there yet has ended with us.
         say_abort(dialer, _TELLING_S)
         return
     give_up_s = time.monotonic() + _TELLING_S
-    while ask_again(dialer) is None and time.monotonic() < give_up_s:
-        time.sleep(_PAUSE_S)
+    with contextlib.suppress(NobodyKnows):
+        while ask_again(dialer) is None and time.monotonic() < give_up_s:
+            time.sleep(_PAUSE_S)

@@ -14,21 +14,23 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextlib.contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Hold back the signals by which a user ends us; after the block they act as ever.
+def uninterrupted() -> Iterator[list[int]]:
+    """Hold back the signals by which a user ends us; after the block the first acts as ever.
+
+    Lends the list of those that came, which may be emptied: they do nothing then.
 
     By handlers, not by a mask: a thread of ours without that mask would take the signal. Only the
     main thread may set handlers, and only it is interrupted by one.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield []
         return
     came: list[int] = []
     # None: set by somebody who is not Python.
     held = [n for n in _SIGNALS if signal.getsignal(n) not in (signal.SIG_IGN, None)]
     before = {n: signal.signal(n, lambda number, _frame: came.append(number)) for n in held}
     try:
-        yield
+        yield came
     finally:
         for held_back, handler in before.items():
             signal.signal(held_back, handler)

@@ -257,6 +257,9 @@ class RestoreOptions:
     on_arrival: str = ""
     """A command that is run once no packet of a connection of the tree is answered any more, and
     before this host is looked at: it may give it the addresses of the tree."""
+    on_return: str = ""
+    """A command that takes back what `on_arrival` did, if that has begun and the tree will not run
+    here after all; run when nothing of it is left, and its packets are still not answered."""
     addresses_come: bool = False
     """This host is only looked at, and will have the addresses of the tree when that comes."""
     original_stands: bool = False
