@@ -6,9 +6,11 @@ The process that is read is this one; nothing depends on its being stopped.
 import fcntl
 import os
 import resource
+import signal
 
 import pytest
 
+from ckpt.errors import TargetGone
 from ckpt.kernel.kcmp import KcmpType, Ordering, kcmp
 from ckpt.kernel.procfs.held import Descriptors
 from ckpt.resources.files import survey as module
@@ -193,3 +195,21 @@ class TestSharing:
         moved = {fd for file in table.files if file.info.pos == 5 for fd in file.fds}
         assert moved & set(fds) == {fds[3], fds[7], fds[8]}
         assert not any(table.is_unchanged(file) for file in table.files if file.fd == fds[3])
+
+
+@pytest.mark.parametrize("is_prepared", [True, False])
+def test_a_process_that_has_ended_in_between_is_gone(is_prepared):
+    pid = os.fork()
+    if pid == 0:
+        signal.pause()
+        os._exit(0)
+    try:
+        made = Survey(Pid(pid))
+        if is_prepared:
+            made.prepare()
+            made.read()
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    with pytest.raises(TargetGone):
+        made.read()
