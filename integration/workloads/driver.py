@@ -45,7 +45,8 @@ class Dialogue:
                 raise EOFError(f"output closed after {self._held!r}")
             self._held += chunk
         answer, _, self._held = self._held.partition(b"\n")
-        return answer.decode()
+        # What is no text is shown by the assertion that wanted another answer.
+        return answer.decode(errors="backslashreplace")
 
     def tell(self, command: str) -> None:
         """Send a command, do not wait for its answer."""
