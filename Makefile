@@ -43,6 +43,11 @@ test: $(STAMP) ## Run all tests of this kernel
 	@$(PACKAGES) $(TEST_PACKAGES)
 	@$(BIN)/python -m pytest tests integration --ignore=integration/kernels
 
+.PHONY: cuts
+cuts: $(STAMP) ## Cut or kill a migration at every point (half an hour)
+	@$(PACKAGES) $(TEST_PACKAGES)
+	@CKPT_EVERY_CUT=1 $(BIN)/python -m pytest integration/migrate/test_cuts.py
+
 .PHONY: kernels
 kernels: $(STAMP) ## Run the tracker tests under other kernels, in qemu
 	@$(PACKAGES) $(KERNELS_PACKAGES)
