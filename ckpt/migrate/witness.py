@@ -28,7 +28,9 @@ class Witness:
     def note_doom(self, pids: Iterable[Pid]) -> None:
         """Have it know which processes are being doomed."""
         packed = pack_members(map(Member.read, pids))
-        os.write(self._fd, len(packed).to_bytes(4, "little") + packed)
+        # It may be the one that was killed.
+        with contextlib.suppress(BrokenPipeError):
+            os.write(self._fd, len(packed).to_bytes(4, "little") + packed)
 
     def release(self) -> None:
         """Have it end: the destination knows all that it can be told."""
