@@ -58,11 +58,14 @@ def hand_over(
     witness: Witness,
     tell: Callable[[str], None],
     await_complete: Callable[[], None] | None = None,
-) -> Running:
+) -> tuple[Running, float]:
     """Let the tree run there, and never more here.
 
     State:  it was taken to be killed, stands still, and its state was sent. On return it runs there
             and is dead here.
+
+    Returns:
+        What was said of it, and for how long it had stood still by then, in milliseconds.
 
     Args:
         channel: over which the state was sent.
@@ -91,6 +94,7 @@ def hand_over(
             taken.spare()
             came.clear()
             raise _kept(channel, answer)
+        downtime_ms = taken.standing_ms
         try:
             if isinstance(answer, Abort):
                 raise TreeLost(answer.reason)
@@ -104,7 +108,7 @@ def hand_over(
             _say_done(channel, dialer)
         # It is too late for whoever wanted to stop it.
         came.clear()
-    return answer
+    return answer, downtime_ms
 
 
 def _kept(channel: Channel, answer: Abort | None) -> NotMoved:

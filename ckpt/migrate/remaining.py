@@ -9,8 +9,6 @@ import contextlib
 import time
 from collections.abc import Callable
 
-import attrs
-
 from ckpt.errors import CkptError, PeerLost, PeerRefused, TreeLost
 from ckpt.migrate.channel import Channel
 from ckpt.migrate.dial import Dialer
@@ -21,24 +19,6 @@ _GIVE_UP_S = 600.0
 """How long to try to reach the destination again: longer than it waits for us."""
 _TELL_S = 2.0
 _PAUSE_S = 0.2
-
-
-@attrs.define(repr=False)
-class Remaining:
-    """What is done between Running and the end here."""
-
-    channel: Channel
-    dialer: Dialer
-    serving: Serving
-    tell: Callable[[str], None]
-    read_standing_ms: Callable[[], float]
-    downtime_ms: float = 0.0
-    """For how long the tree ran nowhere, once it runs there."""
-
-    def run(self) -> None:
-        """See `await_complete`."""
-        self.downtime_ms = self.read_standing_ms()
-        await_complete(self.channel, self.dialer, self.serving, self.tell)
 
 
 def await_complete(

@@ -50,7 +50,7 @@ from ckpt.migrate.messages import (
     Tree,
 )
 from ckpt.migrate.policy import Decision, Goal, HandOver, PreCopy, tell_nobody
-from ckpt.migrate.remaining import Remaining
+from ckpt.migrate.remaining import await_complete
 from ckpt.migrate.sending import Sender
 from ckpt.migrate.serving import Kept, Serving
 from ckpt.migrate.spans import pack_spans
@@ -223,11 +223,10 @@ def migrate(
                 Serving(dialer, [Kept(*left) for left in taken.left], options.compression)
             )
             departing.finish()
-            remaining = Remaining(channel, dialer, serving, tell, lambda: taken.standing_ms)
-            running = hand_over(
-                channel, dialer, taken, witness, tell, remaining.run if options.lazy else None
+            waiting = partial(await_complete, channel, dialer, serving, tell)
+            running, downtime_ms = hand_over(
+                channel, dialer, taken, witness, tell, waiting if options.lazy else None
             )
-            downtime_ms = remaining.downtime_ms or taken.standing_ms
         warnings = [*taking.warnings, *running.warnings]
         warnings += [said for moved in taken.tree.at_moved if (said := moved())]
     return MigrateResult(
