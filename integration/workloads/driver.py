@@ -59,11 +59,12 @@ class Dialogue:
 
 
 def descendants(pid: int) -> set[int]:
-    """Return the processes below `pid`, at any depth."""
+    """Return the processes below `pid`, at any depth; one that ends meanwhile has none."""
     found: set[int] = set()
-    for children in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in map(int, children.read_text().split()):
-            found |= {child} | descendants(child)
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for children in Path(f"/proc/{pid}/task").glob("*/children"):
+            for child in map(int, children.read_text().split()):
+                found |= {child} | descendants(child)
     return found
 
 
