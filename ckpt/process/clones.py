@@ -13,9 +13,9 @@ Kernel: kcmp(2), clone(2).
 
 import bisect
 import enum
-import functools
-from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Sequence
+from functools import partial
+from itertools import islice, pairwise
 
 import attrs
 
@@ -24,6 +24,7 @@ from ckpt.kernel.arch import NR
 from ckpt.kernel.burst import Burst
 from ckpt.kernel.clone3 import CloneFlag
 from ckpt.kernel.kcmp import KcmpType, Ordering, kcmp
+from ckpt.process.kcmp_order import CONFIRMED, order_key, split_equal
 from ckpt.units import Pid
 
 
@@ -100,7 +101,7 @@ class Clones:
         self._calls = Burst()
         self._orders: dict[Common, list[Pid]] = {}
         for common, kind in _KINDS.items():
-            key = functools.cmp_to_key(functools.partial(_compare, kind))
+            key = order_key(partial(_compare, kind))
             known = before._orders[common] if before else ()
             order = [pid for pid in known if pid in there]
             if order:
@@ -120,7 +121,7 @@ class Clones:
         """
         now = self if tuple(pids) == self._pids else Clones(pids, self)
         answers = now._calls.run()
-        if not _CONFIRMED.issuperset(answers):
+        if not CONFIRMED.issuperset(answers):
             # The order was of other objects than they have now.
             now = Clones(pids)
             answers = now._calls.run()
@@ -131,7 +132,7 @@ class Clones:
         of_whom: dict[Pid, dict[str, Pid]] = {}
         told = iter(answers)
         for common, order in self._orders.items():
-            for part in _split(order, told):
+            for part in split_equal(order, islice(told, max(0, len(order) - 1))):
                 first, *others = sorted(part, key=place.__getitem__)
                 for pid in others:
                     of_whom.setdefault(pid, {})[common.value] = first
@@ -144,23 +145,8 @@ def find_memory_owners(pids: Sequence[Pid]) -> dict[Pid, Pid]:
     return {pid: one.memory for pid, one in shares.items() if one.memory}
 
 
-def _split(order: Sequence[Pid], answers: Iterator[int]) -> Iterator[list[Pid]]:
-    """Cut an order where one is not equal to the next."""
-    part = list(order[:1])
-    for pid in order[1:]:
-        if next(answers) != Ordering.EQUAL:
-            yield part
-            part = []
-        part.append(pid)
-    yield part
-
-
-_CONFIRMED = frozenset({int(Ordering.EQUAL), int(Ordering.LESS)})
-_ORDER = {Ordering.EQUAL: 0, Ordering.LESS: -1, Ordering.GREATER: 1, Ordering.DIFFERENT: 1}
-
-
-def _compare(kind: KcmpType, one: Pid, other: Pid) -> int:
+def _compare(kind: KcmpType, one: Pid, other: Pid) -> Ordering:
     try:
-        return _ORDER[kcmp(one, other, kind)]
+        return kcmp(one, other, kind)
     except (OSError, TargetGone):
-        return 1
+        return Ordering.DIFFERENT

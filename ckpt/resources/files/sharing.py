@@ -8,10 +8,9 @@ comparisons between neighbours prove the order of n, thus who shares.
 Kernel: kcmp(2).
 """
 
-import functools
 import os
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from itertools import pairwise
 
 import attrs
@@ -20,6 +19,7 @@ from ckpt.kernel.arch import NR
 from ckpt.kernel.burst import Burst
 from ckpt.kernel.kcmp import KcmpType, Ordering, kcmp
 from ckpt.kernel.procfs.fdinfo import parse_fdinfo
+from ckpt.process.kcmp_order import CONFIRMED, order_key, split_equal
 from ckpt.resources.files.open_file import OpenFile, Slot
 from ckpt.resources.files.survey import Raw
 from ckpt.units import Pid, RemoteFd
@@ -69,7 +69,7 @@ class Sharing:
         """Find an order for all descriptors, and prepare to confirm it."""
         for key, slots in _group(seen).items():
             if len(slots) > 1 and not seen[slots[0]].is_socket:
-                self._known[key] = sorted(slots, key=functools.cmp_to_key(_order))
+                self._known[key] = sorted(slots, key=_BY_DESCRIPTION)
                 for (pid1, fd1), (pid2, fd2) in pairwise(self._known[key]):
                     self._calls.add(NR.kcmp, pid1, pid2, KcmpType.FILE, fd1, fd2)
 
@@ -79,7 +79,7 @@ class Sharing:
 
     def note(self) -> None:
         """Note the answers, for `is_as_noted`."""
-        self._noted = self._answers if _CONFIRMED.issuperset(self._answers) else None
+        self._noted = self._answers if CONFIRMED.issuperset(self._answers) else None
 
     def is_as_noted(self) -> bool:
         """Tell whether the same are shared, if the same descriptors are as they were."""
@@ -97,10 +97,10 @@ class Sharing:
                 parts.append(slots)
                 continue
             ordered, order = self._known.get(key, []), confirmed.get(key, [])
-            if set(ordered) != set(slots) or not _CONFIRMED.issuperset(order):
-                ordered = sorted(slots, key=functools.cmp_to_key(_order))
+            if set(ordered) != set(slots) or not CONFIRMED.issuperset(order):
+                ordered = sorted(slots, key=_BY_DESCRIPTION)
                 order = [_compare(*pair) for pair in pairwise(ordered)]
-            parts += (sorted(part, key=place.__getitem__) for part in _split(ordered, order))
+            parts += (sorted(part, key=place.__getitem__) for part in split_equal(ordered, order))
         return sorted(parts, key=lambda part: place[part[0]])
 
 
@@ -111,28 +111,12 @@ def _group(seen: Mapping[Slot, Seen]) -> dict[object, list[Slot]]:
     return groups
 
 
-def _split(ordered: list[Slot], order: Sequence[int]) -> Iterator[list[Slot]]:
-    """Cut an ordered list where one is not equal to the next."""
-    run = ordered[:1]
-    for slot, answer in zip(ordered[1:], order, strict=True):
-        if answer != Ordering.EQUAL:
-            yield run
-            run = []
-        run.append(slot)
-    yield run
-
-
-_CONFIRMED = frozenset({int(Ordering.EQUAL), int(Ordering.LESS)})
-_ORDER = {Ordering.EQUAL: 0, Ordering.LESS: -1, Ordering.GREATER: 1, Ordering.DIFFERENT: 1}
-
-
-def _order(one: Slot, other: Slot) -> int:
-    return _ORDER[_compare(one, other)]
-
-
 def _compare(one: Slot, other: Slot) -> Ordering:
     try:
         return kcmp(one[0], other[0], KcmpType.FILE, one[1], other[1])
     except OSError:
         # One was closed meanwhile: the process runs, and its end will not be asked of this look.
         return Ordering.DIFFERENT
+
+
+_BY_DESCRIPTION = order_key(_compare)
