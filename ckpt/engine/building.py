@@ -8,7 +8,6 @@ Everything here is done to processes that die with us. Neighbours: `preparing` o
 they inherit, `restore` and migration let them go.
 """
 
-import contextlib
 import errno
 from collections.abc import Callable, Mapping
 
@@ -19,7 +18,7 @@ from ckpt.engine.growing import Growing, end_leader
 from ckpt.engine.guard import Lazy, Server, start_server, watching
 from ckpt.engine.inheriting import NOTHING, Inheritance, inheritance, plan_fill, stored
 from ckpt.engine.prefilling import Prefilled
-from ckpt.engine.rebuilding import in_order, run_in_rounds
+from ckpt.engine.rebuilding import in_order, run_alone, run_in_rounds
 from ckpt.engine.records import ProcessImage, ThreadImage, TreeImage
 from ckpt.errors import RestoreFailed
 from ckpt.image.reader import PageReader
@@ -31,7 +30,7 @@ from ckpt.process.holder import taken
 from ckpt.process.remote import Call, In, call
 from ckpt.process.seed import Embryo, Nursery, adopt
 from ckpt.process.task import Task
-from ckpt.resources.base import Rebuilt, Restore, Stage
+from ckpt.resources.base import Rebuilt, Stage
 from ckpt.resources.mapping_calls import drop
 from ckpt.resources.memory import MEMORY
 from ckpt.resources.registry import PROCESS, THREAD
@@ -139,12 +138,14 @@ class Building:
         rebuilt = self._rebuilt(part, part.embryo.leader)
         for resource in filter(part.image.owns, PROCESS):
             if resource.stage is stage:
-                _run(part, resource.restore(part.image.resources[resource.name], rebuilt))
+                run_alone(
+                    part.embryo, resource.restore(part.image.resources[resource.name], rebuilt)
+                )
 
     def _finish(self, part: Part) -> None:
         rebuilt = self._rebuilt(part, part.embryo.leader)
         for resource in filter(part.image.owns, PROCESS):
-            _run(part, resource.finish(part.image.resources[resource.name], rebuilt))
+            run_alone(part.embryo, resource.finish(part.image.resources[resource.name], rebuilt))
 
     def _restore_threads(self, part: Part, stage: Stage) -> None:
         resources = [resource for resource in THREAD if resource.stage is stage]
@@ -193,14 +194,6 @@ class Building:
         with watching(part.lazy, embryo) as fd:
             fill(embryo, self.reader, part.at_once, vmas)
             self.servers.append(start_server(part.lazy, embryo.pid, fd))
-
-
-def _run(part: Part, restoring: Restore) -> None:
-    """Drive a resource's generator on the leader: run what it yields, send the replies."""
-    with contextlib.suppress(StopIteration):
-        calls = next(restoring)
-        while True:
-            calls = restoring.send(part.embryo.run(calls) if calls else [])
 
 
 def _make_threads(part: Part) -> None:

@@ -13,12 +13,12 @@ not grow with the memory.
 Neighbours: `ground` has those of a whole tree, `building` fills what is left.
 """
 
-import contextlib
 from collections.abc import Sequence
 
 import attrs
 
 from ckpt.engine.inheriting import stored
+from ckpt.engine.rebuilding import run_alone
 from ckpt.errors import RestoreFailed
 from ckpt.image.runs import ResolvedRuns
 from ckpt.kernel import process_vm
@@ -189,8 +189,4 @@ def _map(embryo: Embryo, record: MemoryRecord, features: Features) -> None:
         fill=lambda _keep: None,
         warn=be_silent,
     )
-    restoring = MEMORY.restore(record, rebuilt)
-    with contextlib.suppress(StopIteration):
-        calls = next(restoring)
-        while True:
-            calls = restoring.send(embryo.run(calls) if calls else [])
+    run_alone(embryo, MEMORY.restore(record, rebuilt))

@@ -9,6 +9,7 @@ each thread asks for next is run in one round on all of them, instead of waiting
 every batch. Neighbours: `restore` says who is restored when, `process/together` runs a round.
 """
 
+import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 
 from ckpt.kernel.procfs.files import read_bytes
@@ -26,6 +27,14 @@ def in_order(restores: Sequence[Restore]) -> Restore:
     """
     for restore in restores:
         yield from restore
+
+
+def run_alone(embryo: Embryo, restoring: Restore) -> None:
+    """Drive one restore on the leader of an embryo: run what it yields, send the replies."""
+    with contextlib.suppress(StopIteration):
+        calls = next(restoring)
+        while True:
+            calls = restoring.send(embryo.run(calls) if calls else [])
 
 
 def run_in_rounds(embryo: Embryo, restores: Iterable[tuple[Task, Restore]]) -> None:
