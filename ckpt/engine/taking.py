@@ -14,9 +14,6 @@ it, `dump` says what becomes of it.
 
 import contextlib
 import gc
-import os
-import signal
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 
@@ -48,16 +45,17 @@ from ckpt.engine.pages import (
 from ckpt.engine.postponing import postpone
 from ckpt.engine.records import ProcessImage, TreeImage
 from ckpt.engine.sharing import Found, Sharing, Wanting
+from ckpt.engine.taken import Taken
 from ckpt.engine.tracking import attach_each
 from ckpt.image.reader import PageReader
 from ckpt.image.runs import RunTable
 from ckpt.kernel import ptrace
 from ckpt.kernel.features import Features
 from ckpt.process.arena import Arena, arenas
-from ckpt.process.freezer import FrozenTree, forget, freeze_tree
+from ckpt.process.freezer import FrozenTree, freeze_tree
 from ckpt.process.twin import Twin, cost_ms, find_obstacle, twin
 from ckpt.process.urgent import urgently
-from ckpt.resources.base import Target, Tree, run_all
+from ckpt.resources.base import Target, run_all
 from ckpt.resources.content import NOTE, likely_bytes
 from ckpt.resources.memory import MemoryRecord
 from ckpt.tracker.base import Scan, TrackerName
@@ -108,62 +106,6 @@ class Part:
         if not self._seen:
             self._seen = True
             self.member.held.see(self.scan, untrusted_spans(self.memory))
-
-
-@attrs.frozen(repr=False)
-class Taken:
-    """What was taken of a tree."""
-
-    frozen: FrozenTree
-    tree: Tree
-    """Of the capture."""
-    image: TreeImage
-    spaces: Mapping[str, RunTable]
-    """Where each page of each page space is in the stream."""
-    left: tuple[tuple[str, Pid, Spans], ...] = ()
-    """Page space, process, and its pages that were not copied (see `Taking.leave`)."""
-
-    @property
-    def standing_ms(self) -> float:
-        """For how long the tree has stood still by now, if it still does."""
-        return (time.monotonic() - self.frozen.frozen_at_s) * 1000
-
-    def doom(self) -> None:
-        """Have the target end with us from here on, however we end; it never runs again.
-
-        State: it was taken to be killed, and stands still.
-
-        Raises:
-            CkptError, OSError: something of it could not be readied for its end; nothing changed.
-        """
-        self._set_options(ptrace.Option.EXITKILL)  # Who outlives us has no silenced connections.
-        try:
-            run_all(self.tree.at_kill)
-        except BaseException:
-            self._set_options(ptrace.Option.NONE)
-            raise
-
-    def spare(self) -> None:
-        """Take `doom` back: the target goes on at the end of the block."""
-        self._set_options(ptrace.Option.NONE)
-        run_all(self.tree.at_spared)
-
-    def _set_options(self, more: ptrace.Option) -> None:
-        for frozen in self.frozen.processes.values():
-            for tid in frozen.tasks:
-                ptrace.set_options(tid, self.frozen.options | more)
-
-    def kill(self) -> None:
-        """End the target where it stands; it does not run another instruction.
-
-        State: `doom` was called; it stands still.
-        """
-        # The deepest first: no parent is told of the end of a child.
-        for frozen in reversed(self.frozen.processes.values()):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(frozen.pid, signal.SIGKILL)
-        for frozen in reversed(self.frozen.processes.values()):
-            forget(frozen)
 
 
 @attrs.define(repr=False)

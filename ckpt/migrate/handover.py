@@ -36,7 +36,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 
-from ckpt.engine.taking import Taken
+from ckpt.engine.taken import Taken
 from ckpt.errors import CkptError, NotMoved, PeerLost, PeerRefused, TreeLost
 from ckpt.migrate import fault
 from ckpt.migrate.channel import Channel
