@@ -53,7 +53,9 @@ def look(pid: Pid, features: Features, options: CaptureOptions | None = None) ->
     """
     with beside(pid) as mounts:
         options = attrs.evolve(options or CaptureOptions(), mounts=mounts)
-        return _look(pid, features, options)[1]
+        looked, findings = _look(pid, features, options)
+        looked.tree.forget()
+        return findings
 
 
 _MOST_LOOKS = 20
@@ -71,11 +73,14 @@ class Looked:
 def examine(root: Pid, features: Features, options: CaptureOptions) -> Looked:
     """Look at a tree before it is stopped; what was read is noted for the capture.
 
+    State: files of /proc are open until `Tree.forget` is called, by whoever has asked.
+
     Raises:
         UnsupportedState: it owns what cannot be captured; all findings at once.
     """
     looked, findings = _look(root, features, options)
     if findings:
+        looked.tree.forget()
         raise UnsupportedState(root, tuple(findings))
     return looked
 
@@ -100,17 +105,26 @@ def _look_once(
         clones = tree.notes[_CLONES] = Clones(tree.pids)
         tree.shares = clones.confirm(tree.pids)
     targets: dict[Pid, Target] = {}
-    findings: list[Finding] = []
+    try:
+        findings = list(_iter_all_findings(tree, features, targets))
+    except BaseException:
+        tree.forget()
+        raise
+    return Looked(tree, targets), findings
+
+
+def _iter_all_findings(
+    tree: Tree, features: Features, targets: dict[Pid, Target]
+) -> Iterator[Finding]:
     for pid in tree.pids:
         try:
             target = Target(pid, features, {}, tree)
-            findings += _name_process(tree, pid, _look_at(target, targets))
+            yield from _name_process(tree, pid, _look_at(target, targets))
         except TargetGone:
             # A descendant may end at any time.
-            if pid == root or not is_zombie(pid):
+            if pid == tree.pids[0] or not is_zombie(pid):
                 raise
-    findings += _look_at_family(tree)
-    return Looked(tree, targets), findings
+    yield from _look_at_family(tree)
 
 
 _CLONES = "who shares what"
@@ -152,7 +166,8 @@ def _look_at(target: Target, targets: dict[Pid, Target]) -> list[Finding]:
         refuse_untouchable(target.pid)
     findings = list(_iter_findings(target))
     names = [*_READ, *map(_status_of, list_tids(target.pid))]
-    target.notes[_HELD] = HeldFiles(target.pid, names)
+    held = target.notes[_HELD] = HeldFiles(target.pid, names)
+    target.tree.at_forgotten.append(held.close)
     targets[target.pid] = target
     return findings
 
@@ -222,6 +237,7 @@ def retarget(frozen: FrozenTree, looked: Looked, features: Features) -> dict[Pid
         UnsupportedState: it owns what cannot be captured.
     """
     tree = Tree(tuple(frozen.processes), looked.tree.options, looked.tree.notes)
+    tree.at_forgotten = looked.tree.at_forgotten
     tree.numbers = {pid: one.number for pid, one in frozen.processes.items()}
     if features.kcmp:
         clones: Clones = tree.notes.get(_CLONES) or Clones(tree.pids)

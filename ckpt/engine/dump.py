@@ -163,6 +163,7 @@ def _dump(
                 max_freeze_ms=options.max_freeze_ms,
                 freeze_timeout_s=options.freeze_timeout_s,
             )
+            stack.callback(taking.forget)
             # Nobody waits for a process that ends with its dump.
             outcome = taking.rounds().run(None if options.kill else Budget(options.max_freeze_ms))
             with taking.take(outcome) as taken:

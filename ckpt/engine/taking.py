@@ -55,7 +55,7 @@ from ckpt.process.arena import Arena, arenas
 from ckpt.process.freezer import FrozenTree, freeze_tree
 from ckpt.process.twin import Twin, cost_ms, find_obstacle, twin
 from ckpt.process.urgent import urgently
-from ckpt.resources.base import Target, run_all
+from ckpt.resources.base import CaptureOptions, Target, run_all
 from ckpt.resources.content import NOTE, likely_bytes
 from ckpt.resources.memory import MemoryRecord
 from ckpt.tracker.base import Scan, TrackerName
@@ -161,13 +161,22 @@ class Taking:
             sharing=self.sharing,
         )
 
-    def look_again(self) -> None:
+    def look_again(self, options: CaptureOptions | None = None) -> None:
         """Look at the target anew, for the freeze to confirm.
+
+        Args:
+            options: instead of those of the look before.
 
         Raises:
             UnsupportedState: it has come to own what cannot be captured.
         """
-        self.looked = examine(self.root, self.features, self.looked.tree.options)
+        looked = examine(self.root, self.features, options or self.looked.tree.options)
+        self.looked.tree.forget()
+        self.looked = looked
+
+    def forget(self) -> None:
+        """Close what the last look has opened."""
+        self.looked.tree.forget()
 
     @contextlib.contextmanager
     def take(

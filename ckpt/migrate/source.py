@@ -201,8 +201,9 @@ def migrate(
         sender = Sender(channel, mmap.PAGESIZE, options.compression)
         stack.callback(sender.close)
         taking = _begin(work, looked, members, sender)
+        stack.callback(taking.forget)
         hand_over_takes = _offer(work, taking)
-        taking.looked = examine(root, features, work.capture_options(kill=True))
+        taking.look_again(work.capture_options(kill=True))
         outcome, expected_ms = _copy_running(work, taking, sender, hand_over_takes, tell_round)
         # If we are killed: who tells there what became of it here.
         undo = partial(run_return, options.on_return, tell, pid)

@@ -4,9 +4,9 @@
         ...                              every thread of every process is in a ptrace stop
                                          thawed here, whatever happened
 
-New threads that appear while we stop the others are found by listing again until nothing is new: a
-thread that is stopped makes none. So are new processes. A thread in group-stop stays in it; a
-signal that was already taken from the queue is delivered before the thread stops.
+New threads that appear while we stop the others are found by listing again until nothing is new,
+and so are new processes. A thread in group-stop stays in it; a signal that was already taken from
+the queue is delivered before the thread stops.
 """
 
 import contextlib
@@ -209,7 +209,8 @@ def _stop_tree(
         for pid in _stop(list(new.values()), timeout_s):
             if pid == tree.root:
                 raise TargetGone(pid)
-            del tree.processes[pid], stopped[pid]
+            stopped.pop(pid).children.close()
+            del tree.processes[pid]
         tree.parents = _relate(tree.root, stopped)
         born = [child for child in tree.parents if child not in stopped and not is_zombie(child)]
         new = dict(_iter_prepared(tree.root, born, options))
@@ -409,9 +410,9 @@ def thaw(processes: Iterable[Frozen]) -> None:
             of_one = sorted(frozen.tasks.values(), key=lambda task: task.tid == Tid(frozen.pid))
             tasks += [(frozen, task) for task in of_one]
         lost = _let_all_go(tasks)
-        now_s = time.monotonic()
-        for frozen, _ in tasks:
-            frozen.thawed_at_s = now_s
+        for frozen in processes:
+            frozen.thawed_at_s = time.monotonic()
+            frozen.children.close()
         for frozen, task in lost:
             _regain(frozen, task)
 

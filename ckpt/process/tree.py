@@ -114,6 +114,7 @@ class Children:
         """
         self._pid = pid
         self._held = HeldFiles(pid, [_children_of(tid) for tid in list_tids(pid)])
+        self.close = self._held.close
 
     def list(self, tids: Iterable[Tid]) -> list[Pid]:
         """Return the children of these threads, those included that have ended; ascending.
@@ -141,7 +142,8 @@ def list_children(pid: Pid) -> list[Pid]:
     Raises:
         TargetGone: the process ended.
     """
-    return Children(pid).list(list_tids(pid))
+    with contextlib.closing(Children(pid)) as children:
+        return children.list(list_tids(pid))
 
 
 def _is_child(child: Pid, pid: Pid) -> bool:

@@ -127,7 +127,14 @@ class Tree:
     """Called right before the tree is let go, or after it was ended, or after a failure."""
     at_end: list[Callable[[], None]] = attrs.field(factory=list)
     """Called when the dump is over, however: what is slow, and not worth a moment of the freeze."""
+    at_forgotten: list[Callable[[], None]] = attrs.field(factory=list)
+    """Called when what was opened to look is not needed any more; shared as `notes` are."""
     _claimed: set[object] = attrs.field(factory=set)
+
+    def forget(self) -> None:
+        """Close what was opened to look; what was noted may not be asked again."""
+        run_all(self.at_forgotten)
+        self.at_forgotten.clear()
 
     def shares_of(self, pid: Pid) -> Shares:
         """Return what a process has of another one."""

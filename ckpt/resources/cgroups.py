@@ -95,7 +95,8 @@ def look(target: Target) -> Iterator[Finding]:
                 f"thread {tid}",
                 "is in another control group than its process, which is not supported",
             )
-    target.notes[_NOTE] = HeldFiles(pid, ["cgroup"])
+    held = target.notes[_NOTE] = HeldFiles(pid, ["cgroup"])
+    target.tree.at_forgotten.append(held.close)
     if target.pid == target.tree.pids[0]:
         try:
             _read_tops(pid)

@@ -107,7 +107,10 @@ def _target(pid: Pid, external) -> Target:
 
 
 def look(pid: Pid, resource: Resource = FILES, *, external=()) -> list[str]:
-    return [str(finding) for finding in resource.look(_target(pid, external))]
+    target = _target(pid, external)
+    found = [str(finding) for finding in resource.look(target)]
+    target.tree.forget()
+    return found
 
 
 def capture(pid: Pid, resource: Resource = FILES, *, meanwhile=nothing, external=()):
@@ -133,6 +136,7 @@ def capture(pid: Pid, resource: Resource = FILES, *, meanwhile=nothing, external
 def _let_go(tree: Tree) -> None:
     run_all(tree.at_thaw)
     run_all(tree.at_end)
+    tree.forget()
 
 
 def _drive(steps, run):

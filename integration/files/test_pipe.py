@@ -196,3 +196,4 @@ def test_what_was_opened_after_the_look_is_refused_by_the_capture():
             pytest.raises(UnsupportedState, match="fd 500"),
         ):
             next(FILES.capture(Stopped(frozen, frozen.leader, FEATURES, target.notes, target.tree)))
+        target.tree.forget()

@@ -13,10 +13,12 @@ What is not held, and is known:
 SIGINT, SIGTERM and SIGHUP wait for the end of such steps, so of them nothing of this is true.
 """
 
+import gc
 import mmap
 import os
 import random
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -39,6 +41,7 @@ from integration.workloads.driver import Program
 
 N_KILLS = 64
 LONGEST_S = 0.03
+LOST = 99
 CALLS = [call(NR.getpid)] * 200
 
 
@@ -52,7 +55,8 @@ class Tracer:
     def end(self, sig):
         """Send a signal; return whether it ended in the middle of a single call."""
         os.kill(self.pid, sig)
-        os.waitpid(self.pid, 0)
+        _, status = os.waitpid(self.pid, 0)
+        assert os.waitstatus_to_exitcode(status) != LOST, "an interrupt came where Python drops it"
         return bool(self.in_single_call[0])
 
 
@@ -64,6 +68,9 @@ def start(work):
     if pid == 0:
         try:
             signal.signal(signal.SIGINT, signal.default_int_handler)
+            sys.unraisablehook = lambda _: os._exit(LOST)
+            # Of other tests' libraries: an interrupt that comes in one of these is dropped, too.
+            gc.callbacks.clear()
             _note_single_calls(flag)
             work()
             os.write(writer, b"x")

@@ -21,7 +21,10 @@ _ARENA_AT = addr_range(0x3800_0000_0000, ARENA_SIZE)
 
 def look(resource: Resource[Any], pid: int) -> list[str]:
     """Return what the resource says of a process before it is touched."""
-    return [str(finding) for finding in resource.look(Target(Pid(pid), FEATURES))]
+    target = Target(Pid(pid), FEATURES)
+    found = [str(finding) for finding in resource.look(target)]
+    target.tree.forget()
+    return found
 
 
 def capture(resource: Resource[Any], pid: int) -> Any:

@@ -4,6 +4,7 @@ Each change is made by the process itself after it was looked at. What is then c
 a capture that knows of no look finds.
 """
 
+import contextlib
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -96,7 +97,9 @@ def capture_twice(child, looked):
     """Return the image by the look, and one without, of the same stop."""
     pid = Pid(child.pid)
     unseen = Looked(Tree((pid,)), {pid: Target(pid, FEATURES)})
-    with freeze_tree(pid, ptrace.Option.NONE) as tree:
+    with freeze_tree(pid, ptrace.Option.NONE) as tree, contextlib.ExitStack() as stack:
+        stack.callback(looked.tree.forget)
+        stack.callback(unseen.tree.forget)
         frozen = tree.processes[pid]
         capturing = [
             Capturing(frozen, retarget(tree, before, FEATURES)[pid]) for before in (looked, unseen)

@@ -5,7 +5,6 @@ nothing of the process: it can end, and its threads too, and the reading then sa
 """
 
 import os
-import weakref
 
 from ckpt.errors import CkptError
 from ckpt.kernel.arch import NR
@@ -22,13 +21,16 @@ _FEW = 64
 
 
 class Descriptors:
-    """Descriptors of ours, many of them; closed with `close`, or when nobody needs them."""
+    """Descriptors of ours, many of them; to be closed with `close`.
+
+    Never when nobody has this any more: Python drops what is raised in a finalizer, the interrupt
+    of a user too; and in a fork of ours the numbers may be others' by then.
+    """
 
     def __init__(self) -> None:
         """Begin with none."""
         self.fds: list[int] = []
         self._limit: list[tuple[int, int]] = []
-        self.close = weakref.finalize(self, _close_all, self.fds, self._limit)
 
     def make_room(self, n_files: int) -> bool:
         """Raise our own soft limit of open files until `close`; False if the hard one forbids."""
@@ -47,19 +49,19 @@ class Descriptors:
         self._limit.append((need, soft))
         return True
 
+    def close(self) -> None:
+        """Close them, and take the room back."""
+        while self.fds:
+            os.close(self.fds.pop())
+        if not self._limit:
+            return
+        import resource
 
-def _close_all(fds: list[int], limit: list[tuple[int, int]]) -> None:
-    for fd in fds:
-        os.close(fd)
-    fds.clear()
-    if not limit:
-        return
-    import resource
-
-    for raised, before in limit:
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if soft == raised:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (before, hard))
+        for raised, before in self._limit:
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            if soft == raised:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (before, hard))
+        self._limit.clear()
 
 
 class HeldFiles:

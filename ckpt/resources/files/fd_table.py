@@ -9,8 +9,8 @@ Kernel: /proc/PID/fd, /proc/PID/fdinfo, pidfd_getfd(2).
 import contextlib
 import functools
 import os
-import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import attrs
 
@@ -22,6 +22,8 @@ from ckpt.resources.files.open_file import OpenFile, Slot
 from ckpt.resources.files.sharing import Seen, Sharing, see
 from ckpt.resources.files.survey import Raw, Survey
 from ckpt.units import Fd, Pid, RemoteFd
+
+_T = TypeVar("_T")
 
 
 class FdTables:
@@ -45,9 +47,9 @@ class FdTables:
                 out then.
             tree: to which they belong; one of their own unless given.
         """
-        self._own_tree = None if tree else Tree(tuple(pids))
-        # The tree has us among its notes: a circle would keep the files of /proc open.
-        self._tree = weakref.ref(tree) if tree else None
+        self.tree = tree or Tree(tuple(pids))
+        """To which the processes belong; `Tree.forget` closes what is open here."""
+        self._asked: dict[str, Any] = {}
         self.running = running
         self._looked = looked
         self._surveys: dict[Pid, Survey] = {}
@@ -75,19 +77,12 @@ class FdTables:
         self._files_again: list[OpenFile] = self.files.copy()
         """What a later table has for its `files`, if nothing has changed."""
 
-    @property
-    def tree(self) -> Tree:
-        """To which the processes belong."""
-        found = self._own_tree or (self._tree and self._tree())
-        if not found:
-            raise ReferenceError("the tree of these tables is gone")
-        return found
-
     def _read(self, pid: Pid) -> None:
         survey = self._looked._surveys.get(pid) if self._looked else None
         before: dict[RemoteFd, Seen] = {}
         if survey is None:
             survey = Survey(pid)
+            self.tree.at_forgotten.append(survey.close)
         elif self._looked:
             before = self._looked._again(pid)
         if self.running:
@@ -171,10 +166,12 @@ class FdTables:
                         elsewhere.setdefault(link, pid)
         return elsewhere
 
-    def close(self) -> None:
-        """Close what was opened for reading; a look that ends without a capture may leave it."""
-        for survey in self._surveys.values():
-            survey.close()
+    def once(self, key: str, find: Callable[[], _T]) -> _T:
+        """Return what `find` has found when it was first asked for by this key."""
+        if key not in self._asked:
+            self._asked[key] = find()
+        found: _T = self._asked[key]
+        return found
 
 
 def _join(slots: dict[Slot, Seen], part: list[Slot]) -> OpenFile:

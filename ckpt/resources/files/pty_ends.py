@@ -6,7 +6,6 @@ Kernel: proc_pid_fd(5), proc_pid_fdinfo(5) (`tty-index` of a master).
 import contextlib
 import os
 from collections.abc import Iterator
-from weakref import WeakKeyDictionary
 
 from ckpt.kernel.procfs.fdinfo import read_fdinfo
 from ckpt.kernel.procfs.files import list_pids
@@ -19,19 +18,18 @@ PTMX = (f"{DIRECTORY}/ptmx", "/dev/ptmx")
 """Where masters are opened. The first is of use where its mode allows it."""
 UNKNOWN = -1
 
-_known: WeakKeyDictionary[FdTables, dict[tuple[str, int], Pid]] = WeakKeyDictionary()
-
 
 def find_elsewhere(table: FdTable) -> dict[tuple[str, int], Pid]:
     """Return side and number -> a process outside that has it open; nothing of a frozen process.
 
     Looked for once in the life of a table: it takes some milliseconds.
     """
-    tables = table.tables
-    if tables not in _known:
-        others = (pid for pid in list_pids() if tables.running and not tables.seen_of(pid))
-        _known[tables] = {end: pid for pid in others for end in _iter_ends(pid)}
-    return _known[tables]
+    return table.tables.once("terminals elsewhere", lambda: _find_outside(table.tables))
+
+
+def _find_outside(tables: FdTables) -> dict[tuple[str, int], Pid]:
+    others = (pid for pid in list_pids() if tables.running and not tables.seen_of(pid))
+    return {end: pid for pid in others for end in _iter_ends(pid)}
 
 
 def numbers_of_masters(pid: Pid) -> list[int]:

@@ -62,7 +62,11 @@ class Survey:
         self._descriptors = Descriptors()
         self._held = self._descriptors.fds
         self.close = self._descriptors.close
-        self._links, self._infos = self._open_folder("fd"), self._open_folder("fdinfo")
+        try:
+            self._links, self._infos = self._open_folder("fd"), self._open_folder("fdinfo")
+        except BaseException:
+            self.close()
+            raise
         self._names: dict[RemoteFd, bytearray] = {}
         """What the burst asks for."""
         self._calls = Burst()

@@ -32,7 +32,6 @@ import os
 import select
 import stat
 import struct
-import weakref
 from _socket import socket as Socket  # noqa: N812 - `socket` takes 20 ms to load
 from collections.abc import Iterator
 from functools import partial
@@ -84,15 +83,8 @@ class _View:
     """Kind and name of all sockets that listen."""
 
 
-_views: "weakref.WeakKeyDictionary[object, _View]" = weakref.WeakKeyDictionary()
-"""What was asked for a table, once for all its sockets."""
-
-
 def _view_of(table: FdTable) -> _View:
-    whole = table.tables
-    if whole not in _views:
-        _views[whole] = _read_view(table)
-    return _views[whole]
+    return table.tables.once("unix sockets", lambda: _read_view(table))
 
 
 def _read_view(table: FdTable) -> _View:

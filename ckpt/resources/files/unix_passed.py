@@ -93,7 +93,7 @@ def _capture_alone(fd: Fd, ours: Pid) -> Passed:
             raise NotPassable(text)
         return Passed(kind.name, file.flags, kind.capture(file, own, []))
     finally:
-        tables.close()
+        tables.tree.forget()
 
 
 def settle(passed: Passed) -> Passed:

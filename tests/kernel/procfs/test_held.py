@@ -1,8 +1,11 @@
 """The promise: a file that was opened long ago tells what is true when it is read."""
 
+import contextlib
 import os
 import subprocess
 import sys
+
+import pytest
 
 from ckpt.kernel.procfs import held as module
 from ckpt.kernel.procfs.files import read_bytes
@@ -12,8 +15,21 @@ from ckpt.units import Pid
 ME = Pid(os.getpid())
 
 
-def test_what_is_read_is_what_is_there_now():
-    held = HeldFiles(ME, ["comm", "task/1/status", "coredump_filter"])
+@pytest.fixture
+def open_files():
+    """Return what opens some, which are closed at the end."""
+    with contextlib.ExitStack() as stack:
+
+        def opened(pid, names):
+            held = HeldFiles(pid, names)
+            stack.callback(held.close)
+            return held
+
+        yield opened
+
+
+def test_what_is_read_is_what_is_there_now(open_files):
+    held = open_files(ME, ["comm", "task/1/status", "coredump_filter"])
     before = held.read()
     assert before.keys() == {"comm", "coredump_filter"}
     with open("/proc/self/comm", "r+") as file:
@@ -27,9 +43,9 @@ def test_what_is_read_is_what_is_there_now():
     assert held.read()["coredump_filter"] == read_bytes(ME, "coredump_filter")
 
 
-def test_sizes_tell_that_there_is_nothing():
+def test_sizes_tell_that_there_is_nothing(open_files):
     name = f"task/{ME}/children"
-    held = HeldFiles(ME, [name])
+    held = open_files(ME, [name])
     before = held.read_sizes()[name]
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=-1)
     try:
@@ -39,30 +55,30 @@ def test_sizes_tell_that_there_is_nothing():
     assert held.read_sizes()[name] == before
 
 
-def test_a_process_that_has_ended_is_left_out():
+def test_a_process_that_has_ended_is_left_out(open_files):
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=-1)
-    held = HeldFiles(Pid(child.pid), ["status", "stat"])
+    held = open_files(Pid(child.pid), ["status", "stat"])
     assert held.read().keys() == {"status", "stat"}
     child.communicate(b"\n")
     assert held.read() == {}
 
 
-def test_what_is_too_long_is_left_out(monkeypatch):
+def test_what_is_too_long_is_left_out(open_files, monkeypatch):
     size = len(read_bytes(ME, "limits"))
     monkeypatch.setattr(module, "_ROOM_BYTES", size)
-    assert HeldFiles(ME, ["limits"]).read() == {}
+    assert open_files(ME, ["limits"]).read() == {}
     monkeypatch.setattr(module, "_ROOM_BYTES", size + 1)
-    assert HeldFiles(ME, ["limits"]).read() == {"limits": read_bytes(ME, "limits")}
+    assert open_files(ME, ["limits"]).read() == {"limits": read_bytes(ME, "limits")}
 
 
-def test_none_is_held_where_so_many_are_not_allowed(monkeypatch):
+def test_none_is_held_where_so_many_are_not_allowed(open_files, monkeypatch):
     monkeypatch.setattr(Descriptors, "make_room", lambda _self, _n: False)
-    assert HeldFiles(ME, ["comm"]).read() == {}
+    assert open_files(ME, ["comm"]).read() == {}
 
 
-def test_they_are_closed_when_nobody_needs_them():
+def test_they_are_closed(open_files):
     before = os.listdir("/proc/self/fd")
-    held = HeldFiles(ME, ["comm"] * 10)
+    held = open_files(ME, ["comm"] * 10)
     assert len(os.listdir("/proc/self/fd")) == len(before) + 10
-    del held
+    held.close()
     assert os.listdir("/proc/self/fd") == before

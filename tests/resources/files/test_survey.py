@@ -3,6 +3,7 @@
 The process that is read is this one; nothing depends on its being stopped.
 """
 
+import contextlib
 import fcntl
 import os
 import resource
@@ -13,6 +14,7 @@ import pytest
 from ckpt.errors import TargetGone
 from ckpt.kernel.kcmp import KcmpType, Ordering, kcmp
 from ckpt.kernel.procfs.held import Descriptors
+from ckpt.resources.base import Tree
 from ckpt.resources.files import survey as module
 from ckpt.resources.files.fd_table import FdTables
 from ckpt.resources.files.survey import Survey, parse_status
@@ -33,16 +35,19 @@ def prepared(request, monkeypatch):
     """Return what makes a survey, with all files held open, or with too few allowed for that."""
     if request.param == "not held":
         monkeypatch.setattr(Descriptors, "make_room", lambda _self, _n: False)
+    opened = contextlib.ExitStack()
 
     def prepare():
         made = Survey(ME)
+        opened.callback(made.close)
         made.prepare()
         found = made.read()
         if request.param == "by path":
             made.ask_by_path(found)
         return made
 
-    return prepare
+    with opened:
+        yield prepare
 
 
 def test_the_kernels_stat_is_that_of_python(folder):
@@ -76,6 +81,7 @@ def test_what_did_not_change_is_the_same_object(folder):
     before = survey.read()[fd]
     assert survey.read()[fd] is before
     os.close(fd)
+    survey.close()
 
 
 @pytest.mark.parametrize(
@@ -169,28 +175,34 @@ class TestSharing:
         for fd in opened:
             os.close(fd)
 
-    def test_nothing_changed(self, fds):
-        looked = FdTables([ME], running=True)
+    @pytest.fixture
+    def tree(self):
+        tree = Tree((ME,))
+        yield tree
+        tree.forget()
+
+    def test_nothing_changed(self, tree, fds):
+        looked = FdTables([ME], running=True, tree=tree)
         looked.note_found(looked.files)
         assert self.parts(looked, fds) == self.truth(fds)
-        assert self.parts(FdTables([ME], looked), fds) == self.truth(fds)
+        assert self.parts(FdTables([ME], looked, tree=tree), fds) == self.truth(fds)
 
-    def test_one_became_a_duplicate_and_one_stopped_being_one(self, fds, folder):
-        looked = FdTables([ME], running=True)
+    def test_one_became_a_duplicate_and_one_stopped_being_one(self, tree, fds, folder):
+        looked = FdTables([ME], running=True, tree=tree)
         looked.note_found(looked.files)
         os.dup2(fds[1], fds[2])
         again = os.open(folder / "a", os.O_RDONLY)
         os.dup2(again, fds[6])
         os.close(again)
-        table = FdTables([ME], looked)
+        table = FdTables([ME], looked, tree=tree)
         assert self.parts(table, fds) == self.truth(fds)
         assert (fds[1], fds[2]) in self.parts(table, fds)
 
-    def test_an_offset_moved(self, fds):
-        looked = FdTables([ME], running=True)
+    def test_an_offset_moved(self, tree, fds):
+        looked = FdTables([ME], running=True, tree=tree)
         looked.note_found(looked.files)
         os.lseek(fds[3], 5, os.SEEK_SET)
-        table = FdTables([ME], looked)
+        table = FdTables([ME], looked, tree=tree)
         assert self.parts(table, fds) == self.truth(fds)
         moved = {fd for file in table.files if file.info.pos == 5 for fd in file.fds}
         assert moved & set(fds) == {fds[3], fds[7], fds[8]}
@@ -211,5 +223,5 @@ def test_a_process_that_has_ended_in_between_is_gone(is_prepared):
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-    with pytest.raises(TargetGone):
+    with contextlib.closing(made), pytest.raises(TargetGone):
         made.read()
