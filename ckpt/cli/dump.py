@@ -3,12 +3,11 @@
 import attrs
 import click
 
+from ckpt.cli.capturing import ghost_limit_option, pid_option, tracker_option
 from ckpt.cli.names import parse_external
 from ckpt.cli.output import emit_json, json_option, note, say
 from ckpt.engine.convergence import DEFAULT_BUDGET_MS
 from ckpt.engine.dump import DumpOptions, DumpResult, dump
-from ckpt.tracker.base import TrackerName
-from ckpt.tracker.choose import AUTO
 
 _EXAMPLE = """\b
 Example:
@@ -19,13 +18,7 @@ Example:
 
 
 @click.command("dump", epilog=_EXAMPLE)
-@click.option(
-    "--pid",
-    type=click.IntRange(min=1),
-    required=True,
-    metavar="PID",
-    help="The process to checkpoint.",
-)
+@pid_option("The process to checkpoint.")
 @click.option(
     "--incremental",
     is_flag=True,
@@ -43,13 +36,7 @@ Example:
     help="Do not keep TCP connections: they come back as if their peers had reset them. (Otherwise"
     " they go on, and with --kill their packets are held until the restore.)",
 )
-@click.option(
-    "--tracker",
-    type=click.Choice([AUTO, *(name.value for name in TrackerName)]),
-    default=AUTO,
-    show_default=True,
-    help="How to learn which pages were written; auto takes the best that this kernel has.",
-)
+@tracker_option
 @click.option(
     "--max-freeze",
     "max_freeze_ms",
@@ -60,16 +47,7 @@ Example:
     help="How long copying may take while the process stands still. Memory is copied while it runs,"
     " again and again, until the rest fits; where it does not shrink, that is said.",
 )
-@click.option(
-    "--ghost-limit",
-    "ghost_limit_bytes",
-    type=click.IntRange(min=0),
-    default=DumpOptions().ghost_limit_bytes,
-    show_default=True,
-    metavar="BYTES",
-    help="How much of a deleted file that is still open or mapped may travel in the image; holes do"
-    " not count. More is refused.",
-)
+@ghost_limit_option
 @click.option(
     "--external",
     multiple=True,

@@ -4,14 +4,13 @@ import sys
 
 import click
 
+from ckpt.cli.capturing import ghost_limit_option, pid_option, tracker_option
 from ckpt.cli.output import emit_json, json_option, note, say
 from ckpt.cli.peers import dial_options, make_dialer, read_certificates
 from ckpt.errors import UsageError
 from ckpt.image.pipeline import PRESSED_LEVEL, Compression
 from ckpt.migrate.policy import DEFAULT_MAX_DOWNTIME_MS, DEFAULT_MAX_ROUNDS, Decision, Goal
 from ckpt.migrate.source import MigrateOptions, MigrateResult, migrate
-from ckpt.tracker.base import TrackerName
-from ckpt.tracker.choose import AUTO
 
 _LOWEST_LEVEL, _HIGHEST_LEVEL = -7, 19
 _EXAMPLE = """\b
@@ -35,9 +34,7 @@ def _parse_compress(_ctx: click.Context, _param: click.Parameter, value: str) ->
 
 
 @click.command("migrate", epilog=_EXAMPLE)
-@click.option(
-    "--pid", type=click.IntRange(min=1), required=True, metavar="PID", help="The process to move."
-)
+@pid_option("The process to move.")
 @dial_options
 @click.option(
     "--tcp-close",
@@ -104,13 +101,8 @@ def _parse_compress(_ctx: click.Context, _param: click.Parameter, value: str) ->
     callback=_parse_compress,
     help="Compress memory: auto (as much as the link leaves time for), off, or a level of zstd.",
 )
-@click.option(
-    "--tracker",
-    type=click.Choice([AUTO, *(name.value for name in TrackerName)]),
-    default=AUTO,
-    show_default=True,
-    help="How to learn which pages were written; auto takes the best that this kernel has.",
-)
+@tracker_option
+@ghost_limit_option
 @json_option
 def command(
     pid: int,
@@ -131,6 +123,7 @@ def command(
     lazy: bool,
     compress: Compression,
     tracker: str,
+    ghost_limit_bytes: int,
     as_json: bool,
 ) -> None:
     """Move a process, with all its descendants, to another host.
@@ -151,6 +144,7 @@ def command(
         with_files=with_files,
         on_departure=on_departure,
         on_return=on_return,
+        ghost_limit_bytes=ghost_limit_bytes,
         goal=Goal(max_downtime_ms, max_rounds, throttle),
         compression=compress,
     )
