@@ -263,17 +263,11 @@ class ImageVersion(ImageError):
 
 
 @attrs.frozen(eq=False, repr=False, str=False)
-class ChainBroken(ImageError):
+class ChainBroken(ImageUnusable):
     """A generation's ancestor is missing, or is not the one that it was made against."""
 
     exit_code = 33
     code = "chain-broken"
-    path: str
-    reason: str
-
-    def message(self) -> str:
-        """See `CkptError.message`."""
-        return f"{self.path}: {self.reason}"
 
 
 @attrs.frozen(eq=False, repr=False, str=False)
@@ -302,6 +296,14 @@ class ImageBusy(ImageError):
     def message(self) -> str:
         """See `CkptError.message`."""
         return f"{self.path} is in use by another ckpt: wait until it has ended"
+
+
+@attrs.frozen(eq=False, repr=False, str=False)
+class ImageUntrusted(ImageUnusable):
+    """Somebody else owns it, or can write to it; a restore would run what he put there."""
+
+    exit_code = 36
+    code = "image-untrusted"
 
 
 class RestoreError(CkptError):
@@ -343,31 +345,26 @@ class PidTaken(RestoreError):
 
 
 @attrs.frozen(eq=False, repr=False, str=False)
-class FileChanged(RestoreError):
-    """Files that the process holds open or mapped are missing or not what they were."""
-
-    exit_code = 42
-    code = "file-changed"
-    findings: tuple[Finding, ...]
-
-    def message(self) -> str:
-        """See `CkptError.message`."""
-        lines = "".join(f"\n  {finding}" for finding in self.findings)
-        return f"files of the process are not as they were:{lines}"
-
-
-@attrs.frozen(eq=False, repr=False, str=False)
 class HostMismatch(RestoreError):
     """This host lacks what the process needs (processor, kernel, limits)."""
 
     exit_code = 43
     code = "host-mismatch"
+    summary: ClassVar[str] = "this host cannot run the process of the image"
     findings: tuple[Finding, ...]
 
     def message(self) -> str:
         """See `CkptError.message`."""
-        lines = "".join(f"\n  {finding}" for finding in self.findings)
-        return f"this host cannot run the process of the image:{lines}"
+        return f"{self.summary}:" + "".join(f"\n  {finding}" for finding in self.findings)
+
+
+@attrs.frozen(eq=False, repr=False, str=False)
+class FileChanged(HostMismatch):
+    """Files that the process holds open or mapped are missing or not what they were."""
+
+    exit_code = 42
+    code = "file-changed"
+    summary = "files of the process are not as they were"
 
 
 class MigrateError(CkptError):

@@ -10,6 +10,7 @@ import click
 
 from ckpt.cli.names import Inherit, parse_inherit
 from ckpt.cli.output import emit_json, json_option, note, say
+from ckpt.image.access import Access
 from ckpt.image.ahead import Ahead
 from ckpt.image.chain import Chain
 from ckpt.units import GenerationNo
@@ -71,6 +72,12 @@ Example:
     is_flag=True,
     help="Give the process a pid namespace of its own: its pids may be taken here.",
 )
+@click.option(
+    "--trust-image",
+    is_flag=True,
+    help="Take an image that another user owns or can write to: the process runs what he put there,"
+    " with the rights that he put there.",
+)
 @json_option
 @click.argument("image_dir")
 def command(
@@ -83,6 +90,7 @@ def command(
     no_cgroups: bool,
     on_arrival: str,
     new_pids: bool,
+    trust_image: bool,
     as_json: bool,
     image_dir: str,
 ) -> int:
@@ -92,8 +100,9 @@ def command(
     Where its standard streams led to a terminal or to another process, it gets those of this
     command.
     """
+    access = Access(trusts_anybody=trust_image)
     with contextlib.ExitStack() as stack:
-        ahead = None if lazy else _begin_to_check(image_dir, at)
+        ahead = None if lazy else _begin_to_check(image_dir, at, access)
         if ahead is not None:
             stack.enter_context(ahead)
         # Loaded while the image is being checked: that takes both as long.
@@ -109,7 +118,7 @@ def command(
             on_arrival=on_arrival,
             tcp_close=tcp_close,
         )
-        result = restore(image_dir, at, options, lazy=lazy, ahead=ahead)
+        result = restore(image_dir, at, options, lazy=lazy, ahead=ahead, access=access)
     for warning in result.warnings:
         note(warning)
     if as_json:
@@ -129,8 +138,8 @@ def command(
         return wait_for_end(result.pid)
 
 
-def _begin_to_check(image_dir: str, at: int | None) -> Ahead | None:
-    chain = Chain.open(Path(image_dir))
+def _begin_to_check(image_dir: str, at: int | None, access: Access) -> Ahead | None:
+    chain = Chain.open(Path(image_dir), access)
     number = chain.newest() if at is None else GenerationNo(at)
     return None if number is None else Ahead(chain, number)
 

@@ -22,6 +22,7 @@ from ckpt.engine.postponing import alone_in_memory
 from ckpt.engine.records import ProcessImage, TreeImage, decode_tree
 from ckpt.engine.standing import contents_of, standing
 from ckpt.errors import NoGeneration
+from ckpt.image.access import Access
 from ckpt.image.ahead import Ahead
 from ckpt.image.chain import Chain
 from ckpt.image.reader import PageReader
@@ -52,6 +53,7 @@ def restore(
     *,
     lazy: bool = False,
     ahead: Ahead | None = None,
+    access: Access | None = None,
 ) -> RestoreResult:
     """Bring a process back from a generation of an image directory (the newest by default).
 
@@ -65,10 +67,12 @@ def restore(
         at: the generation.
         options: what the user of a restore may choose.
         lazy: see above.
-        ahead: of the same generation, begun before; not with `lazy`.
+        ahead: of the same generation, begun before with the same `access`; not with `lazy`.
+        access: how the image is read; if not given, only one that nobody else can have written.
 
     Raises:
-        ImageError: the image is damaged, of a newer format, or has no such generation.
+        ImageError: the image is damaged, of a newer format, or has no such generation; or others
+            than we and root can write to it.
         RestoreError: this host cannot run it as it was; nothing was left behind.
         HostError: the kernel or the user lacks something.
     """
@@ -76,7 +80,7 @@ def restore(
     warnings: list[str] = []
     options = options or RestoreOptions()
     options = attrs.evolve(options, warn=warnings.append)
-    chain = Chain.open(Path(directory))
+    chain = Chain.open(Path(directory), access or Access())
     number = _number(chain, at)
     reader, tree, parts = _verify(chain, number, ahead, lazy=lazy)
     building = Building(tree, parts, reader, probe_features(), warnings.append)

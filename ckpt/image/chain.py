@@ -21,6 +21,7 @@ from ckpt.errors import (
     ImageUnusable,
     NoGeneration,
 )
+from ckpt.image.access import ANYBODYS, Access
 from ckpt.image.format import (
     HEADER_NAME,
     LOCK_NAME,
@@ -79,13 +80,19 @@ class Chain:
 
     @classmethod
     def open(
-        cls, path: str | os.PathLike[str], *, make_store: Callable[[Path], Store] = Store
+        cls,
+        path: str | os.PathLike[str],
+        access: Access = ANYBODYS,
+        *,
+        make_store: Callable[[Path], Store] = Store,
     ) -> Self:
         """Open an existing chain; nothing is written and no lock is taken.
 
         Readers need no lock: what is committed never changes.
 
         Raises:
+            ImageUntrusted: `access` trusts not anybody, and others can write to it. Whatever reads
+                files of it later may raise this too.
             ImageUnusable: there is no such directory, it is no image, or it cannot be read.
             ImageCorrupt: its header is damaged.
             ImageVersion: it is of another major version.
@@ -95,6 +102,8 @@ class Chain:
             raise ImageUnusable(
                 str(path), f"it is not an image directory (it has no file {HEADER_NAME})"
             )
+        if not access.trusts_anybody:
+            store.be_wary()
         header = store.read_file(HEADER_NAME, max_bytes=MAX_HEADER_BYTES)
         return cls(store, decode_header(header, str(store.path / HEADER_NAME)))
 

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ckpt.errors import CkptError, HostFull, ImageBusy, ImageCorrupt, ImageUnusable
+from ckpt.image.access import require_trusted, require_trusted_way
 from ckpt.image.format import HEADER_NAME, LOCK_NAME, TEMPORARY_PREFIX
 
 DIRECTORY_MODE = 0o700
@@ -64,8 +65,21 @@ class Store:
     def __init__(self, path: Path) -> None:
         """Stand for `path`; nothing is touched."""
         self.path = path
+        self._is_wary = False
 
     # -- reading ---------------------------------------------------------------------------------
+
+    def be_wary(self) -> None:
+        """From now on read only what nobody but root and our own user can have written.
+
+        Raises:
+            ImageUntrusted: somebody can put another directory in the place of this one. (Reading
+                raises it for a file or directory of his, or that he can write to.)
+            ImageUnusable: what is above cannot be looked at.
+        """
+        self._is_wary = True
+        with _errors(self.path, "find"):
+            require_trusted_way(self.path)
 
     def read_names(self) -> list[str]:
         """Return the names in the directory, sorted.
@@ -95,14 +109,16 @@ class Store:
         flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         with contextlib.ExitStack() as stack:
             try:
-                fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)
+                at = self.path
+                fd = os.open(at, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)
                 stack.callback(os.close, fd)
-                for part in parts[:-1]:
-                    fd = os.open(part, flags | os.O_DIRECTORY, dir_fd=fd)
+                status = self._look_at(fd, at)
+                for part in parts:
+                    at /= part
+                    kind = os.O_DIRECTORY if at != path else 0
+                    fd = os.open(part, flags | kind, dir_fd=fd)
                     stack.callback(os.close, fd)
-                fd = os.open(parts[-1], flags, dir_fd=fd)
-                stack.callback(os.close, fd)
-                status = os.fstat(fd)
+                    status = self._look_at(fd, at)
             except OSError as error:
                 if error.errno in _MISSING:
                     raise ImageCorrupt(str(path), "it is missing, or no regular file") from error
@@ -110,6 +126,12 @@ class Store:
             if not stat.S_ISREG(status.st_mode):
                 raise ImageCorrupt(str(path), "it is no regular file")
             yield fd, status.st_size
+
+    def _look_at(self, fd: int, path: Path) -> os.stat_result:
+        status = os.fstat(fd)
+        if self._is_wary:
+            require_trusted(status, path)
+        return status
 
     def read_file(self, *parts: str, max_bytes: int) -> bytes:
         """Return the whole of a file of at most `max_bytes`.
