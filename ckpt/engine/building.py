@@ -9,7 +9,8 @@ they inherit, `restore` and migration let them go.
 """
 
 import errno
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import attrs
 
@@ -18,7 +19,7 @@ from ckpt.engine.growing import Growing, end_leader
 from ckpt.engine.guard import Lazy, Server, start_server, watching
 from ckpt.engine.inheriting import NOTHING, Inheritance, inheritance, plan_fill, stored
 from ckpt.engine.prefilling import Prefilled
-from ckpt.engine.rebuilding import in_order, run_alone, run_in_rounds
+from ckpt.engine.rebuilding import Rebuilding, in_order, run_in_rounds
 from ckpt.engine.records import ProcessImage, ThreadImage, TreeImage
 from ckpt.errors import RestoreFailed
 from ckpt.image.reader import PageReader
@@ -30,7 +31,7 @@ from ckpt.process.holder import taken
 from ckpt.process.remote import Call, In, call
 from ckpt.process.seed import Embryo, Nursery, adopt
 from ckpt.process.task import Task
-from ckpt.resources.base import Rebuilt, Stage
+from ckpt.resources.base import Rebuilt, Resource, Restore, Stage, nothing_more
 from ckpt.resources.mapping_calls import drop
 from ckpt.resources.memory import MEMORY
 from ckpt.resources.registry import PROCESS, THREAD
@@ -100,61 +101,69 @@ class Building:
         """
         self.seen_as = nursery.seen_as
         Growing(self.tree, nursery).grow(self._give_memory, self._give_terminal)
-        parts = self.parts.values()
-        for part in parts:
-            self._finish(part)
+        parts = list(self.parts.values())
+        run_in_rounds(map(self._finish, parts))
         for stage in (Stage.FILES, Stage.PROCESS):
-            for part in parts:
-                self._restore_process(part, stage)
-        for part in parts:
-            _make_threads(part)
-        for part in parts:
-            self._restore_threads(part, Stage.THREAD)
+            self._restore_processes(parts, stage)
+        _make_threads(parts)
+        self._restore_threads(parts, Stage.THREAD)
         for stage in (Stage.LATE, Stage.CREDENTIALS):
             if stage is Stage.CREDENTIALS:
                 # Before its children get signals for the end of the thread that has made them.
                 for part in parts:
                     end_leader(part.image, part.embryo)
-            for part in parts:
-                self._restore_process(part, stage)
-                self._restore_threads(part, stage)
+            self._restore_processes(parts, stage)
+            self._restore_threads(parts, stage)
 
-    def _give_memory(self, image: ProcessImage, embryo: Embryo) -> None:
-        part = self.parts[image.pid]
-        part.embryo = embryo
-        if part.prefilled:
-            part.prefilled.embryo = embryo
-            part.prefilled.rescue(image.resources["memory"], part.at_once)
-        maker = self.parts.get(embryo.maker) if embryo.maker else None
-        # What is filled only later is nothing yet that a child could keep.
-        if maker and maker.image.owns(MEMORY) and not (part.lazy or maker.lazy):
-            part.inheritance = inheritance(maker.image.resources["memory"], maker.at_once)
-        self._restore_process(part, Stage.MEMORY)
+    def _give_memory(self, born: Sequence[tuple[ProcessImage, Embryo]]) -> None:
+        parts = [self.parts[image.pid] for image, _ in born]
+        for part, (image, embryo) in zip(parts, born, strict=True):
+            part.embryo = embryo
+            if part.prefilled:
+                part.prefilled.embryo = embryo
+                part.prefilled.rescue(image.resources["memory"], part.at_once)
+            maker = self.parts.get(embryo.maker) if embryo.maker else None
+            # What is filled only later is nothing yet that a child could keep.
+            if maker and maker.image.owns(MEMORY) and not (part.lazy or maker.lazy):
+                part.inheritance = inheritance(maker.image.resources["memory"], maker.at_once)
+        self._restore_processes(parts, Stage.MEMORY)
+        for _, embryo in born:
+            embryo.has_memory = True
 
     def _give_terminal(self, image: ProcessImage) -> None:
-        self._restore_process(self.parts[image.pid], Stage.SESSION)
+        self._restore_processes([self.parts[image.pid]], Stage.SESSION)
 
-    def _restore_process(self, part: Part, stage: Stage) -> None:
+    def _restore_processes(self, parts: Sequence[Part], stage: Stage) -> None:
+        resources = [resource for resource in PROCESS if resource.stage is stage]
+        run_in_rounds([self._restore_process(part, resources) for part in parts])
+
+    def _restore_process(self, part: Part, resources: Sequence[Resource[Any]]) -> Rebuilding:
         rebuilt = self._rebuilt(part, part.embryo.leader)
-        for resource in filter(part.image.owns, PROCESS):
-            if resource.stage is stage:
-                run_alone(
-                    part.embryo, resource.restore(part.image.resources[resource.name], rebuilt)
-                )
+        each = [
+            resource.restore(part.image.resources[resource.name], rebuilt)
+            for resource in filter(part.image.owns, resources)
+        ]
+        return _rebuilding(part, rebuilt.task, each)
 
-    def _finish(self, part: Part) -> None:
+    def _finish(self, part: Part) -> Rebuilding:
         rebuilt = self._rebuilt(part, part.embryo.leader)
-        for resource in filter(part.image.owns, PROCESS):
-            run_alone(part.embryo, resource.finish(part.image.resources[resource.name], rebuilt))
+        each = [
+            resource.finish(part.image.resources[resource.name], rebuilt)
+            for resource in filter(part.image.owns, PROCESS)
+            # Most have nothing to finish, and need not be asked.
+            if resource.finish is not nothing_more
+        ]
+        return _rebuilding(part, rebuilt.task, each)
 
-    def _restore_threads(self, part: Part, stage: Stage) -> None:
+    def _restore_threads(self, parts: Sequence[Part], stage: Stage) -> None:
         resources = [resource for resource in THREAD if resource.stage is stage]
         restores = []
-        for thread in part.image.threads:
-            rebuilt = self._rebuilt(part, part.embryo.tasks[thread.tid])
-            each = [one.restore(thread.resources[one.name], rebuilt) for one in resources]
-            restores.append((rebuilt.task, in_order(each)))
-        run_in_rounds(part.embryo, restores)
+        for part in parts:
+            for thread in part.image.threads:
+                rebuilt = self._rebuilt(part, part.embryo.tasks[thread.tid])
+                each = [one.restore(thread.resources[one.name], rebuilt) for one in resources]
+                restores.append(_rebuilding(part, rebuilt.task, each))
+        run_in_rounds(restores)
 
     def _rebuilt(self, part: Part, task: Task) -> Rebuilt:
         return Rebuilt(
@@ -196,14 +205,30 @@ class Building:
             self.servers.append(start_server(part.lazy, embryo.pid, fd))
 
 
-def _make_threads(part: Part) -> None:
-    """Make all threads but the leader, each with its id; none of them runs."""
-    process, embryo = part.image, part.embryo
-    others = [thread for thread in process.threads if thread.tid != Tid(process.pid)]
-    if not others:
-        return
+def _rebuilding(part: Part, task: Task, each: Sequence[Restore]) -> Rebuilding:
+    """Return what is restored of a thread, one after the other."""
+    image = part.image
+    return Rebuilding(part.embryo, task, in_order(each), image.shares.memory or image.pid)
+
+
+def _make_threads(parts: Sequence[Part]) -> None:
+    """Make all threads but the leaders, each with its id; none of them runs."""
+    making = [(part, _others(part)) for part in parts]
+    run_in_rounds(
+        _rebuilding(part, part.embryo.leader, [_make_others(part, others)])
+        for part, others in making
+        if others
+    )
+
+
+def _others(part: Part) -> list[ThreadImage]:
+    return [thread for thread in part.image.threads if thread.tid != Tid(part.image.pid)]
+
+
+def _make_others(part: Part, others: Sequence[ThreadImage]) -> Restore:
+    embryo = part.embryo
     already = len(embryo.leader.made)
-    replies = embryo.run([_clone(thread) for thread in others])
+    replies = yield [_clone(thread) for thread in others]
     for thread, reply in zip(others, replies, strict=True):
         if reply.error == errno.EEXIST:
             raise taken(thread.tid)

@@ -37,6 +37,7 @@ from ckpt.process.tree import reachable_as, refuse_untouchable
 from ckpt.resources.base import CaptureOptions
 from ckpt.resources.registry import beside, reachable
 from ckpt.tracker.choose import AUTO, choose_tracker
+from ckpt.tracker.epoch import advance_each
 from ckpt.units import GenerationNo, Pid
 
 _WRITING = WriterOptions(pressed_level=PRESSED_LEVEL)
@@ -187,14 +188,16 @@ def _dump(
 
 def _advance(taking: Taking, chain: Chain, manifest: Manifest) -> None:
     """Note of every process that its tracker is armed against this generation."""
+    epochs = []
     for member in taking.members.by_pid.values():
-        try:
-            member.tracking.advance(chain.chain_id, manifest.generation, manifest.digest)
-        except HostFull as error:
-            taking.warnings.append(str(error))
-        except TargetGone:
-            # It ended after the thaw: nobody will ask for what its tracker knows.
-            continue
+        # It may have ended after the thaw: nobody will ask for what its tracker knows.
+        with contextlib.suppress(TargetGone):
+            tracking = member.tracking
+            epochs.append(tracking.epoch(chain.chain_id, manifest.generation, manifest.digest))
+    try:
+        advance_each(epochs)
+    except HostFull as error:
+        taking.warnings.append(str(error))
 
 
 def _host_facts(members: Members) -> dict[str, object]:

@@ -84,29 +84,36 @@ class Growing:
 
     def grow(
         self,
-        give_memory: Callable[[ProcessImage, Embryo], None],
+        give_memory: Callable[[Sequence[tuple[ProcessImage, Embryo]]], None],
         give_terminal: Callable[[ProcessImage], None],
     ) -> None:
         """Make everybody who is not there; the root's embryo is.
 
         Args:
-            give_memory: called of each, before it bears anybody.
+            give_memory: called of all who are there and whose parents have theirs, at once, before
+                they bear anybody.
             give_terminal: called of the leader of a session that has no other members yet.
 
         Raises:
             PidTaken: a number is in use.
             RestoreFailed: the kernel refused something.
         """
-        # Each stands behind its parent, who has made it when its turn comes.
-        for process in self.tree.processes:
-            embryo = self.nursery.embryos[process.pid]
-            give_memory(process, embryo)
-            births = self.family.births(process.pid)
-            self._bear_missing(embryo, births.before_leaving, before=True)
-            if self.family.leads_session(process.pid):
-                _leave(embryo)
-                give_terminal(process)
-            self._bear_missing(embryo, births.after)
+        waiting = list(self.tree.processes)
+        while waiting:
+            embryos = self.nursery.embryos
+            # Each stands behind its parent, who has made it when its turn comes.
+            born = [
+                (process, embryos[process.pid]) for process in waiting if process.pid in embryos
+            ]
+            waiting = [process for process in waiting if process.pid not in embryos]
+            give_memory(born)
+            for process, embryo in born:
+                births = self.family.births(process.pid)
+                self._bear_missing(embryo, births.before_leaving, before=True)
+                if self.family.leads_session(process.pid):
+                    _leave(embryo)
+                    give_terminal(process)
+                self._bear_missing(embryo, births.after)
         for zombie in self.tree.zombies:
             if self.family.leads_session(zombie.pid):
                 _leave(self.nursery.embryos[zombie.pid])

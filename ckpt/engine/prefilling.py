@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import attrs
 
 from ckpt.engine.inheriting import stored
-from ckpt.engine.rebuilding import run_alone
+from ckpt.engine.rebuilding import Rebuilding, run_in_rounds
 from ckpt.errors import RestoreFailed
 from ckpt.image.runs import ResolvedRuns
 from ckpt.kernel import process_vm
@@ -189,4 +189,5 @@ def _map(embryo: Embryo, record: MemoryRecord, features: Features) -> None:
         fill=lambda _keep: None,
         warn=be_silent,
     )
-    run_alone(embryo, MEMORY.restore(record, rebuilt))
+    restoring = MEMORY.restore(record, rebuilt)
+    run_in_rounds([Rebuilding(embryo, embryo.leader, restoring, embryo.pid)])

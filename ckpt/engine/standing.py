@@ -18,7 +18,7 @@ the processes, `restore` and migration come to the end of it each in its own tim
 import contextlib
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 
 import attrs
 
@@ -31,7 +31,7 @@ from ckpt.engine.layout import choose_arena, number_inherited, spans_of
 from ckpt.engine.pages import own_mappings
 from ckpt.engine.preparing import Files, arriving, check_host, opened
 from ckpt.engine.records import TreeImage
-from ckpt.engine.tracking import drop_epoch, tracking
+from ckpt.engine.tracking import Tracking, attach_each, drop_epoch, tracking
 from ckpt.errors import (
     CkptError,
     FeatureMissing,
@@ -45,14 +45,16 @@ from ckpt.kernel import ptrace
 from ckpt.kernel.arch import NR
 from ckpt.kernel.features import Features
 from ckpt.process.arena import ARENA_SIZE
+from ckpt.process.remote import call
 from ckpt.process.seed import Embryo, plant, see_off
+from ckpt.process.singles import Single, run_singles
 from ckpt.process.tree import read_identity
 from ckpt.resources.base import RestoreOptions, run_all
 from ckpt.resources.content import CONTENTS
 from ckpt.resources.registry import clock_offsets, entered, highest_fd
 from ckpt.tracker.base import TrackerName
 from ckpt.tracker.choose import choose_tracker
-from ckpt.tracker.epoch import read_epoch
+from ckpt.tracker.epoch import advance_each, read_epoch
 from ckpt.units import Pid, Tid
 
 
@@ -92,21 +94,19 @@ class Standing:
         if lazy:
             # A mapping has one userfaultfd, and the server's is needed until all pages are there.
             self.building.warn("the next incremental dump will be full: the restore is lazy")
+        parts = list(self.building.parts.values())
+        _forget_epochs(parts)
         with contextlib.ExitStack() as stack:
-            for part in self.building.parts.values():
-                _forget_epoch(part)
-                if lazy or not part.image.has_memory:
-                    _unmap_arena(part)
-                else:
-                    _arm(self.building, part, chain_id, stack)
+            armed = [] if lazy else _attach_trackers(self.building, parts, stack)
+            _unmap_arenas(parts)
+            _arm(self.building, armed, chain_id)
 
     def let_go(self) -> None:
         """Let all threads run, with or without their trackers armed."""
         parts = list(self.building.parts.values())
         if not self._arenas_gone:
-            for part in parts:
-                _forget_epoch(part)
-                _unmap_arena(part)
+            _forget_epochs(parts)
+            _unmap_arenas(parts)
         self.home.settle()
         run_all(self.files.at_go)
         _let_go(parts)
@@ -179,35 +179,48 @@ def _close_servers(building: Building) -> None:
         server.close()
 
 
-def _forget_epoch(part: Part) -> None:
-    """Remove the epoch of a process that had this number before."""
-    old = read_epoch(part.embryo.reachable_as)
-    if old is not None:
-        drop_epoch(old)
+def _forget_epochs(parts: Sequence[Part]) -> None:
+    """Remove the epochs of processes that had these numbers before."""
+    for part in parts:
+        old = read_epoch(part.embryo.reachable_as)
+        if old is not None:
+            drop_epoch(old)
 
 
-def _arm(building: Building, part: Part, chain_id: str, stack: contextlib.ExitStack) -> None:
-    """Arm the tracker of one process against what it comes from; its arena is gone then."""
-    manifest, embryo = building.reader.manifest, part.embryo
-    name = _tracker_name(manifest, building.features)
-    pid = embryo.reachable_as
-    identity, exec_id = read_identity(pid), read_exec_id(pid)
-    lent = stack.enter_context(tracking(identity, exec_id, name, building.features))
-    armed = _succeeds(building, lambda: lent.attach(embryo.arena, embryo.leader))
-    _unmap_arena(part)
-    if armed:
-        lent.collect(own_mappings(part.image.resources["memory"]), [])
-        _succeeds(building, lambda: lent.advance(chain_id, manifest.generation, manifest.digest))
-
-
-def _succeeds(building: Building, step: Callable[[], None]) -> bool:
-    """Do something that only the next delta needs; warn if this host or the process cannot."""
+def _attach_trackers(
+    building: Building, parts: Sequence[Part], stack: contextlib.ExitStack
+) -> list[tuple[Part, Tracking]]:
+    """Make what must be made inside, of all at once; return of which processes that was done."""
+    name = _tracker_name(building.reader.manifest, building.features)
+    wanted = []
+    for part in parts:
+        if part.image.has_memory:
+            pid = part.embryo.reachable_as
+            lent = tracking(read_identity(pid), read_exec_id(pid), name, building.features)
+            wanted.append((part, stack.enter_context(lent)))
     try:
-        step()
-    except (FeatureMissing, NotPermitted, HostFull) as error:
+        attach_each([(lent, part.embryo.arena, part.embryo.leader) for part, lent in wanted])
+    except _NO_DELTA as error:
         building.warn(f"the next incremental dump will be full: {error}")
-        return False
-    return True
+        return []
+    return wanted
+
+
+def _arm(building: Building, armed: Sequence[tuple[Part, Tracking]], chain_id: str) -> None:
+    """Arm trackers against what their processes come from; the arenas are gone."""
+    manifest = building.reader.manifest
+    for part, lent in armed:
+        lent.collect(own_mappings(part.image.resources["memory"]), [])
+    try:
+        advance_each(
+            [lent.epoch(chain_id, manifest.generation, manifest.digest) for _, lent in armed]
+        )
+    except _NO_DELTA as error:
+        building.warn(f"the next incremental dump will be full: {error}")
+
+
+_NO_DELTA = (FeatureMissing, NotPermitted, HostFull)
+"""What only the next delta suffers from: this host, or the process, cannot."""
 
 
 def _tracker_name(manifest: Manifest, features: Features) -> TrackerName:
@@ -218,17 +231,22 @@ def _tracker_name(manifest: Manifest, features: Features) -> TrackerName:
         return choose_tracker("auto", features)
 
 
-def _unmap_arena(part: Part) -> None:
-    """Take the arena away by its own last instruction: the stop comes before the next is read.
+def _unmap_arenas(parts: Sequence[Part]) -> None:
+    """Take the arenas away by their own last instruction: the stop comes before the next is read.
 
     One memory has one arena, which goes with whom the memory is of.
     """
-    embryo, arena = part.embryo, part.embryo.arena
-    if not part.image.has_memory:
-        return
-    reply = embryo.leader.run_single(arena.insn, NR.munmap, arena.base, ARENA_SIZE)
-    if not reply.ok:
-        raise RestoreFailed("removing the arena", str(reply))
+    removing = []
+    for part in parts:
+        if part.image.has_memory:
+            embryo, arena = part.embryo, part.embryo.arena
+            unmap = call(NR.munmap, arena.base, ARENA_SIZE)
+            removing.append(Single(embryo.leader, arena.insn, unmap))
+    for reply in run_singles(removing):
+        if isinstance(reply, CkptError):
+            raise reply
+        if not reply.ok:
+            raise RestoreFailed("removing the arena", str(reply))
 
 
 def _let_go(parts: list[Part]) -> None:

@@ -15,7 +15,7 @@ from ckpt.process.keeper import start_keeper, stop_keeper, take_userfaultfd
 from ckpt.process.task import Task
 from ckpt.process.tree import Identity
 from ckpt.tracker.base import Scan, Tracker, TrackerName
-from ckpt.tracker.epoch import Epoch, advance, invalidate
+from ckpt.tracker.epoch import Epoch, invalidate
 from ckpt.tracker.spans import Own, Spans
 from ckpt.tracker.writeprotect import WriteProtect, create_each_inside
 from ckpt.units import GenerationNo, Pid
@@ -121,20 +121,24 @@ class Tracking:
 
         return Full(self.features)
 
-    def advance(self, chain_id: str, generation: GenerationNo, digest: bytes) -> None:
-        """Note that the tracker is armed against a generation that is committed."""
+    def epoch(self, chain_id: str, generation: GenerationNo, digest: bytes) -> Epoch:
+        """Return what says that the tracker is armed against a generation that is committed.
+
+        What it needs lives on without us from now on.
+
+        Raises:
+            TargetGone: the process has ended.
+        """
         if self._writeprotect is not None and self._keeper is None:
             self._keeper = start_keeper(self.pid, self._writeprotect.fd)
-        advance(
-            Epoch(
-                process=self.process,
-                exec_id=self.exec_id,
-                chain_id=chain_id,
-                generation=generation,
-                digest=digest.hex(),
-                tracker=self.name,
-                keeper=self._keeper,
-            )
+        return Epoch(
+            process=self.process,
+            exec_id=self.exec_id,
+            chain_id=chain_id,
+            generation=generation,
+            digest=digest.hex(),
+            tracker=self.name,
+            keeper=self._keeper,
         )
 
     def close(self) -> None:

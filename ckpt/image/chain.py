@@ -46,6 +46,9 @@ from ckpt.units import GenerationNo
 CHAIN_ID_BYTES = 16
 RESOLVED_KEPT = 16
 """Resolved spaces that a chain remembers: those of the parent are wanted by each step of a dump."""
+_RUNS_KEPT = 1 << 17
+"""More spaces than those, as long as all of them have no more runs (some 4 MiB): of many small
+processes each is wanted again, too."""
 
 _TEMPORARY_HEADER = TEMPORARY_PREFIX + HEADER_NAME
 
@@ -68,6 +71,7 @@ class Chain:
         self._fresh = self._fresh_root = False
         self._manifests: dict[GenerationNo, Manifest] = {}
         self._resolved: dict[tuple[GenerationNo, str], ResolvedRuns] = {}
+        self._n_runs_kept = 0
 
     def stay_reachable(self, path: Path) -> None:
         """Find the same directory under another path from now on."""
@@ -243,8 +247,9 @@ class Chain:
             below = None if table is None else self._overlay(manifest, space, table, below)
         if below is None:
             raise AssertionError("the newest table was checked to be there")
-        while len(self._resolved) >= RESOLVED_KEPT:
-            del self._resolved[next(iter(self._resolved))]
+        self._n_runs_kept += len(below)
+        while len(self._resolved) >= RESOLVED_KEPT and self._n_runs_kept > _RUNS_KEPT:
+            self._n_runs_kept -= len(self._resolved.pop(next(iter(self._resolved))))
         self._resolved[number, space] = below
         return below
 

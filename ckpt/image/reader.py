@@ -7,6 +7,7 @@ wanting their content.
 """
 
 import contextlib
+import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
@@ -31,6 +32,9 @@ from ckpt.units import AddrRange, GenerationNo, RemoteAddr
 
 FRAMES_KEPT = 4
 """Decompressed frames that `PageReader.read` remembers, at most 1 MiB each."""
+
+_FEW_FRAMES = 2
+"""So many are decoded sooner than threads for them have started."""
 
 Piece = tuple[RemoteAddr, int, int]
 """Where a part of a frame belongs: address, offset in the frame, length, all in bytes."""
@@ -249,7 +253,7 @@ class PageReader:
     def for_each_frame(
         self, runs: ResolvedRuns, use: Callable[[memoryview, list[Piece]], None]
     ) -> None:
-        """Call `use` in threads with each frame that holds `DATA` pages of `runs`, in any order.
+        """Call `use`, in threads, with each frame that holds `DATA` pages of `runs`, in any order.
 
         The frames must have been checked (`verify_for`). The view is valid during the call.
 
@@ -261,7 +265,13 @@ class PageReader:
             frame, pieces = item
             use(memoryview(read_checked(self._chain, frame)), pieces)
 
-        for_each(work, self.iter_frames(runs), self._threads)
+        frames = self.iter_frames(runs)
+        first = list(itertools.islice(frames, _FEW_FRAMES + 1))
+        if len(first) <= _FEW_FRAMES:
+            for item in first:
+                work(item)
+        else:
+            for_each(work, itertools.chain(first, frames), self._threads)
 
     def _iter_decoded(self, runs: ResolvedRuns) -> Iterator[tuple[memoryview, list[Piece]]]:
         ahead = iter_ahead(

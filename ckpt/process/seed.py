@@ -79,6 +79,8 @@ class Embryo:
     """Of whose memory it was made a clone, if that is one of the tree."""
     leads_session: bool = False
     """It has made one of its own."""
+    has_memory: bool = False
+    """It has what the image says: whoever it makes is born with that."""
 
     @property
     def reachable_as(self) -> Pid:
@@ -137,8 +139,9 @@ class Nursery:
         outer = Pid(parent.leader.made[-1])
         embryo = self.take_in(outer, pid)
         embryo.arena = attrs.evolve(parent.arena, pid=outer, tgid=pid)
-        # A sister is made before she has any other memory than that of their parent.
-        embryo.maker = parent.maker if flags & CloneFlag.PARENT else parent.number
+        # Of a sister as a rule before she has any other memory than that of their parent.
+        is_first = bool(flags & CloneFlag.PARENT) and not parent.has_memory
+        embryo.maker = parent.maker if is_first else parent.number
         return embryo
 
     def take_in(self, pid: Pid, number: Pid) -> Embryo:

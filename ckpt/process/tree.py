@@ -6,6 +6,7 @@ Reads /proc only; stops nothing. `freezer.py` stops what is listed here.
 import contextlib
 import os
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import attrs
@@ -30,6 +31,7 @@ class Identity:
     """Start time in clock ticks since boot (stat field 22), in the host's time namespace."""
 
 
+@lru_cache(maxsize=1)
 def read_boot_id() -> str:
     """Return the id that the kernel gave itself at this boot."""
     return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()

@@ -238,15 +238,22 @@ def check_host(record: MemoryRecord, features: Features) -> Iterator[Finding]:
         yield Finding("guard regions", "this kernel has none, or does not show them")
     if any("sl" in vma.flags for vma in _mapped(record)) and not features.mseal:
         yield Finding("sealed memory", "this kernel has no mseal")
-    ours = list(maps.read_maps(Pid(os.getpid())))
-    here = {vma.path: vma.span.len_bytes for vma in ours}
+    here, vdso = _given_by_kernel()
     remedy = "restore under the kernel that the image was made under"
     for vma in record.vmas:
         if vma.special and here.get(vma.special) != vma.end - vma.start:
             yield Finding(vma.special, "this kernel has it in another size, or not at all", remedy)
             return
-    if record.vdso != digest_of_vdso(Pid(os.getpid()), ours):
+    if record.vdso != vdso:
         yield Finding("[vdso]", "the code that this kernel gives to processes is another", remedy)
+
+
+@functools.lru_cache(maxsize=1)
+def _given_by_kernel() -> tuple[dict[str, int], str]:
+    """Return the sizes of what this kernel maps into each process, and its vdso's digest."""
+    ours = list(maps.read_maps(Pid(os.getpid())))
+    sizes = {vma.path: vma.span.len_bytes for vma in ours if vma.path in KERNEL_VMAS}
+    return sizes, digest_of_vdso(Pid(os.getpid()), ours)
 
 
 def check_files(record: MemoryRecord, options: RestoreOptions) -> Iterator[Finding]:

@@ -16,7 +16,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import attrs
@@ -77,31 +77,39 @@ def invalidate(pid: Pid) -> None:
 
 
 def advance(epoch: Epoch) -> None:
-    """Write the epoch, whole or not at all; nothing is fsync'ed, for a reboot ends it anyway.
+    """Do what `advance_each` does, for one."""
+    advance_each([epoch])
+
+
+def advance_each(epochs: Iterable[Epoch]) -> None:
+    """Write epochs, each whole or not at all; no fsync, for a reboot ends them anyway.
 
     Removes what is left of processes that have ended.
 
     Raises:
-        HostFull: the state directory cannot be written; the next dump is then full.
+        HostFull: the state directory cannot be written; the next dump of those whose turn would
+            have come is then full.
     """
     # Not at the start, which is before the freeze: it brings half of the standard library along.
     import tempfile
 
     try:
         STATE_DIR.mkdir(mode=0o700, exist_ok=True)
-        fd, temporary = tempfile.mkstemp(dir=STATE_DIR, prefix=".epoch-")
-        try:
-            with os.fdopen(fd, "w", encoding="ascii") as file:
-                json.dump(attrs.asdict(epoch), file)
-            os.rename(temporary, _path(epoch.process.pid))
-        except OSError:
-            os.unlink(temporary)
-            raise
+        for epoch in epochs:
+            fd, temporary = tempfile.mkstemp(dir=STATE_DIR, prefix=".epoch-")
+            try:
+                with os.fdopen(fd, "w", encoding="ascii") as file:
+                    json.dump(attrs.asdict(epoch), file)
+                os.rename(temporary, _path(epoch.process.pid))
+            except OSError:
+                os.unlink(temporary)
+                raise
     except OSError as error:
         raise HostFull(
             f"cannot note in {STATE_DIR} what the tracker is armed against ({error.strerror})",
             "the next dump of this process will be full",
         ) from error
+    # Once for all of them: it looks at everything that is there.
     _remove_ended()
 
 

@@ -1,7 +1,7 @@
 """The promise: a restore that fails leaves nothing, at whatever step it fails.
 
-The steps are the batches of remote calls of all processes, the rounds of their threads, and the
-opening of each resource's files. One after the other is made to fail, until none is left.
+The steps are the batches of remote calls, those that run on many at once, and the opening of each
+resource's files. One after the other is made to fail, until none is left.
 """
 
 import contextlib
@@ -10,7 +10,7 @@ import signal
 
 import pytest
 
-from ckpt.engine import building, preparing
+from ckpt.engine import preparing, rebuilding
 from ckpt.engine.restore import restore
 from ckpt.errors import RestoreFailed
 from ckpt.process.arena import Arena
@@ -28,7 +28,7 @@ class Faults:
         self.n_steps = 0
         self.fail_at = 0
         self._wrap(monkeypatch, Arena, "run")
-        self._wrap(monkeypatch, building, "run_in_rounds")
+        self._wrap(monkeypatch, rebuilding, "run_on_all")
         monkeypatch.setattr(preparing, "PROCESS", tuple(map(self._with_faults, preparing.PROCESS)))
 
     def _step(self):

@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from ckpt.engine.rebuilding import in_order, run_in_rounds
+from ckpt.engine.rebuilding import Rebuilding, in_order, run_in_rounds
 from ckpt.errors import RestoreFailed
 from ckpt.kernel import ptrace
 from ckpt.kernel.arch import NR
@@ -45,10 +45,16 @@ def embryo():
         assert child.communicate("go on\n")[0] == "ended well\n"
 
 
+def each(embryo, restores):
+    return [Rebuilding(embryo, task, restore, embryo.pid) for task, restore in restores]
+
+
 def test_each_has_its_own_number_of_rounds(embryo):
     said = []
     tasks = list(embryo.tasks.values())
-    run_in_rounds(embryo, [(task, counting(task, n % 7, said)) for n, task in enumerate(tasks)])
+    run_in_rounds(
+        each(embryo, [(task, counting(task, n % 7, said)) for n, task in enumerate(tasks)])
+    )
     wanted = [(task.tid, m, True) for n, task in enumerate(tasks) for m in range(n % 7)]
     assert sorted(said) == sorted(wanted)
     rounds = [number for _, number, _ in said]
@@ -58,7 +64,7 @@ def test_each_has_its_own_number_of_rounds(embryo):
 def test_one_after_the_other_for_each_thread(embryo):
     said = []
     task = embryo.leader
-    run_in_rounds(embryo, [(task, in_order([counting(task, n, said) for n in (2, 0, 1)]))])
+    run_in_rounds(each(embryo, [(task, in_order([counting(task, n, said) for n in (2, 0, 1)]))]))
     assert [number for _, number, _ in said] == [0, 1, 0]
 
 
@@ -67,7 +73,7 @@ def test_a_failure_is_told_at_once(embryo):
     restores = [(task, counting(task, 5, said)) for task in embryo.tasks.values()]
     restores[3] = restores[3][0], failing()
     with pytest.raises(RestoreFailed, match="a step"):
-        run_in_rounds(embryo, restores)
+        run_in_rounds(each(embryo, restores))
     assert {number for _, number, _ in said} == {0}
 
 
@@ -87,9 +93,8 @@ def test_a_queued_signal_is_not_taken_for_the_end_of_a_batch(embryo):
 
     for task in others:
         task.sigmask |= 1 << (signal.SIGWINCH - 1)
-    run_in_rounds(
-        embryo, [(task, in_order([queue(task), counting(task, 2, [])])) for task in others]
-    )
+    restores = [(task, in_order([queue(task), counting(task, 2, [])])) for task in others]
+    run_in_rounds(each(embryo, restores))
     for task in others:
         assert ptrace.peek_siginfo(task.tid, shared=False) == [info]
         task.sigmask = before[task.tid]

@@ -33,7 +33,7 @@ _NAME = "ckpt-placeholder"
 _LINK = f"/memfd:{_NAME} (deleted)"
 _AT_FDCWD = 2**64 - 100
 _PROC_PID = re.compile(rb"^/proc/(\d+)(?=/)")
-_PATH, _PIDFD, _MADE = "path", "pidfd", "made"
+_PATH, _PIDFD, _UNDER_WAY, _MADE = "path", "pidfd", "under way", "made"
 
 
 def hold_path(path: str, flags: int, offset: int) -> Fd:
@@ -104,14 +104,18 @@ def _find(rebuilt: Rebuilt) -> Iterator[_Placeholder]:
 def _replace(placeholder: _Placeholder, rebuilt: Rebuilt) -> Restore:
     (own,) = yield [call(NR.getpid)]
     what, *rest = placeholder.order
+    while what == _UNDER_WAY:
+        # Another process is about it, in the same rounds.
+        yield []
+        what, *rest = placeholder.order
+    if what != _MADE:
+        _write(placeholder.ours, [_UNDER_WAY])
     if what == _MADE:
         made = yield from _fetch(*rest)
     elif what == _PIDFD:
         made = yield from _make_pidfd(*rest)
     else:
         made = yield from _open(rebuilt, *rest)
-    if what != _MADE:
-        _write(placeholder.ours, [_MADE, own.value, placeholder.fds[0]])
     close_on_exec = {fd for fd in placeholder.fds if _closes_on_exec(rebuilt, fd)}
     replies = yield [
         *(
@@ -121,6 +125,8 @@ def _replace(placeholder: _Placeholder, rebuilt: Rebuilt) -> Restore:
         call(NR.close, made),
     ]
     expect("placing descriptors", replies)
+    if what != _MADE:
+        _write(placeholder.ours, [_MADE, own.value, placeholder.fds[0]])
 
 
 def _closes_on_exec(rebuilt: Rebuilt, fd: RemoteFd) -> bool:
