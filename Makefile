@@ -5,8 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 # What the tests use beyond Python packages: a C compiler and the kernel's headers (structs are
-# compared with them), and the servers that are checkpointed.
-TEST_PACKAGES := gcc libc6-dev nginx-light postgresql-15 redis-server tmux vim nftables iproute2 nodejs \
+# compared with them), a debugger for core files, and the servers that are checkpointed.
+TEST_PACKAGES := gcc gdb libc6-dev nginx-light postgresql-15 redis-server tmux vim nftables iproute2 nodejs \
 	openjdk-17-jre-headless
 BENCH_PACKAGES := gcc libc6-dev redis-server
 PLOT_REQUIREMENTS := 'matplotlib>=3.8'

@@ -24,7 +24,8 @@ COMMANDS = {
     "restore": "Bring the process of an image directory back.",
     "migrate": "Move a running process to another host.",
     "receive": "Take processes that 'ckpt migrate' sends from another host.",
-    "show": "List the checkpoints of an image directory.",
+    "show": "List the checkpoints of an image directory, or what is in one of them.",
+    "export": "Write a process of a checkpoint into a core file, for a debugger.",
 }
 """Each command's module in this package, and its line in `ckpt --help`."""
 

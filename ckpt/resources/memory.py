@@ -84,6 +84,7 @@ __all__ = [
 
 _ANY_PROT = PROT_READ | PROT_WRITE | PROT_EXEC
 _MADV_GUARD_INSTALL = 102
+_MAX_OFFSET = 1 << 63
 
 
 @attrs.frozen(slots=True, repr=False)
@@ -124,7 +125,8 @@ class MemoryRecord:
         for vma in self.vmas:
             if not end <= vma.start < vma.end <= arch.USER_END or vma.start % arch.PAGE_SIZE:
                 raise ValueError(f"mapping {vma.start:x}-{vma.end:x} is out of order or range")
-            if vma.end % arch.PAGE_SIZE or vma.offset_bytes % arch.PAGE_SIZE:
+            in_file = 0 <= vma.offset_bytes < _MAX_OFFSET and not vma.offset_bytes % arch.PAGE_SIZE
+            if vma.end % arch.PAGE_SIZE or not in_file:
                 raise ValueError(f"mapping {vma.start:x}-{vma.end:x} is not of whole pages")
             if not -1 <= vma.file < len(self.files) or vma.prot & ~_ANY_PROT:
                 raise ValueError(f"mapping {vma.start:x}-{vma.end:x} has no such file, or prot")

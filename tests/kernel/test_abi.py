@@ -11,7 +11,7 @@ import pkgutil
 import pytest
 
 import ckpt.kernel
-from ckpt.kernel import clone3, ioctl, pagemap, prctl, sched, userfaultfd
+from ckpt.kernel import clone3, elf_core, ioctl, pagemap, prctl, sched, userfaultfd
 from ckpt.kernel.arch import NR
 from ckpt.kernel.capabilities import CAPABILITY_NAMES, LINUX_CAPABILITY_VERSION_3
 from ckpt.kernel.kcmp import KcmpType
@@ -37,6 +37,13 @@ C_STRUCTS = {
     "ptrace._SeccompMetadata": ("struct seccomp_metadata", "linux/ptrace.h"),
     "ptrace.raw_rseq_configuration": ("struct ptrace_rseq_configuration", "linux/ptrace.h"),
     "arch.x86_64.Registers": ("struct user_regs_struct", "sys/user.h"),
+    "elf_core.Elf64_Ehdr": ("Elf64_Ehdr", "elf.h"),
+    "elf_core.Elf64_Phdr": ("Elf64_Phdr", "elf.h"),
+    "elf_core.Elf64_Shdr": ("Elf64_Shdr", "elf.h"),
+    "elf_core.elf_siginfo": ("struct elf_siginfo", "sys/procfs.h"),
+    "elf_core.elf_timeval": ("struct timeval", "sys/time.h"),
+    "elf_core.elf_prstatus": ("struct elf_prstatus", "sys/procfs.h"),
+    "elf_core.elf_prpsinfo": ("struct elf_prpsinfo", "sys/procfs.h"),
 }
 
 UNKNOWN_TO_OLD_HEADERS = {"pagemap.page_region": 24, "pagemap.pm_scan_arg": 96}
@@ -214,6 +221,22 @@ def test_enumerators_of_kcmp_and_ioprio():
     numbers = [int(word) for word in run_c(["linux/kcmp.h", "linux/ioprio.h"], prints).split()]
     ours = [*KcmpType, sched.IOPRIO_WHO_PROCESS, sched.IOPRIO_CLASS_SHIFT]
     assert [int(number) for number in ours] == numbers
+
+
+def test_numbers_of_core_files():
+    ours = {
+        name: value
+        for name, value in vars(elf_core).items()
+        if name.startswith(("NT_", "PT_", "PF_", "ET_", "EM_", "PN_"))
+    }
+    assert compare(["elf.h"], ours, {}).keys() == ours.keys()
+    sizes = run_c(
+        ["sys/user.h", "sys/procfs.h"],
+        'printf("%zu %zu %zu", sizeof(struct user_fpregs_struct), sizeof(elf_gregset_t) / 8,'
+        " sizeof(((struct elf_prpsinfo *)0)->pr_psargs));",
+    )
+    own = [elf_core.FXSAVE_BYTES, elf_core.N_REGISTERS, elf_core.PSARGS_BYTES]
+    assert [int(size) for size in sizes.split()] == own
 
 
 def test_robust_list_head_size():

@@ -1,0 +1,1 @@
+"""What is done with the images of real processes without the processes."""
