@@ -1,4 +1,4 @@
-"""`ckpt show`: the generations of an image directory."""
+"""`ckpt show`: the generations of an image directory, and what is in one of them."""
 
 import datetime
 from pathlib import Path
@@ -16,17 +16,84 @@ from ckpt.resources.registry import external_keys
 
 _EXAMPLE = """\b
 Example:
-  ckpt show /var/ckpt/job           a table
-  ckpt show --json /var/ckpt/job    all that is known of each generation
+  ckpt show /var/ckpt/job                 a table of its checkpoints
+  ckpt show --at 3 /var/ckpt/job          the processes of one, as ps shows them
+  ckpt show --maps --files /var/ckpt/job  of the newest, also as pmap and lsof do
+  ckpt show --json /var/ckpt/job          all that is known of each checkpoint
 """
 
 
 @click.command("show", epilog=_EXAMPLE)
+@click.option(
+    "--at",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Show the processes of generation N: their places, threads, sizes, commands.",
+)
+@click.option("--maps", is_flag=True, help="Also their mappings, with what of each is stored.")
+@click.option("--files", is_flag=True, help="Also their open files.")
+@click.option(
+    "--pid", type=click.IntRange(min=1), metavar="PID", help="Only this process of the tree."
+)
 @json_option
 @click.argument("image_dir")
-def command(as_json: bool, image_dir: str) -> None:
-    """List the generations of IMAGE_DIR, and the process that they are of."""
+def command(
+    at: int | None, maps: bool, files: bool, pid: int | None, as_json: bool, image_dir: str
+) -> None:
+    """List the checkpoints of IMAGE_DIR, or what is in one of them. Nothing is started.
+
+    With any of the options but --json: one generation, the newest if --at is not given.
+    """
     chain = Chain.open(Path(image_dir))
+    if at is not None or pid is not None or maps or files:
+        _show_one(chain, at, pid, _Wanted(maps=maps, files=files, as_json=as_json))
+    else:
+        _show_all(chain, as_json=as_json)
+
+
+@attrs.frozen
+class _Wanted:
+    maps: bool
+    files: bool
+    as_json: bool
+
+
+def _show_one(chain: Chain, at: int | None, pid: int | None, wanted: _Wanted) -> None:
+    # Loaded for one generation only: the table needs none of it.
+    from ckpt.cli import processes as shown
+    from ckpt.engine.examining import examine
+    from ckpt.engine.portrait import portray_all
+
+    examined = examine(chain, at)
+    manifest = examined.reader.manifest
+    processes = portray_all(examined, pid)
+    zombies = examined.tree.zombies if pid is None else ()
+    if wanted.as_json:
+        emit_json(
+            {
+                "chain": chain.chain_id,
+                "page_size": manifest.page_size,
+                "generation": _as_json(manifest)
+                | {"external": external_keys(one.resources for one in examined.tree.processes)},
+                "processes": list(shown.processes_as_json(processes)),
+                "zombies": [attrs.asdict(zombie) for zombie in zombies],
+            }
+        )
+        return
+    say(_HEADINGS)
+    say(_describe(manifest))
+    say()
+    shown.say_processes(processes, zombies, manifest.page_size)
+    for process in processes:
+        if wanted.maps:
+            say()
+            shown.say_mappings(process, manifest.page_size)
+        if wanted.files:
+            say()
+            shown.say_files(process)
+
+
+def _show_all(chain: Chain, *, as_json: bool) -> None:
     manifests = [chain.manifest(number) for number in chain.generations()]
     if as_json:
         rows = [
@@ -44,20 +111,7 @@ def command(as_json: bool, image_dir: str) -> None:
         f"process {newest.host.get('pid')} on {newest.host.get('hostname')}, Linux"
         f" {newest.host.get('kernel_release')}"
     )
-    say(
-        _ROW.format(
-            "gen",
-            "parent",
-            "kind",
-            "created",
-            "data",
-            "unchanged",
-            "zero",
-            "MB",
-            "freeze ms",
-            "tracker",
-        )
-    )
+    say(_HEADINGS)
     for manifest in manifests:
         say(_describe(manifest))
     for key in _external_keys(chain, newest):
@@ -76,6 +130,9 @@ def _external_keys(chain: Chain, manifest: Manifest) -> list[str]:
 
 
 _ROW = "{:>4} {:>6} {:5} {:19} {:>9} {:>9} {:>9} {:>9} {:>9}  {}"
+_HEADINGS = _ROW.format(
+    *("gen", "parent", "kind", "created", "data", "unchanged", "zero", "MB", "freeze ms"), "tracker"
+)
 
 
 def _describe(manifest: Manifest) -> str:

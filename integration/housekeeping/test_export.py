@@ -1,6 +1,5 @@
 """The promise: gdb opens what `ckpt export` writes, and finds the process as it was."""
 
-import contextlib
 import os
 import re
 import subprocess
@@ -14,12 +13,10 @@ from ckpt.image.chain import Chain
 from ckpt.kernel.elf_core import elf_prstatus
 from ckpt.units import addr_range
 from integration.harness import CKPT, ckpt, dump
+from integration.housekeeping.processes import FILE_CONTENT, PAGE, SOURCE, two_threads
 from integration.workloads.build import build_file
-from integration.workloads.driver import Dialogue, Program
+from integration.workloads.driver import Program
 
-SOURCE = Path(__file__).with_name("two_threads.c")
-PAGE = 4096
-FILE_CONTENT = b"".join(letter.encode() * PAGE for letter in "ABCD")
 ANSWERS = {
     "print marked": r'= \{x = 7, y = 2\.5, name = "remembered',
     "print answer": r"= 42$",
@@ -36,29 +33,12 @@ ANSWERS = {
 """What gdb is asked -> what it must answer; the second thread has been chosen."""
 
 
-@contextlib.contextmanager
-def two_threads(mapped):
-    program = subprocess.Popen(
-        [build_file(SOURCE), mapped],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    with program:
-        dialogue = Dialogue(program.stdin.fileno(), program.stdout.fileno())
-        assert dialogue.line() == "ready"
-        yield program.pid
-        program.kill()
-
-
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     """A full checkpoint and one on it, exported after the process has ended."""
     folder = tmp_path_factory.mktemp("exported")
     mapped, image, core = folder / "mapped", folder / "image", folder / "core"
-    mapped.write_bytes(FILE_CONTENT)
-    with two_threads(mapped) as pid:
+    with two_threads(mapped) as (pid, _):
         dump(pid, image)
         dump(pid, image)
     done = ckpt("export", image, "-o", core)

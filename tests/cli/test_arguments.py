@@ -43,6 +43,8 @@ BROKEN = TOP / "images" / "broken"
         (["restore", "--allow-changed"], "--allow-changed"),
         (["show"], "IMAGE_DIR"),
         (["show", "A", "B"], "B"),
+        (["show", "--at", "newest", "IMAGES"], "newest"),
+        (["show", "--pid", "0", "IMAGES"], "--pid"),
         (["export"], "IMAGE_DIR"),
         (["export", "--at", "newest", "IMAGES"], "newest"),
         (["export", "--pid", "0", "IMAGES"], "--pid"),

@@ -61,6 +61,11 @@ class Description:
         file = getattr(record, "file", None)
         return str(file.path if file else getattr(record, "path", self.kind))
 
+    @property
+    def shown(self) -> str:
+        """What it is, as lists of open files show it."""
+        return self.behaviour.describe(self.record) or self.name
+
 
 @attrs.frozen(slots=True, repr=False)
 class FdRecord:

@@ -62,6 +62,10 @@ def _nothing_to_expect(_record: object, _opening: Opening) -> None:
     return
 
 
+def _only_its_name(_record: object) -> str:
+    return ""
+
+
 def _nothing_missing(_record: object) -> Iterable[Problem]:
     return ()
 
@@ -100,6 +104,8 @@ class Kind(Generic[R]):
     """Tells what this host does not let us have."""
     expect: Callable[[R, Opening], None] = _nothing_to_expect
     """See `Resource.expect`."""
+    describe: Callable[[R], str] = _only_its_name
+    """Tells a user what it is where that is more than its name: which addresses, which pipe."""
     attach: Callable[[R, RemoteFd, Attaching], Restore] | None = None
     """Runs inside the process, once all descriptors have their numbers."""
 

@@ -180,6 +180,11 @@ def set_capacity(fd: Fd, capacity_bytes: int, opening: Opening) -> None:
         )
 
 
+def describe(record: PipeRecord) -> str:
+    """See `Kind.describe`."""
+    return f"pipe:[{record.pipe}]"
+
+
 PIPE = Kind(
     "pipe",
     PipeRecord,
@@ -188,4 +193,5 @@ PIPE = Kind(
     is_kept=True,
     capture=capture,
     open=open_again,
+    describe=describe,
 )

@@ -242,6 +242,12 @@ def open_again(record: TcpRecord, flags: int, opening: Opening) -> Fd:
     return fd
 
 
+def describe(record: TcpRecord) -> str:
+    """See `Kind.describe`."""
+    where = f"[{record.address}]" if ":" in record.address else record.address
+    return f"{where}:{record.port}" + (" (listens)" if record.backlog >= 0 else "")
+
+
 TCP = Kind(
     "tcp",
     TcpRecord,
@@ -250,4 +256,5 @@ TCP = Kind(
     capture=capture,
     check_host=check_host,
     open=open_again,
+    describe=describe,
 )

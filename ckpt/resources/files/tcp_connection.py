@@ -304,6 +304,11 @@ def _reason(record: TcpConnectionRecord, error: OSError) -> str:
     return error.strerror or str(error)
 
 
+def describe(record: TcpConnectionRecord) -> str:
+    """See `Kind.describe`."""
+    return f"{record.local.where}->{record.peer.where if record.peer else '?'}"
+
+
 TCP_CONNECTION = Kind(
     "tcp connection",
     TcpConnectionRecord,
@@ -314,5 +319,6 @@ TCP_CONNECTION = Kind(
     check_files=check_files,
     expect=tcp_rebuild.expect,
     open=tcp_rebuild.open_again,
+    describe=describe,
 )
 """Must stand before `tcp` among the kinds, which names what is wrong with all other sockets."""

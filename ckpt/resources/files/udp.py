@@ -296,6 +296,11 @@ _SOME_BYTES = 4096
 """What a short datagram takes in a queue, at most."""
 
 
+def describe(record: UdpRecord) -> str:
+    """See `Kind.describe`."""
+    return record.local.where + (f"->{record.peer.where}" if record.peer else "")
+
+
 UDP = Kind(
     "udp",
     UdpRecord,
@@ -305,4 +310,5 @@ UDP = Kind(
     capture=capture,
     check_host=check_host,
     open=open_again,
+    describe=describe,
 )

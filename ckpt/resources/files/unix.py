@@ -482,4 +482,5 @@ UNIX = Kind(
     check_host=check_host,
     check_files=check_files,
     open=unix_build.open_again,
+    describe=unix_build.describe,
 )

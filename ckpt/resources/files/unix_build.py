@@ -104,6 +104,15 @@ class UnixRecord:
             raise ValueError(f"{self.path} is no absolute path")
 
 
+def describe(record: UnixRecord) -> str:
+    """See `Kind.describe`; an abstract name begins with @, as in lists of sockets."""
+    name = os.fsdecode(record.name.replace(b"\0", b"@"))
+    own = f"unix:[{record.socket}]" + (f" {name}" if name else "")
+    if record.backlog >= 0:
+        return f"{own} (listens)"
+    return own + (f"->unix:[{record.peer}]" if record.peer else "")
+
+
 @attrs.define(slots=True, eq=False, repr=False)
 class _End:
     """A socket that is made; a helper of ours where the other end is no more."""
