@@ -5,9 +5,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 # What the tests use beyond Python packages: a C compiler and the kernel's headers (structs are
-# compared with them), a debugger for core files, and the servers that are checkpointed.
+# compared with them), a debugger for core files, the servers that are
+# checkpointed, and what people look at our output with.
 TEST_PACKAGES := gcc gdb libc6-dev nginx-light postgresql-15 redis-server tmux vim nftables iproute2 nodejs \
-	openjdk-17-jre-headless
+	openjdk-17-jre-headless \
+	chromium fonts-dejavu-core zsh fish groff-base
 BENCH_PACKAGES := gcc libc6-dev redis-server
 PLOT_REQUIREMENTS := 'matplotlib>=3.8'
 KERNELS_PACKAGES := gcc libc6-dev qemu-system-x86 kmod

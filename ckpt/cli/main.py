@@ -26,6 +26,7 @@ COMMANDS = {
     "receive": "Take processes that 'ckpt migrate' sends from another host.",
     "show": "List the checkpoints of an image directory, or what is in one of them.",
     "export": "Write a process of a checkpoint into a core file, for a debugger.",
+    "report": "Write a page about an image directory, to be opened in a browser.",
 }
 """Each command's module in this package, and its line in `ckpt --help`."""
 

@@ -60,7 +60,7 @@ def test_the_wheel_holds_the_package_its_types_and_its_licence(wheel, top, proje
     metadata = f"ckpt-{project['version']}.dist-info"
     modules = {str(path.relative_to(top)) for path in (top / "ckpt").rglob("*.py")}
     assert modules <= names
-    assert "ckpt/py.typed" in names
+    assert {"ckpt/py.typed", "ckpt/cli/report.html"} <= names
     assert any(name.startswith(f"{metadata}/") and name.endswith("/LICENSE") for name in names), (
         names
     )

@@ -1,0 +1,1 @@
+"""What commands make for people and their tools: pages, completions, logs, figures."""
