@@ -14,7 +14,8 @@ It lies apart from every mapping of the target (`choose_place`). The kernel woul
 neighbour of the same kind, and a merged mapping counts as written as a whole (soft-dirty bits).
 
 The mapping is made and removed by single calls through a `syscall` instruction of the target
-(`run_singles`): windows of some 0.05 ms for each, in which a killed ckpt leaves the task astray.
+(`run_singles`), from which a task finds back by `way_back.py`. One that has no such way is astray
+if we are killed in one of the two: windows of some 0.05 ms each.
 """
 
 import contextlib
@@ -35,6 +36,7 @@ from ckpt.process.remote import Call, Reply, call, pack_batch, size_of, unpack_r
 from ckpt.process.singles import Single, run_singles
 from ckpt.process.task import ALL_SIGNALS, Task
 from ckpt.process.uninterrupted import uninterrupted
+from ckpt.process.way_back import WayBack, find_way_back
 from ckpt.units import AddrRange, Pid, RemoteAddr, addr_range
 
 _PROT_READ, _PROT_WRITE, _PROT_EXEC = 1, 2, 4
@@ -100,8 +102,10 @@ class Arena:
     """The process's pid as it sees it itself (its own pid namespace)."""
     base: RemoteAddr
     insn: RemoteAddr
-    """A `syscall` instruction of the target, for calls that must be stepped."""
+    """A `syscall` instruction of the target."""
     size: int = ARENA_SIZE
+    way: WayBack | None = None
+    """From the call that unmaps it, for the thread that has mapped it."""
 
     @property
     def span(self) -> AddrRange:
@@ -160,9 +164,7 @@ class Arena:
     def _run_to_mark(
         self, task: Task, code: RemoteAddr, table: RemoteAddr, n_calls: int, sig: int
     ) -> None:
-        frame_at = RemoteAddr(self.base + arch.PAGE_SIZE)
-        frame = arch.signal_frame(task.registers, task.xstate, task.sigmask, frame_at)
-        memory.write(self.pid, frame_at, frame)
+        frame_at = self._write_frame(task)
         registers = arch.batch_registers(
             task.registers, code, table, n_calls, self.tgid, task.inner, sig, frame_at
         )
@@ -172,10 +174,20 @@ class Arena:
         # Before anything else: the next batch, maybe of another task, uses the same frame.
         task.put_back()
 
+    def _write_frame(self, task: Task) -> RemoteAddr:
+        at = RemoteAddr(self.base + arch.PAGE_SIZE)
+        frame = arch.signal_frame(task.registers, task.xstate, task.sigmask, at)
+        memory.write(self.pid, at, frame)
+        return at
+
     def _step(self, task: Task, calls: list[Call], batch: bytes) -> list[Reply]:
         """Run a batch call by call, for a target that uses every signal that could end the loop."""
+        frame_at = self._write_frame(task)
+        insn = RemoteAddr(self.base + arch.HEALING_CALL)
         values = [
-            task.run_single(self.insn, asked.nr, *arch.unpack_args(batch, index)).value
+            task.run_single(
+                insn, asked.nr, *arch.unpack_args(batch, index), frame_at=frame_at
+            ).value
             for index, asked in enumerate(calls)
         ]
         at = RemoteAddr(self.base + _DATA_OFFSET)
@@ -193,14 +205,26 @@ def map_arena(task: Task, insn: RemoteAddr, at: RemoteAddr | None = None) -> Rem
         HostFull: the kernel has no room for it (address space limit, memory).
         TargetGone: the process ended.
     """
-    (mapped,) = _map_each([(task, insn, at)])
+    (mapped,) = _map_each([_Place(task, insn, at)])
     if isinstance(mapped, CkptError):
         raise mapped
     return mapped
 
 
-_Place = tuple[Task, RemoteAddr, RemoteAddr | None]
-"""Of an arena: the thread that maps it, its `syscall` instruction, where it shall be."""
+@attrs.frozen(slots=True, repr=False)
+class _Place:
+    """Of an arena: who maps it, and where."""
+
+    task: Task
+    insn: RemoteAddr
+    """A `syscall` instruction."""
+    at: RemoteAddr | None
+    """None: anywhere."""
+    way: WayBack | None = None
+
+    def single(self, asked: Call) -> Single:
+        """Return a call of the thread that maps it."""
+        return Single(self.task, self.insn, asked, self.way)
 
 
 def _map_each(places: Sequence[_Place]) -> list[RemoteAddr | CkptError]:
@@ -209,9 +233,9 @@ def _map_each(places: Sequence[_Place]) -> list[RemoteAddr | CkptError]:
     prot = _PROT_READ | _PROT_WRITE | _PROT_EXEC
     replies = run_singles([_plan_mapping(place, prot) for place in places])
     code = VmBurst()
-    for (task, _, _), reply in zip(places, replies, strict=True):
+    for place, reply in zip(places, replies, strict=True):
         if isinstance(reply, Reply) and reply.ok:
-            code.write(Pid(task.tid), [(RemoteAddr(reply.value), arch.BATCH_CODE)])
+            code.write(Pid(place.task.tid), [(RemoteAddr(reply.value), arch.BATCH_CODE)])
     problems = iter(code.move())
     mapped: list[RemoteAddr | CkptError] = []
     for place, reply in zip(places, replies, strict=True):
@@ -225,47 +249,44 @@ def _map_each(places: Sequence[_Place]) -> list[RemoteAddr | CkptError]:
 
 
 def _plan_mapping(place: _Place, prot: int) -> Single:
-    task, insn, at = place
-    flags = _MAP_PRIVATE | _MAP_ANONYMOUS | (MAP_FIXED_NOREPLACE if at else 0)
-    return Single(task, insn, call(NR.mmap, at or 0, ARENA_SIZE, prot, flags, -1, 0))
+    flags = _MAP_PRIVATE | _MAP_ANONYMOUS | (MAP_FIXED_NOREPLACE if place.at else 0)
+    return place.single(call(NR.mmap, place.at or 0, ARENA_SIZE, prot, flags, -1, 0))
 
 
 def _map_in_two(place: _Place) -> RemoteAddr | CkptError:
     """Map an arena where memory cannot be had that is writable and executable."""
-    task, insn, _ = place
     (reply,) = run_singles([_plan_mapping(place, _PROT_READ | _PROT_WRITE)])
     if isinstance(reply, CkptError):
         return reply
     if not reply.ok:
         return HostFull(
-            f"no room for {ARENA_SIZE // 1024} KiB in process {task.tid} ({reply})",
+            f"no room for {ARENA_SIZE // 1024} KiB in process {place.task.tid} ({reply})",
             "raise its limit of address space (RLIMIT_AS), or free memory",
         )
     base = RemoteAddr(reply.value)
-    try:
-        _map_code_unwritable(task, insn, base)
-    except CkptError as error:
-        return error
-    return base
+    return _map_code_unwritable(place, base) or base
 
 
-def _map_code_unwritable(task: Task, insn: RemoteAddr, base: RemoteAddr) -> None:
+def _map_code_unwritable(place: _Place, base: RemoteAddr) -> CkptError | None:
     """Map the code of an arena in a process that may not write what it runs (PR_SET_MDWE).
 
     Memory that is executable from the start may be had, and a tracer may write what the process
-    may not.
+    may not. Returns why not.
     """
     flags = _MAP_PRIVATE | _MAP_ANONYMOUS | _MAP_FIXED
     prot = _PROT_READ | _PROT_EXEC
-    reply = task.run_single(insn, NR.mmap, base, arch.PAGE_SIZE, prot, flags, -1, 0)
-    code = arch.BATCH_CODE
-    pieces = [(int(base), 0, len(code))]
-    if not reply.ok or process_vm.write_mem(task.tid, pieces, code) < len(code):
-        task.run_single(insn, NR.munmap, base, ARENA_SIZE)
-        raise HostFull(
-            f"process {task.tid} may have no executable memory for our code ({reply})",
-            "a security module, or PR_SET_MDWE, forbids it",
-        )
+    mapping = call(NR.mmap, base, arch.PAGE_SIZE, prot, flags, -1, 0)
+    (reply,) = run_singles([place.single(mapping)])
+    if isinstance(reply, CkptError):
+        return reply
+    code, tid = arch.BATCH_CODE, place.task.tid
+    if reply.ok and process_vm.write_mem(tid, [(int(base), 0, len(code))], code) == len(code):
+        return None
+    run_singles([place.single(call(NR.munmap, base, ARENA_SIZE))])
+    return HostFull(
+        f"process {tid} may have no executable memory for our code ({reply})",
+        "a security module, or PR_SET_MDWE, forbids it",
+    )
 
 
 def choose_place(vmas: Sequence[maps.Vma], n_others: int = 0) -> RemoteAddr | None:
@@ -321,7 +342,7 @@ def arenas(
                 if isinstance(base, CkptError):
                     problem = problem or base
                 else:
-                    lent.append(Arena(pid, tgid, base, place[1]))
+                    lent.append(Arena(pid, tgid, base, place.insn, way=place.way))
             if problem is not None:
                 raise problem
             yield lent
@@ -331,9 +352,15 @@ def arenas(
 
 def _find_place(task: Task, n_others: int) -> _Place:
     vmas = maps.parse_lines(task.maps_lines)
-    return task, find_syscall_insn(Pid(task.tid), vmas), choose_place(vmas, n_others)
+    insn = find_syscall_insn(Pid(task.tid), vmas)
+    return _Place(task, insn, choose_place(vmas, n_others), find_way_back(task, vmas))
 
 
 def _unmap_each(lent: Sequence[Arena], tasks: Mapping[Pid, Task]) -> None:
     # One that has ended has none.
-    run_singles([Single(tasks[a.pid], a.insn, call(NR.munmap, a.base, ARENA_SIZE)) for a in lent])
+    run_singles(
+        [
+            Single(tasks[one.pid], one.insn, call(NR.munmap, one.base, ARENA_SIZE), one.way)
+            for one in lent
+        ]
+    )

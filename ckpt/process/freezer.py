@@ -22,7 +22,7 @@ from ckpt.kernel.procfs import status
 from ckpt.kernel.procfs.files import decode
 from ckpt.kernel.procfs.stat import Stat, parse_stat, read_stat, read_task_stat
 from ckpt.kernel.ptrace_burst import PtraceBurst, StopBurst
-from ckpt.process import interrupted, sleeping
+from ckpt.process import gadgets, interrupted, sleeping
 from ckpt.process.sleeping import Asleep, Sleep
 from ckpt.process.task import StateReading, Task, look_at
 from ckpt.process.timeouts import NS_PER_S
@@ -173,13 +173,13 @@ def freeze(
 
 def _prepare(pid: Pid, options: ptrace.Option) -> Frozen:
     """Read everything that can be read before the stop."""
+    gadgets.learn(pid)
     ids = status.read_status(pid)
     is_our_child = read_stat(pid).ppid == os.getpid()
     prepared = _Prepared(list_tids(pid), options)
     children = Children(pid)
-    asleep, is_nested = sleeping.look(pid), len(ids.ns_tgid) > 1
-    own = ids.ns_tgid[-1]
-    return Frozen(pid, ids.tgid, own, is_our_child, asleep, children, prepared, is_nested)
+    asleep, (*outer, own) = sleeping.look(pid), ids.ns_tgid
+    return Frozen(pid, ids.tgid, own, is_our_child, asleep, children, prepared, bool(outer))
 
 
 def _iter_prepared(

@@ -2,7 +2,7 @@
 
 For one there is `Task.run_single`. Of many, each would wait for the scheduler after the other. Here
 all are started before the first is waited for, and each has its own registers again as soon as its
-call has returned: only from start to there would it not survive our end (`arena.py`).
+call has returned. From start to there only those survive our end that have a `WayBack`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,6 +16,7 @@ from ckpt.kernel.ptrace_burst import PtraceBurst
 from ckpt.process.remote import Call, Reply
 from ckpt.process.task import ALL_SIGNALS, SYSCALL_STOP, Task
 from ckpt.process.waiting import Waiting
+from ckpt.process.way_back import WayBack, laid
 from ckpt.units import RemoteAddr, Tid
 
 _SYSCALL_WORD = ptrace.word_of_stop(SYSCALL_STOP)
@@ -29,6 +30,8 @@ class Single:
     insn: RemoteAddr
     call: Call
     """Its arguments are plain numbers."""
+    way: WayBack | None = None
+    """Instead of `insn`, where it can be relied on."""
 
 
 @attrs.define(slots=True, eq=False, repr=False)
@@ -68,7 +71,13 @@ def run_singles(singles: Sequence[Single]) -> list[Reply | CkptError]:
         none.
     """
     runs = {one.task.tid: _Run(one) for one in singles}
-    _start(runs)
+    with laid([one.way for one in singles if one.way]) as ways:
+        _run(runs, ways)
+    return [one.result for one in runs.values() if one.result is not None]
+
+
+def _run(runs: Mapping[Tid, _Run], ways: Mapping[Tid, WayBack]) -> None:
+    _start(runs, ways)
     waiting = Waiting(runs)
     while running := {tid: one for tid, one in runs.items() if one.result is None}:
         returned, going_on = list[_Run](), PtraceBurst()
@@ -81,15 +90,16 @@ def run_singles(singles: Sequence[Single]) -> list[Reply | CkptError]:
                 going_on.cont_to_syscall(tid)
         _take_back(returned)
         going_on.run()
-    return [one.result for one in runs.values() if one.result is not None]
 
 
-def _start(runs: Mapping[Tid, _Run]) -> None:
+def _start(runs: Mapping[Tid, _Run], ways: Mapping[Tid, WayBack]) -> None:
     burst = PtraceBurst()
     for tid, one in runs.items():
         task, asked = one.task, one.single.call
         numbers = tuple(word for word in asked.args if isinstance(word, int))
-        registers = arch.single_call_registers(task.registers, one.single.insn, asked.nr, numbers)
+        way = ways.get(tid)
+        insn, frame_at = (way.gadgets.call_at, way.frame_at) if way else (one.single.insn, None)
+        registers = arch.single_call_registers(task.registers, insn, asked.nr, numbers, frame_at)
         task.disturbed = True
         # The registers first: if we are killed in between, nothing stays blocked.
         burst.set_registers(tid, registers)

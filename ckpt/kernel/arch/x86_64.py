@@ -37,6 +37,12 @@ class Registers(user_regs_struct):  # type: ignore[misc]  # python-ptrace has no
 
 PAGE_SIZE = 4096
 SYSCALL_INSN = b"\x0f\x05"
+SYSCALL_RET = SYSCALL_INSN + b"\xc3"
+"""`syscall; ret`."""
+SIGRETURN_CODES = tuple(
+    bytes.fromhex(code) + SYSCALL_INSN for code in ("48c7c00f000000", "b80f000000")
+)
+"""`mov rax, 15; syscall`, `mov eax, 15; syscall`: rt_sigreturn, as C libraries have it."""
 MACHINE = "x86_64"
 RED_ZONE = 128
 """Bytes below the stack pointer that belong to the running function."""
@@ -118,6 +124,8 @@ done:   {_MARK_ASM}
 """
 BATCH_CODE = _LOOP_CODE + _MARK_CODE
 """`BATCH_ASM`, assembled: runs the table, marks the end by a signal to itself, then heals."""
+HEALING_CALL = len(_LOOP_CODE) + _MARK_CODE.index(SYSCALL_INSN)
+"""Where in it is a `syscall` that is followed by the way back."""
 
 BURST_ASM = f"""
         push rbx
@@ -325,11 +333,22 @@ def result_of(registers: Registers) -> int:
     return value - (1 << 64) if value >> 63 else value
 
 
+_SURPRISING_FLAGS = 0x500
+"""Direction flag and trap flag: clear at a function's entry."""
+
+
 def single_call_registers(
-    base: Registers, at: RemoteAddr, nr: int, args: tuple[int, ...]
+    base: Registers, at: RemoteAddr, nr: int, args: tuple[int, ...], frame: int | None = None
 ) -> Registers:
-    """Return registers that make the `syscall` instruction at `at` run one call."""
+    """Return registers that make the `syscall` instruction at `at` run one call.
+
+    `frame` is the address of what `signal_frame` made, where the code behind `at` leads into it: a
+    `ret`, or `HEALING_CALL`.
+    """
     registers = copy_registers(base)
+    if frame is not None:
+        registers.rsp, registers.r15 = frame, frame + 8
+        registers.eflags &= ~_SURPRISING_FLAGS
     registers.rip = at
     registers.rax = nr
     # No system call is in progress any more: the kernel must not apply its restart rules.
@@ -351,8 +370,7 @@ def batch_registers(
     registers.rbx, registers.rbp = table, table + n_calls * CALL_SIZE
     registers.r12, registers.r13, registers.r14 = tgid, tid, sig
     registers.r15 = frame + 8
-    # Direction flag clear, trap flag clear: as at a function's entry.
-    registers.eflags &= ~0x500
+    registers.eflags &= ~_SURPRISING_FLAGS
     return registers
 
 
@@ -387,7 +405,9 @@ def xfeatures_used(xstate: bytes) -> int:
     return int(struct.unpack_from("<Q", xstate, _XFEATURES)[0])
 
 
-def signal_frame(registers: Registers, xstate: Xstate, sigmask: int, at: RemoteAddr) -> bytes:
+def signal_frame(
+    registers: Registers, xstate: Xstate, sigmask: int, at: RemoteAddr, returns_to: int = 0
+) -> bytes:
     """Return a `struct rt_sigframe` for address `at` (16-byte aligned) that restores a task.
 
     rt_sigreturn with the stack pointer at `at + 8` gives back every register, the whole XSTATE
@@ -399,7 +419,7 @@ def signal_frame(registers: Registers, xstate: Xstate, sigmask: int, at: RemoteA
     _orig_rax, rip, cs, eflags, rsp, ss, _fs_base, _gs_base, _ds, _es, fs, gs = words[15:]
     fpstate = (at + _FRAME_HEAD.size + 63) // 64 * 64
     head = _FRAME_HEAD.pack(
-        *(0, _UC_FLAGS, 0),
+        *(returns_to, _UC_FLAGS, 0),
         *(0, _NO_ALTSTACK_CHANGE, 0, 0),
         *(r8, r9, r10, r11, r12, r13, r14, r15, rdi, rsi, rbp, rbx, rdx, rax, rcx, rsp, rip),
         *(eflags, cs & 0xFFFF, gs & 0xFFFF, fs & 0xFFFF, ss & 0xFFFF, 0, 0, 0, 0, fpstate),
@@ -414,6 +434,11 @@ def signal_frame(registers: Registers, xstate: Xstate, sigmask: int, at: RemoteA
             _FRAME_END,
         )
     )
+
+
+def signal_frame_size(xstate: Xstate) -> int:
+    """Return how many bytes a signal frame has that starts at a multiple of 64."""
+    return (_FRAME_HEAD.size + 63) // 64 * 64 + len(xstate) + len(_FRAME_END)
 
 
 def interrupted_call(registers: Registers) -> int | None:
