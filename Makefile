@@ -50,6 +50,11 @@ cuts: $(STAMP) ## Cut or kill a migration at every point (half an hour)
 	@$(PACKAGES) $(TEST_PACKAGES)
 	@CKPT_EVERY_CUT=1 $(BIN)/python -m pytest integration/migrate/test_cuts.py
 
+.PHONY: random-cuts
+random-cuts: $(STAMP) ## Cut or kill 100 migrations at random (ARGS="--runs 1000 --seed 1")
+	@$(PACKAGES) $(TEST_PACKAGES)
+	@$(BIN)/python -m integration.migrate.random_cuts $(ARGS)
+
 .PHONY: kernels
 kernels: $(STAMP) ## Run the tracker tests under other kernels, in qemu
 	@$(PACKAGES) $(KERNELS_PACKAGES)

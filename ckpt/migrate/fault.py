@@ -2,15 +2,16 @@
 
     CKPT_FAULT=POINT[#N]=ACTION      at the N-th time (1 if not given) that POINT is reached
 
-A point is `send:M`, `sent:M`, `received:M` (M: a message, as in `messages`), or a name that is
-given to `reach`. Read once, when ckpt starts; nothing happens without it. There is one fault at
-most: who outlives another process, to tell what became of it, calls `forget`.
+A point is `send:M`, `sent:M`, `received:M` (M: a message, as in `messages`), `message` (each of
+those), or a name that is given to `reach`. Read once, when ckpt starts; nothing happens without it.
+There is one fault at most: who outlives another process, to tell what became of it, calls `forget`.
 
     cut          the connection of that message ends, both ways
     kill         SIGKILL of this process
     interrupt    SIGINT, as by Ctrl-C
     terminate    SIGTERM
     wait:FIFO    our pid is written there; we go on when something is written to us
+    note:FILE    its name is written there, and from then on that of each such point
 """
 
 import contextlib
@@ -22,6 +23,7 @@ from collections.abc import Mapping
 import attrs
 
 VARIABLE = "CKPT_FAULT"
+ANY_MESSAGE = "message"
 _SIGNALS = {
     "kill": signal.SIGKILL,
     "interrupt": signal.SIGINT,
@@ -49,10 +51,12 @@ class Fault:
 
     def reach(self, point: str, connection: int | None) -> None:
         """Let it happen, if this is its point."""
-        if point != self.point:
+        if point != self.point and (self.point != ANY_MESSAGE or connection is None):
             return
         self.left -= 1
-        if self.left == 0:
+        if self.left <= 0 and self.action.startswith("note:"):
+            _note(self.action.removeprefix("note:"), point)
+        elif self.left == 0:
             self._happen(connection)
 
     def _happen(self, connection: int | None) -> None:
@@ -63,6 +67,11 @@ class Fault:
             _wait(self.action.removeprefix("wait:"))
         elif self.action in _SIGNALS:
             os.kill(os.getpid(), _SIGNALS[self.action])
+
+
+def _note(path: str, point: str) -> None:
+    with open(path, "a") as notes:
+        notes.write(f"{point}\n")
 
 
 def _wait(fifo: str) -> None:

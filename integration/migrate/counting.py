@@ -1,4 +1,4 @@
-"""A workload that cannot run twice unnoticed: `python counting.py LOG PORT`.
+"""A workload that cannot run twice unnoticed: `python counting.py LOG PORT MIB`.
 
 Each step appends its number and the name of the host to a file that both hosts have, and checks
 memory that the steps before have written. Whoever connects is answered with the same bytes.
@@ -17,6 +17,8 @@ STRIDE = 512
 def main():
     log, port = sys.argv[1], int(sys.argv[2])
     words = array("Q", bytes(8 * N_WORDS))
+    # To be heavy, and no less so compressed.
+    ballast = os.urandom(int(sys.argv[3]) << 20)
     server = socket.create_server(("", port))
     taken, _ = server.accept()
     step = 0
@@ -25,7 +27,7 @@ def main():
         if readable:
             word = taken.recv(100)
             if not word:
-                return
+                return len(ballast)
             taken.sendall(word)
         step += 1
         at = step * STRIDE % N_WORDS

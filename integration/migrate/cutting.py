@@ -63,6 +63,29 @@ def children_of(host: Host, pid: int) -> list[int]:
     return [int(one) for one in listed.split()]
 
 
+def receivers(host: Host, listener: Started) -> list[int]:
+    """Return the listener, the heir and the worker of its one session."""
+    heir = children_of(host, listener.pid)[0]
+    return [listener.pid, heir, children_of(host, heir)[0]]
+
+
+class Gate:
+    """A FIFO at which a process of ckpt waits for us."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        os.mkfifo(path)
+
+    def wait(self) -> int:
+        """Return the pid of who waits there now, in its own numbers."""
+        with self.path.open() as told:
+            return int(told.readline())
+
+    def open(self) -> None:
+        """Let it go on."""
+        self.path.write_text("on\n")
+
+
 @attrs.define
 class Counted:
     """The tree, wherever it is."""
@@ -111,6 +134,7 @@ class Counted:
         destination: str = "",
         meanwhile: Callable[[Started, Started], None] | None = None,
         before: tuple[str, ...] = (),
+        more: tuple[str, ...] = (),
     ) -> Ended:
         """Try to move it, with a fault on one of the sides; return how that ended.
 
@@ -119,8 +143,9 @@ class Counted:
             destination: `CKPT_FAULT` there.
             meanwhile: called with both commands, source first, as they run.
             before: words to put before `ckpt receive`.
+            more: and behind.
         """
-        receiving = self.receiver(destination, before=before)
+        receiving = self.receiver(destination, *more, before=before)
         migrating = self.migrating(last_json(receiving.line())["listening"], source)
         if meanwhile:
             meanwhile(migrating, receiving)
@@ -184,10 +209,12 @@ def _listed(host: Host) -> str:
 
 
 @contextlib.contextmanager
-def counted(hosts: Hosts, folder: Path, **more: object) -> Iterator[Counted]:
-    """Start the workload on host `a`, with a connection of the client to it."""
+def counted(hosts: Hosts, folder: Path, *, mib: int = 0, **more: object) -> Iterator[Counted]:
+    """Start the workload on host `a`, so much heavier, with a connection of the client to it."""
     (folder / "log").touch()
-    command = " ".join([sys.executable, "-S", str(PROGRAM), str(folder / "log"), str(PORT)])
+    command = " ".join(
+        [sys.executable, "-S", str(PROGRAM), str(folder / "log"), str(PORT), str(mib)]
+    )
     work = hosts.a.start(["sh", "-c", f"exec {command} </dev/null >/dev/null 2>&1"])
 
     def listens() -> bool:

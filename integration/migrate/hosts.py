@@ -230,6 +230,11 @@ class Hosts:
         """Return where a move from a host goes."""
         return self.b if host is self.a else self.a
 
+    def part_memory_files(self) -> None:
+        """Give each a /dev/shm of its own: what others leave in ours is theirs."""
+        for host in (self.a, self.b):
+            host.must(["mount", "-t", "tmpfs", "shm", "/dev/shm"])
+
     def shape(self, rate: str) -> None:
         """Let the links of `a` and `b` carry that much each way (`1gbit`); "" for all they can."""
         for host in (self.a, self.b):

@@ -3,18 +3,12 @@
 import pytest
 
 from integration.harness import CKPT
-from integration.migrate.hosts import HERE, last_json, leave_address, take_address, two_hosts
+from integration.migrate.hosts import HERE, last_json, leave_address, take_address
 from integration.migrate.moving import Receiving, live
 from integration.workloads.build import build_file
 
 MIB = 1 << 20
 SIZE = 32
-
-
-@pytest.fixture
-def hosts():
-    with two_hosts() as made:
-        yield made
 
 
 def brood(hosts, rate):

@@ -7,9 +7,6 @@ import os
 
 import pytest
 
-from integration.migrate.cutting import counted
-from integration.migrate.hosts import two_hosts
-
 KEPT, MOVED = "a", "ab"
 KILLED = {137, -9}
 LOST = {54}
@@ -64,21 +61,6 @@ def of_messages(points):
         where: " ".join(one for one in several.split() if one not in NOT_OF_MESSAGES)
         for where, several in points.items()
     }
-
-
-@pytest.fixture(scope="module")
-def hosts():
-    with two_hosts() as made:
-        for host in (made.a, made.b):
-            # What others leave in ours is theirs.
-            host.must(["mount", "-t", "tmpfs", "shm", "/dev/shm"])
-        yield made
-
-
-@pytest.fixture
-def tree(hosts, tmp_path):
-    with counted(hosts, tmp_path) as made:
-        yield made
 
 
 def and_again(tree):

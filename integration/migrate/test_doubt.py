@@ -4,46 +4,8 @@ import signal
 
 import pytest
 
-from integration.migrate.cutting import children_of, counted, kill, until
-from integration.migrate.hosts import leave_address, two_hosts
-
-
-@pytest.fixture(scope="module")
-def hosts():
-    with two_hosts() as made:
-        for host in (made.a, made.b):
-            # What others leave in ours is theirs.
-            host.must(["mount", "-t", "tmpfs", "shm", "/dev/shm"])
-        yield made
-
-
-@pytest.fixture
-def tree(hosts, tmp_path):
-    with counted(hosts, tmp_path) as made:
-        yield made
-
-
-class Gate:
-    """A FIFO at which a process of ckpt waits for us."""
-
-    def __init__(self, path, hosts):
-        self.path = path
-        hosts.a.must(["mkfifo", path])
-
-    def wait(self):
-        """Return the pid of who waits there now, in its own numbers."""
-        with self.path.open() as told:
-            return int(told.readline())
-
-    def open(self):
-        self.path.write_text("on\n")
-
-
-def receivers(host, listener):
-    """Return the listener, the heir and the worker of its one session."""
-    heir = children_of(host, listener.pid)[0]
-    return [listener.pid, heir, children_of(host, heir)[0]]
-
+from integration.migrate.cutting import Gate, children_of, kill, receivers, until
+from integration.migrate.hosts import leave_address
 
 POINTS = ("received:Pages", "received:Tree", "sent:Prepared", "received:Go", "finished", "let-go")
 
@@ -51,12 +13,12 @@ POINTS = ("received:Pages", "received:Tree", "sent:Prepared", "received:Go", "fi
 @pytest.mark.slow
 @pytest.mark.parametrize("who", [0, 1], ids=["listener", "heir"])
 @pytest.mark.parametrize("point", POINTS)
-def test_who_only_watches_is_killed(who, point, tree, hosts, tmp_path):
-    gate = Gate(tmp_path / "gate", hosts)
+def test_who_only_watches_is_killed(who, point, tree, tmp_path):
+    gate = Gate(tmp_path / "gate")
 
     def meanwhile(_migrating, receiving):
         gate.wait()
-        kill(hosts.b, receivers(hosts.b, receiving)[who])
+        kill(tree.hosts.b, receivers(tree.hosts.b, receiving)[who])
         gate.open()
 
     ended = tree.migrate(destination=f"{point}=wait:{gate.path}", meanwhile=meanwhile)
@@ -72,12 +34,12 @@ WITNESSED = ("departing", "received:Prepared", "doomed", "sent:Go", "received:Ru
 
 @pytest.mark.slow
 @pytest.mark.parametrize("point", WITNESSED)
-def test_the_witness_is_killed(point, tree, hosts, tmp_path):
-    gate = Gate(tmp_path / "gate", hosts)
+def test_the_witness_is_killed(point, tree, tmp_path):
+    gate = Gate(tmp_path / "gate")
 
     def meanwhile(migrating, _receiving):
         gate.wait()
-        kill(hosts.a, children_of(hosts.a, migrating.pid)[-1])
+        kill(tree.hosts.a, children_of(tree.hosts.a, migrating.pid)[-1])
         gate.open()
 
     ended = tree.migrate(source=f"{point}=wait:{gate.path}", meanwhile=meanwhile)
@@ -86,20 +48,20 @@ def test_the_witness_is_killed(point, tree, hosts, tmp_path):
     tree.verify()
 
 
-def test_the_user_ends_the_doubt(tree, hosts, tmp_path):
+def test_the_user_ends_the_doubt(tree, tmp_path):
     """All of the receiver is gone when it was told Go: nobody says what became of the tree."""
-    gate = Gate(tmp_path / "gate", hosts)
+    gate = Gate(tmp_path / "gate")
     said = tmp_path / "said"
 
     def meanwhile(migrating, receiving):
         gate.wait()
         # The listener first: it would say that there is no such session.
-        for pid in receivers(hosts.b, receiving):
-            kill(hosts.b, pid)
-        hosts.b.must(leave_address())
+        for pid in receivers(tree.hosts.b, receiving):
+            kill(tree.hosts.b, pid)
+        tree.hosts.b.must(leave_address())
         until(lambda: "Ctrl-C" in said.read_text(), "it does not say what to do")
         n_steps = len(tree.log.read_text().splitlines())
-        kill(hosts.a, migrating.pid, signal.SIGINT)
+        kill(tree.hosts.a, migrating.pid, signal.SIGINT)
         migrating.wait()
         until(lambda: len(tree.log.read_text().splitlines()) > n_steps, "it stands still")
 
@@ -107,7 +69,7 @@ def test_the_user_ends_the_doubt(tree, hosts, tmp_path):
     assert ended.migrate == 56
     assert "the tree goes on here: as you have decided" in ended.said
     assert tree.hosts_so_far() == "a"
-    hosts.b.must(["find", "/dev/shm", "-mindepth", "1", "-delete"])
+    tree.hosts.b.must(["find", "/dev/shm", "-mindepth", "1", "-delete"])
     tree.verify()
 
 

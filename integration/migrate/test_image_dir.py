@@ -6,15 +6,9 @@ import os
 import pytest
 
 from integration.harness import CKPT
-from integration.migrate.hosts import last_json, two_hosts
+from integration.migrate.hosts import last_json
 from integration.migrate.moving import Receiving, restore
 from integration.workloads.build import build
-
-
-@pytest.fixture
-def hosts():
-    with two_hosts() as made:
-        yield made
 
 
 def migrate(work, there, folder):

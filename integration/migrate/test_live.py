@@ -5,15 +5,8 @@ import sys
 
 import pytest
 
-from integration.migrate.hosts import two_hosts
 from integration.migrate.moving import Receiving, live
 from integration.migrate.test_offline import CHECKS
-
-
-@pytest.fixture
-def hosts():
-    with two_hosts() as made:
-        yield made
 
 
 @pytest.mark.parametrize("name", sorted(CHECKS))

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from integration.harness import CKPT
-from integration.migrate.hosts import SERVICE, leave_address, take_address, two_hosts
+from integration.migrate.hosts import SERVICE, leave_address, take_address
 from integration.migrate.moving import dump, offline, restore, within
 from integration.migrate.services import nginx, postgres, redis, tree, writer
 from integration.workloads.driver import ANSWER_S
@@ -37,12 +37,6 @@ CHECKS = {
 }
 SLOW = ("redis", "postgres", "writer, 1,000 a second")
 NAMES = [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in CHECKS]
-
-
-@pytest.fixture
-def hosts():
-    with two_hosts() as made:
-        yield made
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import signal
 import pytest
 
 from integration.harness import CKPT
-from integration.migrate.hosts import last_json, two_hosts
+from integration.migrate.hosts import last_json
 from integration.migrate.moving import Receiving, live
 from integration.migrate.services import redis, writer
 from integration.workloads.build import build
@@ -18,12 +18,6 @@ from integration.workloads.build import build
 SLOW, LASTING = "20MB", "1MB"
 """Bytes a second: memory comes for some seconds, or for as long as a test can take."""
 TREE_LOST = 57
-
-
-@pytest.fixture
-def hosts():
-    with two_hosts() as made:
-        yield made
 
 
 def test_a_writer_finds_every_byte_while_they_come(hosts, tmp_path):
