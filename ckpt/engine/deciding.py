@@ -62,12 +62,17 @@ def follow_plan(
 
 
 def _check_parent(chain: Chain, plan: Plan, parent: GenerationNo, epoch: Epoch | None) -> Plan:
-    """Take a parent only if it is whole, and is the very one that the tracker is armed against."""
+    """Take a parent only if it is whole, and is the very one that the tracker is armed against.
+
+    One that was squashed since reads the same, and remembers by which digests it was known.
+    """
     try:
-        digest = chain.lineage(parent)[0].digest
+        digests = chain.lineage(parent)[0].digests
     except ImageError as error:
         return Plan(None, f"the chain is not whole ({error})")
-    if plan.by_epoch and (epoch is None or epoch.digest != digest.hex()):
+    if plan.by_epoch and (
+        epoch is None or epoch.digest not in {digest.hex() for digest in digests}
+    ):
         return Plan(None, f"generation {parent} was replaced by another of that number")
     return plan
 

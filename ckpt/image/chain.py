@@ -9,7 +9,7 @@ was made against. Neighbours: `writer` and `reader` do the work on one generatio
 import contextlib
 import mmap
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -18,6 +18,7 @@ from ckpt.errors import (
     CkptError,
     HostFull,
     ImageCorrupt,
+    ImageError,
     ImageUnusable,
     NoGeneration,
 )
@@ -37,9 +38,11 @@ from ckpt.image.format import (
     encode_header,
     generation_name,
     parse_generation_name,
+    parse_page_file_name,
+    parse_replacement_name,
 )
 from ckpt.image.runs import ResolvedRuns, RunTable, overlay, unresolved
-from ckpt.image.store import Store
+from ckpt.image.store import InUse, Store
 from ckpt.image.writer import GenerationWriter, Identity, WriterOptions
 from ckpt.units import GenerationNo
 
@@ -151,6 +154,18 @@ class Chain:
         """Return the highest number, None for a chain without generations."""
         return max(self.generations(), default=None)
 
+    def require(self, number: GenerationNo | None) -> GenerationNo:
+        """Return `number`, or the newest if it is not given.
+
+        Raises:
+            NoGeneration: it is not there, or there is none.
+        """
+        available = self.generations()
+        wanted = GenerationNo(available[-1] if available else 0) if number is None else number
+        if wanted not in available:
+            raise NoGeneration(str(self.path), wanted, _describe(available))
+        return wanted
+
     def manifest_path(self, number: GenerationNo) -> Path:
         """Return where the manifest of a generation is, for messages."""
         return self.path / generation_name(number) / MANIFEST_NAME
@@ -166,12 +181,16 @@ class Chain:
         known = self._manifests.get(number)
         if known is not None:
             return known
-        available = self.generations()
-        if number not in available:
-            raise NoGeneration(str(self.path), number, _describe(available))
-        data = self._store.read_file(
-            generation_name(number), MANIFEST_NAME, max_bytes=MAX_MANIFEST_BYTES
-        )
+        try:
+            data = self._store.read_file(
+                generation_name(number), MANIFEST_NAME, max_bytes=MAX_MANIFEST_BYTES
+            )
+        except ImageCorrupt:
+            # Asked only now: a directory of thousands is not to be listed for each of them.
+            available = self.generations()
+            if number not in available:
+                raise NoGeneration(str(self.path), number, _describe(available)) from None
+            raise
         path = str(self.manifest_path(number))
         manifest = decode_manifest(data, path)
         if manifest.generation != number:
@@ -185,6 +204,12 @@ class Chain:
         self._manifests[number] = manifest
         return manifest
 
+    def forget(self) -> None:
+        """Remember no manifest any more: memory, and what may have been replaced meanwhile."""
+        self._manifests.clear()
+        self._resolved.clear()
+        self._n_runs_kept = 0
+
     def lineage(self, number: GenerationNo) -> list[Manifest]:
         """Return the manifests of `number`, its parent, and so on to the full generation.
 
@@ -197,11 +222,19 @@ class Chain:
             ImageCorrupt, ImageVersion: a manifest on the way is.
         """
         line = [self.manifest(number)]
-        while (parent := line[-1].parent) is not None:
-            line.append(self._checked_parent(line[-1], parent))
+        while line[-1].parent is not None:
+            line.append(self.parent_of(line[-1]))
         return line
 
-    def _checked_parent(self, child: Manifest, parent: Parent) -> Manifest:
+    def parent_of(self, child: Manifest) -> Manifest:
+        """Return the manifest of the parent of a delta.
+
+        Raises:
+            ChainBroken, ImageCorrupt, ImageVersion: see `lineage`.
+        """
+        parent = child.parent
+        if parent is None:
+            raise ValueError(f"generation {child.generation} is full")
         path = str(self.manifest_path(parent.generation))
         try:
             found = self.manifest(parent.generation)
@@ -209,7 +242,7 @@ class Chain:
             raise ChainBroken(
                 path, f"it is missing, and generation {child.generation} was made against it"
             ) from error
-        if found.digest != parent.digest:
+        if parent.digest not in found.digests:
             raise ChainBroken(
                 path,
                 f"it is not the generation {parent.generation} that generation"
@@ -240,17 +273,30 @@ class Chain:
             raise ImageCorrupt(
                 str(self.manifest_path(number)), f"it has no page space named {space!r}"
             )
-        below: ResolvedRuns | None = None
-        for manifest in reversed(line):
+        resolved = self.merge(line, space)
+        self._n_runs_kept += len(resolved)
+        while len(self._resolved) >= RESOLVED_KEPT and self._n_runs_kept > _RUNS_KEPT:
+            self._n_runs_kept -= len(self._resolved.pop(next(iter(self._resolved))))
+        self._resolved[number, space] = resolved
+        return resolved
+
+    def merge(self, line: Sequence[Manifest], space: str) -> ResolvedRuns:
+        """Lay the tables of a part of a lineage over one another, the newest first in `line`.
+
+        What the last of `line` takes from its own parent stays `PARENT`.
+
+        Raises:
+            ChainBroken: a page is said to be in a parent, within `line`, that does not have it.
+        """
+        oldest = line[-1]
+        table = oldest.spaces.get(space)
+        below = None if table is None else unresolved(table, oldest.generation)
+        for manifest in reversed(line[:-1]):
             table = manifest.spaces.get(space)
             # A space that an ancestor does not have hides what older ones had under that name.
             below = None if table is None else self._overlay(manifest, space, table, below)
         if below is None:
-            raise AssertionError("the newest table was checked to be there")
-        self._n_runs_kept += len(below)
-        while len(self._resolved) >= RESOLVED_KEPT and self._n_runs_kept > _RUNS_KEPT:
-            self._n_runs_kept -= len(self._resolved.pop(next(iter(self._resolved))))
-        self._resolved[number, space] = below
+            raise AssertionError("the newest has no such space")
         return below
 
     def _overlay(
@@ -266,11 +312,16 @@ class Chain:
 
     # -- writing ---------------------------------------------------------------------------------
 
+    def in_use(self) -> contextlib.AbstractContextManager[InUse]:
+        """Keep what is there from being removed, as long as it is read; see `Store.in_use`."""
+        return self._store.in_use()
+
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Be the only writer of this chain, and remove what killed writers left behind.
 
-        If the block fails and the chain was made for it, it is removed again.
+        If the block fails and the chain was made for it, it is removed again. What was remembered
+        of the chain is not: another one may have replaced it until now.
 
         Raises:
             ImageBusy: another one holds the lock.
@@ -278,10 +329,11 @@ class Chain:
         """
         with self._store.lock():
             self._locked = True
+            self.forget()
             try:
                 for name in self._store.read_names():
                     if name.startswith(TEMPORARY_PREFIX):
-                        self._store.remove_temporary(name)
+                        self.remove_leftover(name)
                 yield
             except CkptError:
                 if self._fresh and not self.generations():
@@ -289,6 +341,29 @@ class Chain:
                 raise
             finally:
                 self._locked = False
+
+    def remove_leftover(self, name: str) -> None:
+        """Remove what begins with `.tmp-`; and page files that a replacement brought in vain."""
+        number = parse_replacement_name(name)
+        if number is not None:
+            # Of a generation that cannot be read nothing is removed.
+            with contextlib.suppress(ImageError):
+                for stray in self.list_strays(self.manifest(number)):
+                    self._store.remove_file(generation_name(number), stray)
+        self._store.remove_temporary(name)
+
+    def list_strays(self, manifest: Manifest) -> list[str]:
+        """Return names in the directory of a generation that page files have, and none of its own.
+
+        Raises:
+            ImageUnusable: the directory cannot be read.
+        """
+        known = len(manifest.page_files)
+        return [
+            name
+            for name in self._store.read_names(generation_name(manifest.generation))
+            if (place := parse_page_file_name(name)) is not None and place >= known
+        ]
 
     def begin(
         self,

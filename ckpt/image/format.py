@@ -55,6 +55,8 @@ MAX_MANIFEST_BYTES = 256 << 20
 """Room for ten million page runs."""
 MAX_GENERATION = 999_999
 MAX_PAGE_FILES = 10_000
+MAX_REPLACED = 4096
+"""How often a generation may have been replaced."""
 MAX_CREATED_S = 253_402_300_800
 """The year 10000: what `datetime` can show."""
 
@@ -90,6 +92,28 @@ def parse_generation_name(name: str) -> GenerationNo | None:
     """Return the number in a directory name, None if it is not one of a generation."""
     match = _GENERATION_NAME.fullmatch(name)
     return GenerationNo(int(match[1])) if match else None
+
+
+def replacement_name(number: GenerationNo) -> str:
+    """Return the name of the directory in which what replaces a generation is made."""
+    return f"{TEMPORARY_PREFIX}new-{generation_name(number)}"
+
+
+def parse_replacement_name(name: str) -> GenerationNo | None:
+    """Return the generation that is being replaced in this directory, None if it is none such."""
+    prefix = TEMPORARY_PREFIX + "new-"
+    return parse_generation_name(name[len(prefix) :]) if name.startswith(prefix) else None
+
+
+def removed_name(number: GenerationNo) -> str:
+    """Return the name of a generation that exists no longer and is being removed."""
+    return f"{TEMPORARY_PREFIX}old-{generation_name(number)}"
+
+
+def parse_page_file_name(name: str) -> int | None:
+    """Return the place of a page file in its manifest's list, None if this is not its name."""
+    match = _PAGE_FILE_NAME.fullmatch(name)
+    return int(match[1]) if match else None
 
 
 def page_file_name(index: int) -> str:
@@ -133,6 +157,8 @@ class Manifest:
         records: resources by kind, by the upper layers; the image layer does not look inside.
         spaces: page space by name -> its runs, every page of every mapping.
         page_files: where the pages of the `DATA` runs are.
+        replaces: digests of the manifests that this one replaced (`squash`): whoever names one of
+            them as its parent means this one, which reads the same.
         extra: fields of later minor versions, kept as they came.
         digest: what closes the manifest, b"" while it is being built.
     """
@@ -152,6 +178,7 @@ class Manifest:
     records: Mapping[str, object]
     spaces: Mapping[str, RunTable]
     page_files: tuple[PageFile, ...]
+    replaces: tuple[bytes, ...] = ()
     extra: Mapping[str, object] = attrs.field(factory=dict)
     digest: bytes = b""
 
@@ -159,6 +186,11 @@ class Manifest:
     def stored_bytes(self) -> int:
         """Bytes of all page files."""
         return sum(file.size_bytes for file in self.page_files)
+
+    @property
+    def digests(self) -> frozenset[bytes]:
+        """Return every digest by which this generation may be named."""
+        return frozenset((self.digest, *self.replaces))
 
     def totals(self) -> dict[Fate, int]:
         """Return the number of pages of each fate, over all spaces."""
@@ -211,6 +243,10 @@ class Manifest:
                 )
             if len(self.parent.digest) != DIGEST_BYTES:
                 raise ValueError("its parent's digest has the wrong length")
+        if len(self.replaces) > MAX_REPLACED:
+            raise ValueError(f"it was replaced {len(self.replaces)} times")
+        if any(len(digest) != DIGEST_BYTES for digest in self.replaces):
+            raise ValueError("a digest that it replaces has the wrong length")
 
 
 def encode_header(chain_id: str) -> bytes:
@@ -272,6 +308,7 @@ def encode_manifest(manifest: Manifest) -> tuple[bytes, bytes]:
                 {"size_bytes": file.size_bytes, "frames": file.frames.pack()}
                 for file in manifest.page_files
             ],
+            **({"replaces": list(manifest.replaces)} if manifest.replaces else {}),
         }
     )
     # A record with a number for a key, say, packs and does not unpack: found now, not at restore.
@@ -366,6 +403,7 @@ def _build_manifest(fields: _Fields, version: str, digest: bytes) -> Manifest:
             for name, packed in fields.take_map("spaces").items()
         },
         page_files=tuple(_build_page_file(value) for value in fields.take("page_files", list)),
+        replaces=_build_replaces(fields.take_optional("replaces")),
         extra=fields.rest(),
         digest=digest,
     )
@@ -376,6 +414,14 @@ def _build_parent(value: object) -> Parent | None:
         return None
     fields = _Fields(value, "'parent'")
     return Parent(GenerationNo(fields.take("generation", int)), fields.take("digest", bytes))
+
+
+def _build_replaces(value: object) -> tuple[bytes, ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, list) or not all(isinstance(digest, bytes) for digest in value):
+        raise ValueError("'replaces' is no array of digests")
+    return tuple(value)
 
 
 def _build_table(name: str, packed: object, page_size: int) -> RunTable:

@@ -15,6 +15,8 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+import attrs
+
 from ckpt.errors import CkptError, HostFull, ImageBusy, ImageCorrupt, ImageUnusable
 from ckpt.image.access import require_trusted, require_trusted_way
 from ckpt.image.format import HEADER_NAME, LOCK_NAME, TEMPORARY_PREFIX
@@ -33,6 +35,10 @@ _FULL = frozenset(
         errno.ENFILE,
     }
 )
+_CANNOT_LINK = frozenset(
+    {errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV, errno.ENOSYS, errno.EACCES}
+)
+"""What link(2) says where a file may not have, or get, another name."""
 _MISSING = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.ENXIO})
 """What opening says when the thing is absent or is not of the kind that it must be."""
 
@@ -81,22 +87,21 @@ class Store:
         with _errors(self.path, "find"):
             require_trusted_way(self.path)
 
-    def read_names(self) -> list[str]:
-        """Return the names in the directory, sorted.
+    def read_names(self, *parts: str) -> list[str]:
+        """Return the names in the directory, or in one below it, sorted.
 
         Raises:
             ImageUnusable: it is missing, no directory, or not readable.
         """
+        path = self.path.joinpath(*parts)
         try:
-            return sorted(entry.name for entry in self.path.iterdir())
+            return sorted(os.listdir(path))
         except FileNotFoundError as error:
-            raise ImageUnusable(str(self.path), "there is no such directory") from error
+            raise ImageUnusable(str(path), "there is no such directory") from error
         except NotADirectoryError as error:
-            raise ImageUnusable(
-                str(self.path), "this is a file, an image is a directory"
-            ) from error
+            raise ImageUnusable(str(path), "this is a file, an image is a directory") from error
         except OSError as error:
-            raise _meaning(error, self.path, "read") from error
+            raise _meaning(error, path, "read") from error
 
     @contextlib.contextmanager
     def _opened(self, parts: tuple[str, ...]) -> Iterator[tuple[int, int]]:
@@ -291,6 +296,22 @@ class Store:
         finally:
             self.close_file(fd)
 
+    def link_file(self, old: tuple[str, str], new: tuple[str, str]) -> bool:
+        """Give a file another name; tell whether the file system can."""
+        path = self.path.joinpath(*new)
+        try:
+            os.link(self.path.joinpath(*old), path, follow_symlinks=False)
+        except OSError as error:
+            if error.errno in _CANNOT_LINK:
+                return False
+            raise _meaning(error, path, "create") from error
+        return True
+
+    def remove_file(self, *parts: str) -> None:
+        """Remove a file that nobody reads; what cannot be removed stays."""
+        with contextlib.suppress(OSError):
+            self.path.joinpath(*parts).unlink()
+
     def remove_temporary(self, name: str) -> None:
         """Remove something whose name begins with `.tmp-`; what cannot be removed stays.
 
@@ -322,6 +343,25 @@ class Store:
     # -- locking ---------------------------------------------------------------------------------
 
     @contextlib.contextmanager
+    def in_use(self) -> Iterator["InUse"]:
+        """Be one of those who read: as long as there are any, nothing that they read is removed.
+
+        The header is what is locked, shared: a reader may write nothing. Children that inherit the
+        descriptor are readers too.
+
+        Kernel: flock(2). Where a file system has no locks, nobody waits for anybody.
+        """
+        path = self.path / HEADER_NAME
+        with _errors(path, "open"):
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            with contextlib.suppress(OSError):
+                fcntl.flock(fd, fcntl.LOCK_SH)
+            yield InUse(self.path, fd)
+        finally:
+            os.close(fd)
+
+    @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Be the only writer; the kernel gives the lock back when we die.
 
@@ -348,3 +388,36 @@ class Store:
                 fcntl.flock(fd, fcntl.LOCK_UN)
         finally:
             os.close(fd)
+
+
+@attrs.frozen(repr=False)
+class InUse:
+    """What a reader holds, see `Store.in_use`."""
+
+    _path: Path
+    _fd: int
+
+    def require_alone(self) -> None:
+        """Find out whether anybody else reads.
+
+        Raises:
+            ImageBusy: somebody does.
+        """
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ImageBusy(str(self._path)) from error
+        except OSError:
+            return
+        fcntl.flock(self._fd, fcntl.LOCK_SH)
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Wait until nobody else reads; who comes in between waits for us."""
+        with contextlib.suppress(OSError):
+            fcntl.flock(self._fd, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                fcntl.flock(self._fd, fcntl.LOCK_SH)

@@ -54,20 +54,23 @@ class Identity:
     page_size: int
 
 
-class _FrameFiles:
-    """The page files of the generation; used by one thread at a time."""
+class FrameFiles:
+    """Page files of a generation; used by one thread at a time."""
 
-    def __init__(self, store: Store, directory: str, limit_bytes: int) -> None:
+    def __init__(self, store: Store, directory: str, limit_bytes: int, first: int = 0) -> None:
+        """Write files of about `limit_bytes` into `directory`, named from number `first` on."""
         self._store = store
         self._directory = directory
         self._limit_bytes = limit_bytes
+        self._first = first
         self._fd: int | None = None
         self._tables: list[FrameTable] = []
         self._sizes: list[int] = []
 
     def append(self, frame: EncodedFrame, n_pages: int) -> None:
+        """Write the next frame."""
         if self._fd is None:
-            name = page_file_name(len(self._tables))
+            name = page_file_name(self._first + len(self._tables))
             self._fd = self._store.create_file(self._directory, name)
             self._tables.append(FrameTable())
             self._sizes.append(0)
@@ -78,6 +81,7 @@ class _FrameFiles:
             self.finish()
 
     def sync(self) -> None:
+        """Wait until what was written is on the disk."""
         if self._fd is not None:
             self._store.sync_file(self._fd)
 
@@ -87,11 +91,13 @@ class _FrameFiles:
         self.close()
 
     def close(self) -> None:
+        """Close the file being written, if any."""
         fd, self._fd = self._fd, None
         if fd is not None:
             self._store.close_file(fd)
 
     def list(self) -> tuple[PageFile, ...]:
+        """Return all files, in order."""
         return tuple(
             PageFile(size, table) for size, table in zip(self._sizes, self._tables, strict=True)
         )
@@ -128,7 +134,7 @@ class GenerationWriter:
         self._on_close = on_close
         self._temporary = TEMPORARY_PREFIX + generation_name(identity.generation)
         store.make_directory(self._temporary)
-        self._files = _FrameFiles(store, self._temporary, options.page_file_bytes)
+        self._files = FrameFiles(store, self._temporary, options.page_file_bytes)
         self._pipeline = FramePipeline(self._files, identity.page_size, options)
         self._closed = False
 
