@@ -25,6 +25,9 @@ COMMANDS = {
     "migrate": "Move a running process to another host.",
     "receive": "Take processes that 'ckpt migrate' sends from another host.",
     "show": "List the checkpoints of an image directory, or what is in one of them.",
+    "verify": "Check that all of an image directory is what was written.",
+    "squash": "Merge checkpoints of an image directory into a full one.",
+    "prune": "Keep some checkpoints of an image directory, by rules, and remove the others.",
     "export": "Write a process of a checkpoint into a core file, for a debugger.",
     "report": "Write a page about an image directory, to be opened in a browser.",
 }

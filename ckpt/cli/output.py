@@ -8,7 +8,7 @@ import os
 import select
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -58,6 +58,17 @@ def say(text: str = "") -> None:
             what=f"cannot write to standard output ({error.strerror})",
             remedy="the command itself was carried out; redirect its output elsewhere",
         ) from error
+
+
+def list_numbers(numbers: Iterable[int]) -> str:
+    """Write generations for people: `1, 4 to 7, 9`."""
+    spans: list[list[int]] = []
+    for number in sorted(numbers):
+        if spans and number == spans[-1][1] + 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    return ", ".join(str(start) if start == end else f"{start} to {end}" for start, end in spans)
 
 
 def emit_json(result: Mapping[str, object]) -> None:

@@ -81,22 +81,24 @@ def restore(
     options = options or RestoreOptions()
     options = attrs.evolve(options, warn=warnings.append)
     chain = Chain.open(Path(directory), access or Access())
-    number = _number(chain, at)
-    reader, tree, parts = _verify(chain, number, ahead, lazy=lazy)
-    building = Building(tree, parts, reader, probe_features(), warnings.append)
-    if has_own_mounts(tree.root.resources):
-        # From there only a relative path leads back here.
-        for one in (chain, reader.chain):
-            one.stay_reachable(reachable(directory))
-        options = reachable_instead(options)
-    with mounted(tree.root.resources), contents_of(tree) as contents:
-        options = attrs.evolve(options, contents=contents.paths)
-        if lazy:
-            verify_frames(chain, reader, contents.resolve(reader))
-        with standing(building, contents, options) as stands:
-            stands.finish()
-            stands.arm(chain.chain_id)
-            stands.let_go()
+    # Servers of lazy pages inherit it: what they read is not removed under them.
+    with chain.in_use():
+        number = _number(chain, at)
+        reader, tree, parts = _verify(chain, number, ahead, lazy=lazy)
+        building = Building(tree, parts, reader, probe_features(), warnings.append)
+        if has_own_mounts(tree.root.resources):
+            # From there only a relative path leads back here.
+            for one in (chain, reader.chain):
+                one.stay_reachable(reachable(directory))
+            options = reachable_instead(options)
+        with mounted(tree.root.resources), contents_of(tree) as contents:
+            options = attrs.evolve(options, contents=contents.paths)
+            if lazy:
+                verify_frames(chain, reader, contents.resolve(reader))
+            with standing(building, contents, options) as stands:
+                stands.finish()
+                stands.arm(chain.chain_id)
+                stands.let_go()
     restore_ms = (time.monotonic() - started_s) * 1000
     return RestoreResult(stands.root, number, restore_ms, tuple(warnings))
 

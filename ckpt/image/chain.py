@@ -41,7 +41,7 @@ from ckpt.image.format import (
     parse_page_file_name,
     parse_replacement_name,
 )
-from ckpt.image.runs import ResolvedRuns, RunTable, overlay, unresolved
+from ckpt.image.runs import ResolvedRuns, RunTable, missing_below, overlay, unresolved
 from ckpt.image.store import InUse, Store
 from ckpt.image.writer import GenerationWriter, Identity, WriterOptions
 from ckpt.units import GenerationNo
@@ -411,17 +411,12 @@ class Chain:
         return Parent(parent, manifest.digest)
 
     def _check_spaces(self, parent: GenerationNo | None, spaces: Mapping[str, RunTable]) -> None:
-        """Refuse a delta that could not be read back; a bug above, found before the commit.
-
-        One step down is enough: the parent's own table was checked in the same way.
-        """
+        """Refuse a delta that could not be read back; a bug above, found before the commit."""
         if parent is None:
             return
         above = self.manifest(parent).spaces
         for name, table in spaces.items():
-            below = unresolved(above[name], parent) if name in above else None
-            _, gaps = overlay(table, parent, below)
-            if gaps:
+            if gaps := missing_below(table, above.get(name)):
                 raise ValueError(f"{gaps[0]} of {name!r} is said to be in generation {parent}")
 
     def _writer_closed(self, manifest: Manifest | None) -> None:

@@ -409,3 +409,12 @@ def overlay(
         else:
             append(start, n, fate, generation, source)
     return out, gaps
+
+
+def missing_below(table: RunTable, below: RunTable | None) -> list[AddrRange]:
+    """Return what `table` takes from its parent, whose table is `below`, and that does not have.
+
+    One step down is enough for a whole lineage, if each of it is looked at in the same way.
+    """
+    held = None if below is None else unresolved(below, GenerationNo(0))
+    return overlay(table, GenerationNo(0), held)[1]

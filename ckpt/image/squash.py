@@ -44,7 +44,7 @@ from ckpt.image.pages import EncodedFrame, Encoding, FrameLocation
 from ckpt.image.pipeline import GATHER_BELOW_BYTES, Compression, FramePipeline
 from ckpt.image.placing import Moves, Portion, Span, iter_portions, needed_of
 from ckpt.image.reader import Frame, read_frame, read_stored
-from ckpt.image.runs import ResolvedRuns, RunTable, overlay, unresolved
+from ckpt.image.runs import ResolvedRuns, RunTable, missing_below
 from ckpt.image.store import Store
 from ckpt.image.workers import iter_ahead
 from ckpt.image.writer import PAGE_FILE_BYTES, FrameFiles
@@ -207,15 +207,12 @@ def _broken(chain: Chain, manifest: Manifest, reason: str) -> NoReturn:
 def _require_whole(
     chain: Chain, own: Manifest, spaces: Mapping[str, ResolvedRuns], below: Manifest | None
 ) -> None:
-    """Refuse to make a delta of what `below` does not have; one step down is enough."""
+    """Refuse to make a delta on a generation that does not have what is taken from it."""
     if below is None:
         return
     for name, runs in spaces.items():
-        table = below.spaces.get(name)
-        as_table = RunTable(runs.page_size, runs.starts, runs.n_pages, runs.fates, runs.sources)
-        held = None if table is None else unresolved(table, below.generation)
-        _, gaps = overlay(as_table, own.generation, held)
-        if gaps:
+        table = RunTable(runs.page_size, runs.starts, runs.n_pages, runs.fates, runs.sources)
+        if gaps := missing_below(table, below.spaces.get(name)):
             _broken(chain, own, f"it takes {gaps[0]} of {name!r} from {below.generation}")
 
 

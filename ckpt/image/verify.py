@@ -4,13 +4,13 @@
 collects what it finds. Neighbours: `chain` checks manifests, `reader` reads frames.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
-from ckpt.errors import Finding, ImageError
+from ckpt.errors import ChainBroken, Finding, ImageError
 from ckpt.image.chain import Chain
-from ckpt.image.format import Manifest, generation_name, page_file_name
+from ckpt.image.format import Manifest, generation_name, page_file_name, replacement_name
 from ckpt.image.reader import Frame, PageReader, check_stored, read_frame
-from ckpt.image.runs import ResolvedRuns
+from ckpt.image.runs import ResolvedRuns, missing_below
 from ckpt.image.workers import DEFAULT_THREADS, for_each, iter_ahead
 from ckpt.units import GenerationNo
 
@@ -91,14 +91,18 @@ def verify(
     generations: Iterable[GenerationNo] | None = None,
     *,
     threads: int = DEFAULT_THREADS,
+    report: Callable[[int], None] | None = None,
 ) -> list[Finding]:
     """Check generations wholly: manifest, ancestors, that all resolves, every frame decoded.
+
+    Memory: one manifest and its parent's, and a few frames.
 
     Args:
         chain: where.
         generations: which, all of the chain if not given. Ancestors' frames are only read if the
             ancestor is among them.
         threads: that decompress.
+        report: called now and then with the stored bytes that were checked so far.
 
     Returns:
         What is wrong, one line each, in the order of generations; empty if all is well.
@@ -107,14 +111,20 @@ def verify(
         ImageUnusable: the directory itself cannot be read any more.
     """
     findings: list[Finding] = []
+    lineages = _Lineages(chain)
+    done = _Done(report)
     for number in chain.generations() if generations is None else generations:
+        chain.forget()
         try:
             manifest = chain.manifest(number)
         except ImageError as error:
             findings.append(_finding(number, error))
             continue
-        findings += _verify_lineage(chain, manifest)
-        findings += _verify_frames(chain, manifest, threads)
+        broken = lineages.error_of(number)
+        if broken is not None:
+            findings.append(_finding(number, broken))
+        findings += _verify_names(chain, manifest)
+        findings += _verify_frames(chain, manifest, threads, done)
     return findings
 
 
@@ -122,21 +132,71 @@ def _finding(number: GenerationNo, error: ImageError) -> Finding:
     return Finding(f"generation {number}", str(error))
 
 
-def _verify_lineage(chain: Chain, manifest: Manifest) -> Iterator[Finding]:
-    """Yield what keeps the generation from being resolved; one broken ancestor is one line."""
-    try:
-        chain.lineage(manifest.generation)
-    except ImageError as error:
-        yield _finding(manifest.generation, error)
+class _Done:
+    """Counts what was checked."""
+
+    def __init__(self, report: Callable[[int], None] | None) -> None:
+        self._report = report
+        self._n_bytes = 0
+
+    def add(self, n_bytes: int) -> None:
+        self._n_bytes += n_bytes
+        if self._report is not None:
+            self._report(self._n_bytes)
+
+
+class _Lineages:
+    """What keeps generations from being resolved; each is looked at once, and its parent."""
+
+    def __init__(self, chain: Chain) -> None:
+        self._chain = chain
+        self._known: dict[GenerationNo, ImageError | None] = {}
+
+    def error_of(self, number: GenerationNo) -> ImageError | None:
+        """Return the first thing that is wrong on the way to the full generation."""
+        line: list[GenerationNo] = []
+        error: ImageError | None = None
+        at: GenerationNo | None = number
+        while at is not None and error is None:
+            if at in self._known:
+                error = self._known[at]
+                break
+            line.append(at)
+            try:
+                at = self._step(at)
+            except ImageError as found:
+                error = found
+        self._known.update(dict.fromkeys(line, error))
+        return error
+
+    def _step(self, number: GenerationNo) -> GenerationNo | None:
+        """Return the parent, which has what is taken from it."""
+        child = self._chain.manifest(number)
+        if child.parent is None:
+            return None
+        parent = self._chain.parent_of(child)
+        for name, table in child.spaces.items():
+            if gaps := missing_below(table, parent.spaces.get(name)):
+                raise ChainBroken(
+                    str(self._chain.manifest_path(number)),
+                    f"it takes {gaps[0]} of {name!r} from its parent, which does not have it",
+                )
+        return parent.generation
+
+
+def _verify_names(chain: Chain, manifest: Manifest) -> Iterator[Finding]:
+    """Yield page files too many, but those of a merge that is under way or was killed."""
+    if replacement_name(manifest.generation) in chain.store.read_names():
         return
-    for space in manifest.spaces:
-        try:
-            chain.resolve(manifest.generation, space)
-        except ImageError as error:
-            yield _finding(manifest.generation, error)
+    for name in chain.list_strays(manifest):
+        yield Finding(
+            f"generation {manifest.generation}", f"its manifest does not know of its file {name}"
+        )
 
 
-def _verify_frames(chain: Chain, manifest: Manifest, threads: int) -> Iterator[Finding]:
+def _verify_frames(
+    chain: Chain, manifest: Manifest, threads: int, done: _Done
+) -> Iterator[Finding]:
     """Yield the frames that are not right; a file that is gone or of another size is one line."""
     index = manifest.frame_index()
     frames: list[Frame] = []
@@ -155,7 +215,8 @@ def _verify_frames(chain: Chain, manifest: Manifest, threads: int) -> Iterator[F
             return error
         return None
 
-    for _, problem in iter_ahead(check, frames, threads):
+    for frame, problem in iter_ahead(check, frames, threads):
+        done.add(frame.location.stored_bytes)
         if problem is not None:
             yield _finding(manifest.generation, problem)
 
