@@ -7,16 +7,21 @@ printed or exit codes chosen.
 
 import gc
 import importlib
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from itertools import takewhile
 from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ckpt.cli.output import discard_stdout, emit_json, note, stdout_reader_is_gone
 from ckpt.errors import CkptError, HostFull, UsageError
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 COMMANDS = {
     "check": "Say what this kernel offers; with --pid, what would be refused and why.",
@@ -30,6 +35,7 @@ COMMANDS = {
     "prune": "Keep some checkpoints of an image directory, by rules, and remove the others.",
     "export": "Write a process of a checkpoint into a core file, for a debugger.",
     "report": "Write a page about an image directory, to be opened in a browser.",
+    "completion": "Print what makes bash, zsh or fish complete the words of a command line.",
 }
 """Each command's module in this package, and its line in `ckpt --help`."""
 
@@ -59,7 +65,7 @@ class LazyGroup(click.Group):
         """Return the names in the order in which they are told."""
         return list(self._summaries)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import the module of `cmd_name`; None if there is no such command."""
         if cmd_name not in self._summaries:
             return None
@@ -67,7 +73,22 @@ class LazyGroup(click.Group):
         command = module.command
         if not isinstance(command, click.Command):
             raise TypeError(f"{module.__name__}.command is no click command")
+        if ctx.resilient_parsing:  # a shell asks what words could become
+            from ckpt.cli.completing import teach
+
+            teach(command)
         return command
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> "list[CompletionItem[Any]]":
+        """Return what `incomplete` could become, without importing a command."""
+        from click.shell_completion import CompletionItem
+
+        names = [
+            CompletionItem(name, help=summary)
+            for name, summary in self._summaries.items()
+            if name.startswith(incomplete)
+        ]
+        return [*names, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         """Write the table of commands without importing one."""
@@ -119,6 +140,10 @@ cli.params.append(
 
 def main() -> int:
     """Run the command line of this process (the entry point of the package)."""
+    if (instruction := os.environ.get("_CKPT_COMPLETE")) is not None:
+        from ckpt.cli.completing import answer
+
+        return answer(cli, instruction)
     return run(cli, sys.argv[1:])
 
 
