@@ -34,7 +34,7 @@ def say_processes(
                 f"(of {one.shares_memory_of})"
                 if one.shares_memory_of
                 else one.stored_pages * page_size // _KIB,
-                "  " * depths[one.pid] + _printable(shlex.join(one.command) or f"[{one.name}]"),
+                "  " * depths[one.pid] + printable(shlex.join(one.command) or f"[{one.name}]"),
             )
         )
     for zombie in zombies:
@@ -42,7 +42,7 @@ def say_processes(
         say(
             _PROCESS.format(
                 *(zombie.pid, place.parent, place.session, place.group or "-", "-", "Z", 0, 0, 0),
-                _printable(f"[{zombie.comm}] <ended>"),
+                printable(f"[{zombie.comm}] <ended>"),
             )
         )
 
@@ -56,10 +56,10 @@ def _depths(processes: Iterable[ProcessView]) -> Mapping[int, int]:
 
 
 def _title(process: ProcessView) -> str:
-    return f"{process.pid}: {_printable(shlex.join(process.command) or process.name)}"
+    return f"{process.pid}: {printable(shlex.join(process.command) or process.name)}"
 
 
-def _printable(name: str) -> str:
+def printable(name: str) -> str:
     """Return a name without what would move the cursor; bytes that are no text are left alone."""
     return "".join(
         letter
@@ -82,7 +82,7 @@ def say_mappings(process: ProcessView, page_size: int) -> None:
                 one.stored_pages * page_size // _KIB,
                 one.zero_pages * page_size // _KIB,
                 one.file_pages * page_size // _KIB,
-                _printable(one.name) or "(anonymous)",
+                printable(one.name) or "(anonymous)",
             )
         )
 
@@ -91,14 +91,12 @@ def say_files(process: ProcessView) -> None:
     """Print the descriptors of a process; those with the same number share a description."""
     say(_title(process))
     say(_FILE.format("fd", "", "kind", "offset", "open", "name"))
-    say(_FILE.format("cwd", "", "directory", "", "", _printable(process.directory)))
-    say(_FILE.format("exe", "", "file", "", "", _printable(process.executable)))
+    say(_FILE.format("cwd", "", "directory", "", "", printable(process.directory)))
+    say(_FILE.format("exe", "", "file", "", "", printable(process.executable)))
     for one in process.files:
         offset = "" if one.offset_bytes is None else str(one.offset_bytes)
         say(
-            _FILE.format(
-                one.fd, one.access, one.kind, offset, one.description, _printable(one.name)
-            )
+            _FILE.format(one.fd, one.access, one.kind, offset, one.description, printable(one.name))
         )
 
 

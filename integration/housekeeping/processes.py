@@ -1,15 +1,25 @@
 """Starts `two_threads`, whose memory and threads the tests here know."""
 
 import contextlib
+import io
 import subprocess
 from pathlib import Path
 
+from ckpt.cli.main import cli, run
 from integration.workloads.build import build_file
 from integration.workloads.driver import Dialogue
 
 SOURCE = Path(__file__).with_name("two_threads.c")
 PAGE = 4096
 FILE_CONTENT = b"".join(letter.encode() * PAGE for letter in "ABCD")
+
+
+def told(*args):
+    """Run a command that starts nothing in this process; return its exit code and its words."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = run(cli, [str(arg) for arg in args])
+    return code, out.getvalue(), err.getvalue()
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """The promise: gdb opens what `ckpt export` writes, and finds the process as it was."""
 
+import json
 import os
 import re
 import subprocess
@@ -12,8 +13,8 @@ from ckpt.engine.examining import examine
 from ckpt.image.chain import Chain
 from ckpt.kernel.elf_core import elf_prstatus
 from ckpt.units import addr_range
-from integration.harness import CKPT, ckpt, dump
-from integration.housekeeping.processes import FILE_CONTENT, PAGE, SOURCE, two_threads
+from integration.harness import CKPT, dump
+from integration.housekeeping.processes import FILE_CONTENT, PAGE, SOURCE, told, two_threads
 from integration.workloads.build import build_file
 from integration.workloads.driver import Program
 
@@ -41,8 +42,11 @@ def exported(tmp_path_factory):
     with two_threads(mapped) as (pid, _):
         dump(pid, image)
         dump(pid, image)
-    done = ckpt("export", image, "-o", core)
-    assert (done.returncode, done.stderr) == (0, "")
+    code, out, err = told("export", image, "-o", core, "--json")
+    assert (code, err) == (0, "")
+    said = json.loads(out)
+    assert (said["pid"], said["generation"], said["threads"]) == (pid, 1, 2)
+    assert (said["file"], said["bytes"]) == (str(core), core.stat().st_size)
     return image, core
 
 
@@ -140,11 +144,11 @@ def test_what_is_no_more_in_its_file_is_said_to_be_missing(exported, tmp_path):
     core = tmp_path / "core"
     mapped.rename(mapped.with_suffix(".away"))
     try:
-        done = ckpt("export", image, "-o", core)
+        code, _, err = told("export", image, "-o", core)
     finally:
         mapped.with_suffix(".away").rename(mapped)
-    assert done.returncode == 0
-    assert f"{mapped} does not exist any more: what is its own" in done.stderr
+    assert code == 0
+    assert f"{mapped} does not exist any more: what is its own" in err
     shorter = {start: content for start, content, _ in held_segments(core)}
     before = {start: content for start, content, _ in held_segments(first)}
     assert sum(map(len, before.values())) - sum(map(len, shorter.values())) == 3 * PAGE
@@ -159,15 +163,14 @@ def test_a_process_of_a_tree_is_chosen_by_its_number(tmp_path):
     with Program("s_family", cwd=tmp_path) as work:
         dump(work.pid, image)
         pids = [one.pid for one in examine(Chain.open(image), None).tree.processes]
-    done = ckpt("export", image, "--pid", str(pids[-1]), "-o", core)
-    assert done.returncode == 0
+    code, out, _ = told("export", image, "--pid", pids[-1], "-o", core)
+    assert (code, f"process {pids[-1]} at generation 0" in out) == (0, True)
     assert len(pids) > 1
     with core.open("rb") as file:
         note = next(next(ELFFile(file).iter_segments("PT_NOTE")).iter_notes())
         assert elf_prstatus.from_buffer_copy(note.n_descdata).pr_pid == pids[-1]
-    done = ckpt("export", image, "--pid", "1", "-o", tmp_path / "none")
-    assert done.returncode == 2
-    assert "has no process 1: it has" in done.stderr
+    code, _, err = told("export", image, "--pid", 1, "-o", tmp_path / "none")
+    assert (code, "has no process 1: it has" in err) == (2, True)
     assert not (tmp_path / "none").exists()
 
 
@@ -175,10 +178,10 @@ def test_nothing_is_left_of_a_core_file_that_cannot_be_completed(exported, tmp_p
     image, _ = exported
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    assert "no regular file" in ckpt("export", image, "-o", pipe).stderr
+    assert "no regular file" in told("export", image, "-o", pipe)[2]
     nowhere = tmp_path / "missing" / "core"
-    done = ckpt("export", image, "-o", nowhere)
-    assert (done.returncode, "No such file" in done.stderr) == (2, True)
+    code, _, err = told("export", image, "-o", nowhere)
+    assert (code, "No such file" in err) == (2, True)
     limit = "ulimit -f 64; trap '' XFSZ; exec \"$@\""
     small = tmp_path / "small"
     words = ["bash", "-c", limit, "bash", *CKPT, "export", str(image), "-o", str(small)]

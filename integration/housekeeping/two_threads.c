@@ -1,13 +1,17 @@
 /* What a debugger should find in a core file: two threads, and memory of every kind.
 
-   two_threads FILE    maps FILE, says ready, ends when its input does. */
+   two_threads FILE    maps FILE, says ready, ends when its input does
+
+   Commands, a line each, answered when done: c changes what `change` says, f forks. */
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <unistd.h>
 
 #define PAGE 4096L
@@ -32,12 +36,49 @@ static void *map(long n_pages, int flags, int fd)
     return at;
 }
 
+__attribute__((noinline)) static void *second_thread(void *argument)
+{
+    volatile long answer = 42 + (argument != NULL);
+    pthread_barrier_wait(&both);
+    for (;;)
+        pause();
+    return (void *)answer;
+}
+
+static void change(void)
+{
+    pthread_t thread;
+    anonymous[3 * PAGE] = anonymous[4 * PAGE] = 'z';	/* one that was written, one that was not */
+    memset(anonymous + 6 * PAGE, 'g', PAGE);		/* as it was */
+    shared[2 * PAGE] = in_memfd[3 * PAGE] = of_file[2 * PAGE] = 'z';
+    munmap(of_unwritten, 4 * PAGE);
+    map(2, MAP_SHARED, 3);
+    mprotect(named, 4 * PAGE, PROT_READ);
+    close(4);
+    open("/dev/null", O_WRONLY);
+    open("/dev/zero", O_RDONLY);
+    dup2(5, 2);
+    pthread_create(&thread, NULL, second_thread, NULL);
+    pthread_barrier_wait(&both);
+}
+
 __attribute__((noinline)) static void wait_for_end(int depth)
 {
     volatile int kept = depth * 11;
     char byte;
-    while (read(0, &byte, 1) > 0 && kept)
-        ;
+    while (read(0, &byte, 1) > 0 && kept) {
+        if (byte == '\n')
+            continue;
+        if (byte == 'c')
+            change();
+        if (byte == 'f' && fork() == 0) {
+            prctl(PR_SET_PDEATHSIG, SIGKILL);
+            for (;;)
+                pause();
+        }
+        puts("done");
+        fflush(stdout);
+    }
 }
 
 __attribute__((noinline)) static void go_deeper(int depth)
@@ -47,15 +88,6 @@ __attribute__((noinline)) static void go_deeper(int depth)
     else
         wait_for_end(depth);
     marked.x++; /* no tail call */
-}
-
-__attribute__((noinline)) static void *second_thread(void *argument)
-{
-    volatile long answer = 42 + (argument != NULL);
-    pthread_barrier_wait(&both);
-    for (;;)
-        pause();
-    return (void *)answer;
 }
 
 int main(int argc, char **argv)

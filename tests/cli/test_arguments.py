@@ -45,6 +45,8 @@ BROKEN = TOP / "images" / "broken"
         (["show", "A", "B"], "B"),
         (["show", "--at", "newest", "IMAGES"], "newest"),
         (["show", "--pid", "0", "IMAGES"], "--pid"),
+        (["diff", "IMAGES", "1"], "'N'"),
+        (["diff", "IMAGES", "1", "newest"], "newest"),
         (["export"], "IMAGE_DIR"),
         (["export", "--at", "newest", "IMAGES"], "newest"),
         (["export", "--pid", "0", "IMAGES"], "--pid"),
