@@ -1,13 +1,12 @@
 """`ckpt diff`: what changed between two checkpoints of a chain."""
 
-import shlex
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import click
 
 from ckpt.cli.output import emit_json, json_option, progress, say
-from ckpt.cli.processes import file_as_json, mapping_as_json, printable
+from ckpt.cli.processes import file_as_json, mapping_as_json, printable, title_of
 from ckpt.engine.differing import Difference, ProcessChange, compare
 from ckpt.engine.examining import examine
 from ckpt.engine.portrait import FileView, MappingView, ProcessView
@@ -57,17 +56,13 @@ def command(as_json: bool, image_dir: str, before: int, after: int) -> None:
 
 def _iter_lines(difference: Difference) -> Iterator[str]:
     for one in difference.gone:
-        yield f"- process {_title(one)}"
+        yield f"- process {title_of(one)}"
     for one in difference.come:
-        yield f"+ process {_title(one)}"
+        yield f"+ process {title_of(one)}"
     for change in difference.common:
         lines = list(_iter_changes(change))
-        yield f"{'~' if lines else '='} process {_title(change.after)}"
+        yield f"{'~' if lines else '='} process {title_of(change.after)}"
         yield from (f"  {line}" for line in lines)
-
-
-def _title(one: ProcessView) -> str:
-    return f"{one.pid} {printable(shlex.join(one.command) or f'[{one.name}]')}"
 
 
 def _iter_changes(change: ProcessChange) -> Iterator[str]:

@@ -1,6 +1,5 @@
 """How the processes of an image are shown: as ps, pmap and lsof would show them."""
 
-import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from ckpt.cli.output import say
@@ -34,7 +33,7 @@ def say_processes(
                 f"(of {one.shares_memory_of})"
                 if one.shares_memory_of
                 else one.stored_pages * page_size // _KIB,
-                "  " * depths[one.pid] + printable(shlex.join(one.command) or f"[{one.name}]"),
+                "  " * depths[one.pid] + _command_of(one),
             )
         )
     for zombie in zombies:
@@ -55,8 +54,14 @@ def _depths(processes: Iterable[ProcessView]) -> Mapping[int, int]:
     return depths
 
 
-def _title(process: ProcessView) -> str:
-    return f"{process.pid}: {printable(shlex.join(process.command) or process.name)}"
+def title_of(process: ProcessView) -> str:
+    """Return pid and command, as they stand above what is told of a process."""
+    return f"{process.pid} {_command_of(process)}"
+
+
+def _command_of(process: ProcessView) -> str:
+    """Return the arguments, or what ps shows where they are not to be found."""
+    return printable(" ".join(process.command) or f"[{process.name}]")
 
 
 def printable(name: str) -> str:
@@ -71,7 +76,7 @@ def printable(name: str) -> str:
 
 def say_mappings(process: ProcessView, page_size: int) -> None:
     """Print the mappings of a process, with how much of each the image holds."""
-    say(_title(process))
+    say(title_of(process))
     say(_MAPPING.format("addresses", "", "kB", "stored kB", "zero kB", "file kB", "mapping"))
     for one in process.mappings:
         say(
@@ -89,7 +94,7 @@ def say_mappings(process: ProcessView, page_size: int) -> None:
 
 def say_files(process: ProcessView) -> None:
     """Print the descriptors of a process; those with the same number share a description."""
-    say(_title(process))
+    say(title_of(process))
     say(_FILE.format("fd", "", "kind", "offset", "open", "name"))
     say(_FILE.format("cwd", "", "directory", "", "", printable(process.directory)))
     say(_FILE.format("exe", "", "file", "", "", printable(process.executable)))

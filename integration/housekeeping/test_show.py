@@ -101,7 +101,7 @@ def test_for_people_the_tables_say_the_same(known):
     assert f"{seen['maps'][0][0]:x}-{seen['maps'][0][1]:x} r--p" in out
     assert any(re.match(rf" +{pid} +- +{pid} +{pid} +0 +R +2 ", row) for row in rows)
     assert any(re.match(r" +4u regular +0 +\d+  /memfd:kept$", row) for row in rows)
-    assert sum(row.startswith(f"{pid}: ") for row in rows) == 2
+    assert sum(row.startswith(f"{pid} /") for row in rows) == 2
 
 
 def test_a_tree_with_its_ended_ones_and_one_of_its_processes(tmp_path):
