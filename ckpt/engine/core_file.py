@@ -71,7 +71,7 @@ def export_core(
     memory = CoreMemory(examined, process)
     segments = plan_segments((area.vma, area.parts) for area in memory.areas)
     command_line = examined.command_line(process, PSARGS_BYTES)
-    notes = pack_notes(process, command_line, list(iter_mapped_files(process)))
+    notes = pack_notes(process, command_line, list(iter_mapped_files(examined, process)))
     notes_at = headers_size(len(segments))
     memory_at = -(-(notes_at + len(notes)) // PAGE_SIZE) * PAGE_SIZE
     size_bytes = memory_at + held_bytes(segments)

@@ -20,20 +20,19 @@ from collections.abc import Callable, Iterable, Iterator
 import attrs
 
 from ckpt.engine.core_segments import Mapped, Part, iter_private_parts
-from ckpt.engine.examining import Examined
+from ckpt.engine.examining import Examined, name_of_segment
 from ckpt.engine.records import ProcessImage
-from ckpt.errors import UsageError
+from ckpt.errors import ImageCorrupt, UsageError
 from ckpt.image.runs import Fate, ResolvedRuns
 from ckpt.kernel.arch import x86_64 as arch
 from ckpt.kernel.elf_core import ELF_MAGIC, MappedFile
 from ckpt.kernel.procfs import maps
-from ckpt.kernel.sysvipc import SEGMENT_PATH
 from ckpt.process import memory as process_memory
 from ckpt.resources.content import ContentRecord
 from ckpt.resources.file_identity import FileIdentity, describe_change
 from ckpt.resources.memory import MEMORY, MemoryRecord, VmaRecord, digest_of_vdso
 from ckpt.resources.sysv import SYSV
-from ckpt.resources.sysv_record import AttachmentRecord, SegmentRecord
+from ckpt.resources.sysv_record import AttachmentRecord, DataRecord, SegmentRecord
 from ckpt.tracker.spans import Spans, join
 from ckpt.units import AddrRange, Pid, RemoteAddr
 
@@ -170,12 +169,32 @@ class CoreMemory:
                 sink(offset_in_file + shift, raw[offset : offset + len_bytes])
 
     def _iter_attached(self) -> Iterator[Area]:
-        segments = _segments(self._examined)
+        segments = self._examined.segments()
         for one in self._process.resources[SYSV.name].attached:
             segment = segments.get(one.id) if one.end <= arch.USER_END else None
             yield Area(one, [(one.start, one.end, segment is not None)])
             if segment is not None:
-                self._copies.append(_copier_of_segment(one, segment))
+                self._copies.append(self._copier_of_segment(one, segment))
+
+    def _copier_of_segment(
+        self, one: AttachmentRecord, segment: SegmentRecord
+    ) -> Callable[[Sink], None]:
+        def copy(sink: Sink) -> None:
+            for data in segment.data:
+                raw = self._unpack(data)
+                shift = data.offset_bytes - one.offset_bytes
+                skipped = max(-shift, 0)
+                stop = max(one.end - one.start - shift, 0)
+                sink(one.start + shift + skipped, memoryview(raw)[skipped:stop])
+
+        return copy
+
+    def _unpack(self, data: DataRecord) -> bytes:
+        try:
+            return zlib.decompressobj().decompress(data.packed, data.len_bytes)
+        except zlib.error as error:
+            path = self._examined.reader.chain.manifest_path(self._examined.generation)
+            raise ImageCorrupt(str(path), f"a System V segment does not unpack: {error}") from error
 
 
 def _iter_held_of_file(runs: ResolvedRuns, parts: Iterable[Part]) -> Iterator[tuple[int, int]]:
@@ -243,30 +262,10 @@ def _copy_file(vma: VmaRecord, file: FileIdentity, spans: Spans, sink: Sink) -> 
         os.close(fd)
 
 
-def _segments(examined: Examined) -> dict[int, SegmentRecord]:
-    """Return the segments of a tree by their ids; each is told by the first process to have it."""
-    return {
-        segment.id: segment
-        for process in examined.tree.processes
-        for segment in process.resources[SYSV.name].segments
-    }
-
-
-def _copier_of_segment(one: AttachmentRecord, segment: SegmentRecord) -> Callable[[Sink], None]:
-    def copy(sink: Sink) -> None:
-        for data in segment.data:
-            raw = zlib.decompressobj().decompress(data.packed, data.len_bytes)
-            shift = data.offset_bytes - one.offset_bytes
-            skipped = max(-shift, 0)
-            stop = max(one.end - one.start - shift, 0)
-            sink(one.start + shift + skipped, memoryview(raw)[skipped:stop])
-
-    return copy
-
-
-def iter_mapped_files(process: ProcessImage) -> Iterator[MappedFile]:
+def iter_mapped_files(examined: Examined, process: ProcessImage) -> Iterator[MappedFile]:
     """Yield what NT_FILE tells, ascending."""
     memory: MemoryRecord = process.resources[MEMORY.name]
+    segments = examined.segments()
     yield from sorted(
         [
             *(
@@ -275,7 +274,12 @@ def iter_mapped_files(process: ProcessImage) -> Iterator[MappedFile]:
                 if vma.file >= 0
             ),
             *(
-                (one.start, one.end, one.offset_bytes, f"{SEGMENT_PATH}{one.id:08x}".encode())
+                (
+                    one.start,
+                    one.end,
+                    one.offset_bytes,
+                    name_of_segment(segments.get(one.id)).encode(),
+                )
                 for one in process.resources[SYSV.name].attached
             ),
         ]

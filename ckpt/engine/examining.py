@@ -6,12 +6,16 @@ For `core_file`, `differing` and `portrait`.
 import attrs
 
 from ckpt.engine.records import ProcessImage, TreeImage, decode_tree
-from ckpt.errors import NoGeneration, UsageError
+from ckpt.errors import ImageCorrupt, NoGeneration, UsageError
 from ckpt.image.chain import Chain
 from ckpt.image.reader import PageReader
-from ckpt.resources.content import CONTENTS, ContentRecord, ContentsRecord
+from ckpt.kernel.arch import x86_64 as arch
+from ckpt.kernel.sysvipc import SEGMENT_PATH
+from ckpt.resources.content import CONTENTS, ContentKind, ContentRecord, ContentsRecord
 from ckpt.resources.file_identity import FileIdentity
 from ckpt.resources.memory import MEMORY, MemoryRecord
+from ckpt.resources.sysv import SYSV
+from ckpt.resources.sysv_record import SegmentRecord
 from ckpt.units import AddrRange, GenerationNo, RemoteAddr
 
 
@@ -47,11 +51,19 @@ class Examined:
         for one in self.tree.processes:
             record: ContentsRecord = one.resources[CONTENTS.name]
             for content in record.contents:
-                if content.key == file.content or (
-                    not file.content and content.has_name and content.path == file.path
-                ):
+                # One that has its name, below /dev/shm, goes by that.
+                named = content.kind == ContentKind.POSIX_SHM and content.path == file.path
+                if named if not file.content else content.key == file.content:
                     return content
         return None
+
+    def segments(self) -> dict[int, SegmentRecord]:
+        """Return the System V segments that processes of the tree have attached, by their ids."""
+        return {
+            segment.id: segment
+            for process in self.tree.processes
+            for segment in process.resources[SYSV.name].segments
+        }
 
     def command_line(self, process: ProcessImage, max_bytes: int) -> bytes:
         """Return the arguments of a process, as they are in its memory: a NUL behind each.
@@ -81,6 +93,11 @@ class Examined:
 _SHOWN = 10
 
 
+def name_of_segment(segment: SegmentRecord | None) -> str:
+    """Return what /proc/PID/maps shows of an attached segment."""
+    return f"{SEGMENT_PATH}{segment.first_key if segment else 0:08x} (deleted)"
+
+
 def examine(chain: Chain, at: int | None) -> Examined:
     """Open generation `at` of a chain, None for the newest.
 
@@ -92,4 +109,9 @@ def examine(chain: Chain, at: int | None) -> Examined:
     if number is None:
         raise NoGeneration(str(chain.path), GenerationNo(0), "none yet")
     reader = PageReader(chain, number)
-    return Examined(reader, decode_tree(reader.manifest, str(chain.manifest_path(number))))
+    path = str(chain.manifest_path(number))
+    tree = decode_tree(reader.manifest, path)
+    size = reader.manifest.page_size
+    if size != arch.PAGE_SIZE:
+        raise ImageCorrupt(path, f"its pages have {size} bytes, its mappings {arch.PAGE_SIZE}")
+    return Examined(reader, tree)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import attrs
 
-from ckpt.engine.examining import Examined
+from ckpt.engine.examining import Examined, name_of_segment
 from ckpt.engine.records import ProcessImage
 from ckpt.image.runs import Fate, ResolvedRuns
 from ckpt.resources.content import ContentRecord
@@ -154,7 +154,7 @@ def _portray(
     first = process.threads[0]
     credentials = first.resources[CREDENTIALS.name]
     command = examined.command_line(process, _MAX_COMMAND_BYTES)
-    mappings = [*_iter_mappings(examined, process), *_iter_attached(process)]
+    mappings = [*_iter_mappings(examined, process), *_iter_attached(examined, process)]
     return ProcessView(
         pid=int(process.pid),
         parent=int(process.place.parent),
@@ -235,15 +235,16 @@ def _name_of_mapping(
     return "[heap]" if vma.start < mm.brk and mm.start_brk < vma.end else ""
 
 
-def _iter_attached(process: ProcessImage) -> Iterator[MappingView]:
+def _iter_attached(examined: Examined, process: ProcessImage) -> Iterator[MappingView]:
     record: SysvRecord = process.resources[SYSV.name]
+    segments = examined.segments()
     for one in record.attached:
         yield MappingView(
             start=one.start,
             end=one.end,
             access=_access(one.prot, shared=True),
             offset_bytes=one.offset_bytes,
-            name=f"System V segment {one.id}",
+            name=name_of_segment(segments.get(one.id)),
             stored_pages=0,
             zero_pages=0,
             file_pages=0,
