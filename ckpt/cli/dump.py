@@ -1,9 +1,12 @@
 """`ckpt dump`: add a checkpoint of a running process to an image directory."""
 
+import os
+
 import attrs
 import click
 
 from ckpt.cli.capturing import ghost_limit_option, pid_option, tracker_option
+from ckpt.cli.metrics import Metrics, metrics_option
 from ckpt.cli.names import parse_external
 from ckpt.cli.output import emit_json, json_option, note, say
 from ckpt.engine.convergence import DEFAULT_BUDGET_MS
@@ -64,6 +67,7 @@ Example:
     help="With --kill: run COMMAND when everything is on disk and the process stands still, to take"
     " its address from this host. Its packets are not held here afterwards: it goes elsewhere.",
 )
+@metrics_option
 @json_option
 @click.argument("image_dir")
 def command(
@@ -76,6 +80,7 @@ def command(
     ghost_limit_bytes: int,
     external: tuple[str, ...],
     on_departure: str,
+    metrics: Metrics,
     as_json: bool,
     image_dir: str,
 ) -> None:
@@ -94,7 +99,15 @@ def command(
         external=external,
         on_departure=on_departure,
     )
-    result = dump(pid, image_dir, options)
+    with metrics.of(command="dump", image_dir=os.path.abspath(image_dir)) as figures:
+        result = dump(pid, image_dir, options)
+        figures |= {
+            "freeze_seconds": result.freeze_ms / 1000,
+            "wall_seconds": result.wall_ms / 1000,
+            "bytes": result.stored_bytes,
+            "pages": result.pages.data,
+            "generation": result.generation,
+        }
     if incremental and result.reason:
         note(f"full checkpoint: {result.reason}")
     for warning in result.warnings:

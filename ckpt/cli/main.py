@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ckpt.cli.logs import log_options, stop_listening
 from ckpt.cli.output import discard_stdout, emit_json, note, stdout_reader_is_gone
 from ckpt.errors import CkptError, HostFull, UsageError
 
@@ -74,6 +75,8 @@ class LazyGroup(click.Group):
         command = module.command
         if not isinstance(command, click.Command):
             raise TypeError(f"{module.__name__}.command is no click command")
+        if not any(param.name == "log_level" for param in command.params):
+            command.params.extend(log_options())
         if ctx.resilient_parsing:  # a shell asks what words could become
             from ckpt.cli.completing import teach
 
@@ -175,6 +178,8 @@ def run(group: click.Group, args: Sequence[str]) -> int:
     except KeyboardInterrupt:
         note("interrupted")
         return EXIT_INTERRUPTED
+    finally:
+        stop_listening()
 
 
 def _invoke(group: click.Group, args: Sequence[str]) -> int:
@@ -198,7 +203,7 @@ def _usage_sentence(error: click.ClickException) -> str:
 
 
 def _tell(code: str, sentence: str, exit_code: int, args: Sequence[str]) -> int:
-    note(sentence)
+    note(sentence, "error")
     # Not from the parsed options: they are unknown if the command line is what is wrong.
     if "--json" in takewhile(lambda arg: arg != "--", args):
         # If stdout is what is wrong, the sentence on stderr has to do.

@@ -5,6 +5,7 @@ import sys
 import click
 
 from ckpt.cli.capturing import ghost_limit_option, pid_option, tracker_option
+from ckpt.cli.metrics import Metrics, metrics_option
 from ckpt.cli.output import emit_json, json_option, note, say
 from ckpt.cli.peers import dial_options, make_dialer, read_certificates
 from ckpt.errors import UsageError
@@ -103,6 +104,7 @@ def _parse_compress(_ctx: click.Context, _param: click.Parameter, value: str) ->
 )
 @tracker_option
 @ghost_limit_option
+@metrics_option
 @json_option
 def command(
     pid: int,
@@ -124,6 +126,7 @@ def command(
     compress: Compression,
     tracker: str,
     ghost_limit_bytes: int,
+    metrics: Metrics,
     as_json: bool,
 ) -> None:
     """Move a process, with all its descendants, to another host.
@@ -149,7 +152,14 @@ def command(
         compression=compress,
     )
     tell_round = _tell_round_as_json if as_json else _tell_round
-    result = migrate(pid, dialer, options, tell=note, tell_round=tell_round)
+    with metrics.of(command="migrate", to=to) as figures:
+        result = migrate(pid, dialer, options, tell=note, tell_round=tell_round)
+        figures |= {
+            "freeze_seconds": result.downtime_ms / 1000,
+            "wall_seconds": result.wall_ms / 1000,
+            "bytes": result.sent_bytes,
+            "pages": sum(done.n_pages for done in result.rounds),
+        }
     for warning in result.warnings:
         note(warning)
     if as_json:

@@ -8,9 +8,9 @@ import os
 import select
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Literal, Protocol
 
 import click
 
@@ -20,6 +20,9 @@ json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object on standard output."
 )
 """The `--json` of every command; arrives as the argument `as_json`."""
+
+listener: Callable[[str, Literal["error", "warning"]], None] | None = None
+"""Takes what `note` is given instead of stderr, if there is one (`--log-json`)."""
 
 PROGRESS_AFTER_S = 0.5
 """Work that is done by then shows no progress, and does not pay for importing rich (60 ms)."""
@@ -95,9 +98,12 @@ def discard_stdout() -> None:
     os.close(null_fd)
 
 
-def note(sentence: str) -> None:
+def note(sentence: str, kind: Literal["error", "warning"] = "warning") -> None:
     """Write a sentence for the user (an error, a warning, a reason) to stderr."""
-    click.echo(f"ckpt: {sentence}", err=True)
+    if listener is not None:
+        listener(sentence, kind)
+    else:
+        click.echo(f"ckpt: {sentence}", err=True)
 
 
 @contextmanager

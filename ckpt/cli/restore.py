@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from ckpt.cli.metrics import Metrics, metrics_option
 from ckpt.cli.names import Inherit, parse_inherit
 from ckpt.cli.output import emit_json, json_option, note, say
 from ckpt.image.access import Access
@@ -78,6 +79,7 @@ Example:
     help="Take an image that another user owns or can write to: the process runs what he put there,"
     " with the rights that he put there.",
 )
+@metrics_option
 @json_option
 @click.argument("image_dir")
 def command(
@@ -91,6 +93,7 @@ def command(
     on_arrival: str,
     new_pids: bool,
     trust_image: bool,
+    metrics: Metrics,
     as_json: bool,
     image_dir: str,
 ) -> int:
@@ -102,6 +105,9 @@ def command(
     """
     access = Access(trusts_anybody=trust_image)
     with contextlib.ExitStack() as stack:
+        figures = stack.enter_context(
+            metrics.of(command="restore", image_dir=os.path.abspath(image_dir))
+        )
         ahead = None if lazy else _begin_to_check(image_dir, at, access)
         if ahead is not None:
             stack.enter_context(ahead)
@@ -119,6 +125,10 @@ def command(
             tcp_close=tcp_close,
         )
         result = restore(image_dir, at, options, lazy=lazy, ahead=ahead, access=access)
+        figures |= {
+            "wall_seconds": result.restore_ms / 1000,
+            "generation": result.generation,
+        }
     for warning in result.warnings:
         note(warning)
     if as_json:

@@ -22,6 +22,7 @@ from ckpt.engine.copying import Copy
 from ckpt.engine.hooks import run_hook
 from ckpt.engine.members import Members
 from ckpt.engine.records import encode_tree
+from ckpt.engine.steps import Steps
 from ckpt.engine.taking import Taking
 from ckpt.errors import HostFull, TargetGone, UsageError
 from ckpt.image.chain import Chain
@@ -128,6 +129,7 @@ def _dump(
     root: Pid, directory: Path, options: DumpOptions, mounts: tuple[Mount, ...], started_s: float
 ) -> DumpResult:
     """Do so from where the paths of the tree lead."""
+    steps = Steps("dump")
     features = probe_features()
     tracker = choose_tracker(options.tracker, features)
     looked = examine(
@@ -142,6 +144,7 @@ def _dump(
             mounts=mounts,
         ),
     )
+    steps.done("looking", processes=len(looked.targets))
     chain = Chain.create_or_open(directory)
     with chain.lock(), contextlib.ExitStack() as stack:
         members = Members(root, tracker, features, stack)
@@ -155,6 +158,7 @@ def _dump(
             if plan.parent is not None:
                 parent = PageReader(chain, plan.parent)
                 members.hold(parent.manifest)
+            steps.done("deciding", tracker=tracker, parent=plan.parent, reason=plan.reason)
             taking = Taking(
                 looked=looked,
                 members=members,
@@ -167,7 +171,13 @@ def _dump(
             stack.callback(taking.forget)
             # Nobody waits for a process that ends with its dump.
             outcome = taking.rounds().run(None if options.kill else Budget(options.max_freeze_ms))
+            steps.done("copying while it runs", rounds=len(outcome.rounds))
+            steps.hold()
+            stack.callback(steps.release)
             with taking.take(outcome) as taken:
+                if not options.kill:
+                    steps.release()
+                steps.done("freezing and taking", frozen_ms=round(taking.stopped_ms, 3))
                 manifest = writer.commit(
                     spaces=taken.spaces,
                     records=encode_tree(taken.image),
@@ -177,6 +187,7 @@ def _dump(
                     freeze_ms=taking.stopped_ms + (taken.standing_ms if options.kill else 0),
                     wall_ms=(time.monotonic() - started_s) * 1000,
                 )
+                steps.done("committing", bytes=manifest.stored_bytes)
                 if options.kill:
                     run_hook("--on-departure", options.on_departure, _STAYS, CKPT_PID=root)
                     taken.doom()

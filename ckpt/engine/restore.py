@@ -21,6 +21,7 @@ from ckpt.engine.lazy_pages import ImagePages
 from ckpt.engine.postponing import alone_in_memory
 from ckpt.engine.records import ProcessImage, TreeImage, decode_tree
 from ckpt.engine.standing import contents_of, standing
+from ckpt.engine.steps import Steps
 from ckpt.errors import NoGeneration
 from ckpt.image.access import Access
 from ckpt.image.ahead import Ahead
@@ -77,6 +78,7 @@ def restore(
         HostError: the kernel or the user lacks something.
     """
     started_s = time.monotonic()
+    steps = Steps("restore")
     warnings: list[str] = []
     options = options or RestoreOptions()
     options = attrs.evolve(options, warn=warnings.append)
@@ -85,6 +87,7 @@ def restore(
     with chain.in_use():
         number = _number(chain, at)
         reader, tree, parts = _verify(chain, number, ahead, lazy=lazy)
+        steps.done("verifying", generation=number, processes=len(tree.processes))
         building = Building(tree, parts, reader, probe_features(), warnings.append)
         if has_own_mounts(tree.root.resources):
             # From there only a relative path leads back here.
@@ -95,10 +98,14 @@ def restore(
             options = attrs.evolve(options, contents=contents.paths)
             if lazy:
                 verify_frames(chain, reader, contents.resolve(reader))
+            steps.hold()
             with standing(building, contents, options) as stands:
+                steps.done("building")
                 stands.finish()
                 stands.arm(chain.chain_id)
                 stands.let_go()
+            steps.done("finishing")
+            steps.release()
     restore_ms = (time.monotonic() - started_s) * 1000
     return RestoreResult(stands.root, number, restore_ms, tuple(warnings))
 

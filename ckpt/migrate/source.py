@@ -26,6 +26,7 @@ from ckpt.engine.live import Outcome
 from ckpt.engine.members import Members
 from ckpt.engine.postponing import waiting_mappings
 from ckpt.engine.records import TreeImage, encode_tree
+from ckpt.engine.steps import Steps
 from ckpt.engine.taking import Taking
 from ckpt.errors import HookFailed, NotMoved, TreeLost
 from ckpt.image.format import FORMAT_VERSION, Kind, Manifest, PageFile, encode_manifest
@@ -183,6 +184,7 @@ def migrate(
             here, unless the error says otherwise (`TreeLost`).
     """
     started_s = time.monotonic()
+    steps = Steps("migrate")
     options = options or MigrateOptions()
     root = reachable_as(Pid(pid))
     refuse_untouchable(root)
@@ -190,6 +192,7 @@ def migrate(
     features = probe_features()
     tracker = TrackerName.FULL if options.lazy else choose_tracker(options.tracker, features)
     with dialer.open() as channel, contextlib.ExitStack() as stack:
+        steps.done("connecting")
         work = _Work(root, options, features, tracker, channel, carrier)
         looked = examine(root, features, work.capture_options(kill=False))
         members = Members(root, tracker, features, stack)
@@ -198,13 +201,16 @@ def migrate(
             if each not in of_memory:
                 members.add(each)
         members.take_over()
+        steps.done("looking", processes=len(looked.targets), tracker=tracker)
         sender = Sender(channel, mmap.PAGESIZE, options.compression)
         stack.callback(sender.close)
         taking = _begin(work, looked, members, sender)
         stack.callback(taking.forget)
         hand_over_takes = _offer(work, taking)
+        steps.done("offering")
         taking.look_again(work.capture_options(kill=True))
         outcome, expected_ms = _copy_running(work, taking, sender, hand_over_takes, tell_round)
+        steps.done("copying while it runs", rounds=len(outcome.rounds))
         # If we are killed: who tells there what became of it here.
         undo = partial(run_return, options.on_return, tell, pid)
         departing = _Departing(work, tell)
@@ -228,6 +234,7 @@ def migrate(
             running, downtime_ms = hand_over(
                 channel, dialer, taken, witness, tell, waiting if options.lazy else None
             )
+        steps.done("handing over", downtime_ms=round(downtime_ms, 3))
         warnings = [*taking.warnings, *running.warnings]
         warnings += [said for moved in taken.tree.at_moved if (said := moved())]
     return MigrateResult(
