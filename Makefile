@@ -100,6 +100,12 @@ rules: $(STAMP) ## What the repository promises about itself
 format: $(STAMP) ## Format the code in place
 	@$(BIN)/ruff format --quiet .
 
+.PHONY: man
+man: $(STAMP) ## Make the manual page, build/man/ckpt.1
+	@mkdir -p build/man
+	@$(BIN)/python -m ckpt.cli.manual >build/man/ckpt.1
+	@ls build/man/ckpt.1
+
 .PHONY: wheel
 wheel: $(STAMP) ## Build the wheel into dist/
 	@$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
