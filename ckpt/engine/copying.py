@@ -10,7 +10,8 @@ from typing import Protocol
 
 import attrs
 
-from ckpt.engine.pages import Copied, Stream, covered
+from ckpt.engine.pages import covered
+from ckpt.engine.stream import Copied, Stream
 from ckpt.errors import TargetGone
 from ckpt.image.pipeline import Release
 from ckpt.image.reader import PageReader
@@ -120,6 +121,7 @@ class Copy:
             spans += kept
             self._read.append(_Chunk(buffer, len_bytes, pool))
             self.store_all()
+        self.stream.keep_up(space, self.page_size)
         self._sink.drain()
         return join(spans)
 

@@ -54,12 +54,20 @@ def plan_fill(wanted: ResolvedRuns, keep: Spans, inherited: Inheritance) -> Page
 
 def stored(runs: ResolvedRuns) -> Spans:
     """Return the pages that the image holds the content of."""
-    size = runs.page_size
-    return join(
-        (start, start + n * size)
-        for start, n, fate in zip(runs.starts, runs.n_pages, runs.fates, strict=True)
-        if fate == Fate.DATA
-    )
+    size, data = runs.page_size, int(Fate.DATA)
+    found: Spans = []
+    first = last = 0
+    for start, n, fate in zip(runs.starts, runs.n_pages, runs.fates, strict=True):
+        if fate != data:
+            continue
+        if start != last:
+            if last:
+                found.append((first, last))
+            first = start
+        last = start + n * size
+    if last:
+        found.append((first, last))
+    return found
 
 
 def same_pages(left: ResolvedRuns, right: ResolvedRuns) -> Spans:

@@ -9,19 +9,19 @@
 Nothing here runs once per page: fates come in runs. `copying` moves the pages.
 """
 
-from collections.abc import Iterable
+from bisect import bisect_left
+from itertools import compress, count, islice
+from operator import ne
 
 import attrs
 
+from ckpt.engine.stream import Copies
 from ckpt.image.runs import Fate, RunTable, RunTableBuilder
 from ckpt.kernel.procfs import maps
 from ckpt.resources.memory import MemoryRecord, iter_own_vmas
 from ckpt.tracker.base import Scan
-from ckpt.tracker.spans import Own, Spans, intersect, join, subtract, total_bytes
+from ckpt.tracker.spans import Own, Spans, intersect, join, subtract
 from ckpt.units import Pid
-
-Copies = list[tuple[int, int, int]]
-"""Where copied pages are: start and end of their addresses, ordinal of the first in the stream."""
 
 
 def read_own_mappings(pid: Pid) -> Own:
@@ -111,113 +111,6 @@ class Held:
         return copied, subtract(self.pages, copied)
 
 
-@attrs.frozen(slots=True, repr=False)
-class Copied:
-    """What was copied of one address space in one go, one page after the other."""
-
-    space: str
-    spans: Spans
-    """Ascending; shorter than asked for where the process has unmapped something meanwhile."""
-
-
-@attrs.frozen(slots=True, repr=False)
-class Alias:
-    """What was not copied of an address space: the copies of another one's pages stand for it.
-
-    It stands in the stream without a page, behind those copies. See `sharing`.
-    """
-
-    space: str
-    spans: Spans
-    source: str
-    """Whose pages they are, at the same addresses: the newest before this."""
-
-
-class Stream:
-    """All that was copied, of all address spaces, in the order of the page stream."""
-
-    def __init__(self, entries: Iterable[Copied | Alias] = ()) -> None:
-        """Begin with some."""
-        self._entries: list[Copied | Alias] = []
-        # As many processes, as many entries: who asks for its own does not walk those of others.
-        self._by_space: dict[str, list[int]] = {}
-        self._firsts: list[int] = []
-        for entry in entries:
-            self.append(entry)
-
-    def append(self, entry: Copied | Alias) -> None:
-        """Add what comes next; the spans of the one before are complete."""
-        self._by_space.setdefault(entry.space, []).append(len(self._entries))
-        self._entries.append(entry)
-
-    def __len__(self) -> int:
-        """Return how many there are."""
-        return len(self._entries)
-
-    def __getitem__(self, index: int) -> Copied | Alias:
-        """Return one of them."""
-        return self._entries[index]
-
-    def of(self, space: str) -> list[tuple[int, Copied | Alias]]:
-        """Return those of one address space, each with its number among all."""
-        return [(index, self._entries[index]) for index in self._by_space.get(space, ())]
-
-    def first_page(self, index: int, page_size: int) -> int:
-        """Return the ordinal of the first page of an entry, behind which none will be changed."""
-        firsts = self._firsts
-        while len(firsts) <= index:
-            before = self._entries[len(firsts) - 1] if firsts else None
-            n_bytes = total_bytes(before.spans) if isinstance(before, Copied) else 0
-            firsts.append((firsts[-1] if firsts else 0) + n_bytes // page_size)
-        return firsts[index]
-
-
-def find_newest(stream: Stream, space: str, held: Spans, page_size: int) -> Copies:
-    """Return where in the page stream the newest copy of each held page is, by address.
-
-    Args:
-        stream: all that was copied, of all address spaces, in the order of the page stream.
-        space: whose pages.
-        held: the pages wanted; each was copied once at least.
-        page_size: in bytes.
-    """
-    copies: Copies = []
-    looking = [(len(stream), space, held)]
-    while looking:
-        end, wanted_space, wanted = looking.pop()
-        for index, copied in reversed(stream.of(wanted_space)):
-            if index >= end or not wanted:
-                continue
-            if isinstance(copied, Copied):
-                first = stream.first_page(index, page_size)
-                copies += _locate(copied.spans, first, wanted, page_size)
-            else:
-                looking.append((index, copied.source, intersect(wanted, copied.spans)))
-            wanted = subtract(wanted, copied.spans)
-    return sorted(copies)
-
-
-def all_copied(stream: Stream, space: str) -> Spans:
-    """Return all that was copied of an address space."""
-    return join(span for _, copied in stream.of(space) for span in copied.spans)
-
-
-def _locate(spans: Spans, first: int, wanted: Spans, page_size: int) -> Copies:
-    copies: Copies = []
-    source = first
-    index = 0
-    for start, end in spans:
-        while index < len(wanted) and wanted[index][1] <= start:
-            index += 1
-        at = index
-        while at < len(wanted) and wanted[at][0] < end:
-            part, stop = max(start, wanted[at][0]), min(end, wanted[at][1])
-            copies.append((part, stop, source + (part - start) // page_size))
-            at += 1
-        source += (end - start) // page_size
-    return copies
-
-
 def build_runs(memory: MemoryRecord, copies: Copies, parent: Spans, page_size: int) -> RunTable:
     """Return the run table of one address space: every page of every mapping has a fate.
 
@@ -228,27 +121,53 @@ def build_runs(memory: MemoryRecord, copies: Copies, parent: Spans, page_size: i
         page_size: in bytes.
     """
     builder = RunTableBuilder(page_size)
-    fates = sorted(
-        [(start, end, Fate.DATA, source) for start, end, source in copies]
-        + [(start, end, Fate.PARENT, 0) for start, end in parent]
-    )
+    pieces = copies
+    if parent:
+        pieces = sorted([*copies, *((start, end, _IN_PARENT) for start, end in parent)])
     index = 0
     for vma in memory.vmas:
         if vma.special:
             continue
-        rest = Fate.FILE if vma.file >= 0 else Fate.ZERO
-        at = vma.start
-        while index < len(fates) and fates[index][0] < vma.end:
-            first, end, fate, source = fates[index]
-            stop = min(end, vma.end)
-            start = max(first, vma.start)
-            if fate is Fate.DATA:
-                source += (start - first) // page_size
-            builder.add(at, (start - at) // page_size, rest)
-            builder.add(start, (stop - start) // page_size, fate, source)
-            at = stop
-            if end > vma.end:
-                break
+        while index < len(pieces) and pieces[index][1] <= vma.start:
             index += 1
-        builder.add(at, (vma.end - at) // page_size, rest)
+        behind = bisect_left(pieces, (vma.end,), index)
+        own = pieces[index:behind]
+        if own:
+            own[0] = _cut(own[0], vma.start, own[0][1], page_size)
+            own[-1] = _cut(own[-1], own[-1][0], vma.end, page_size)
+        rest = Fate.FILE if vma.file >= 0 else Fate.ZERO
+        _add(builder, own, (vma.start, vma.end), rest)
+        index = max(index, behind - 1)
     return builder.build()
+
+
+_IN_PARENT = -1
+"""Instead of an ordinal in the stream."""
+
+
+def _cut(piece: tuple[int, int, int], start: int, end: int, page_size: int) -> tuple[int, int, int]:
+    """Return what of a piece lies between two addresses."""
+    first, last, source = piece
+    start, end = max(first, start), min(last, end)
+    if source != _IN_PARENT:
+        source += (start - first) // page_size
+    return start, end, source
+
+
+def _add(builder: RunTableBuilder, pieces: Copies, span: tuple[int, int], rest: Fate) -> None:
+    """Add the runs of one mapping: pieces of it, and `rest` between them.
+
+    There are many, and all of this falls into the downtime of a migration: those without a hole
+    between them are added at once.
+    """
+    at, end = span
+    if pieces:
+        starts, ends, sources = zip(*pieces, strict=True)
+        holes = compress(count(1), map(ne, islice(starts, 1, None), ends))
+        first = 0
+        for behind in (*holes, len(pieces)):
+            builder.add_pages(at, starts[first], rest)
+            part = slice(first, behind)
+            builder.extend(starts[part], ends[part], sources[part])
+            at, first = ends[behind - 1], behind
+    builder.add_pages(at, end, rest)

@@ -114,7 +114,9 @@ class Prefilled:
             wanted: its pages.
         """
         keep = plan_remapping(self.mapped, mappings_of(record)).keep
-        self._read(subtract(intersect(self.there, stored(wanted)), keep))
+        # As a rule nothing: then nobody looks at what is wanted, which is long.
+        if lost := subtract(self.there, keep):
+            self._read(intersect(lost, stored(wanted)))
 
     def move_out(self, wanted: ResolvedRuns) -> None:
         """Read all that is there: the process will be made anew, and its memory written again.

@@ -40,7 +40,7 @@ import attrs
 
 from ckpt.engine.copying import Copy
 from ckpt.engine.members import Member
-from ckpt.engine.pages import Alias, all_copied
+from ckpt.engine.stream import Alias, all_copied
 from ckpt.errors import TargetGone
 from ckpt.kernel import pagemap
 from ckpt.kernel.features import Features

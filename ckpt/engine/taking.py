@@ -35,9 +35,7 @@ from ckpt.engine.live import Outcome, Rounds
 from ckpt.engine.members import Member, Members
 from ckpt.engine.numbering import read_numbers, renumber
 from ckpt.engine.pages import (
-    all_copied,
     build_runs,
-    find_newest,
     own_mappings,
     spans_without_twin,
     untrusted_spans,
@@ -45,6 +43,7 @@ from ckpt.engine.pages import (
 from ckpt.engine.postponing import postpone
 from ckpt.engine.records import ProcessImage, TreeImage
 from ckpt.engine.sharing import Found, Sharing, Wanting
+from ckpt.engine.stream import all_copied, find_newest
 from ckpt.engine.taken import Taken
 from ckpt.engine.tracking import attach_each
 from ckpt.image.reader import PageReader

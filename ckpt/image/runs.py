@@ -16,9 +16,9 @@ becomes an object only when one is asked for.
 import enum
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
-from itertools import islice
-from operator import gt
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import compress, islice
+from operator import add, gt
 from typing import Self
 
 import attrs
@@ -69,6 +69,11 @@ class ResolvedRun:
     fate: Fate
     generation: GenerationNo
     source: int
+
+
+_PARENT, _DATA = int(Fate.PARENT), int(Fate.DATA)
+_IS_DATA = bytes(value == Fate.DATA for value in range(256))
+_IS_NO_DATA = bytes(value != Fate.DATA for value in range(256))
 
 
 def _find(starts: "array[int]", n_pages: "array[int]", page_size: int, addr: int) -> int | None:
@@ -190,7 +195,8 @@ class RunTable:
             raise ValueError("a run has no pages")
         if any(start % self.page_size for start in starts):
             raise ValueError(f"a run does not start at a multiple of {self.page_size}")
-        ends = [start + n * self.page_size for start, n in zip(starts, n_pages, strict=True)]
+        size = self.page_size
+        ends = [start + n * size for start, n in zip(starts, n_pages, strict=True)]
         if any(map(gt, ends, islice(starts, 1, None))) or ends[-1] > ADDRESS_LIMIT:
             raise ValueError("runs overlap, are out of order, or leave the address space")
         self._validate_fates(n_stream_pages, parent_allowed=parent_allowed)
@@ -200,15 +206,13 @@ class RunTable:
             raise ValueError(f"a run has the unknown fate {max(self.fates)}")
         if not parent_allowed and min(self.fates) == Fate.PARENT:
             raise ValueError("a full generation has a run that refers to a parent")
-        for fate, n, source in zip(self.fates, self.n_pages, self.sources, strict=True):
-            if fate == Fate.DATA:
-                if source + n > n_stream_pages:
-                    raise ValueError(
-                        f"a run wants pages {source} to {source + n} of a page stream of"
-                        f" {n_stream_pages}"
-                    )
-            elif source:
-                raise ValueError(f"a run of fate {Fate(fate).name} has a source")
+        is_data = self.fates.tobytes().translate(_IS_DATA)
+        ends = map(add, compress(self.sources, is_data), compress(self.n_pages, is_data))
+        end = max(ends, default=0)
+        if end > n_stream_pages:
+            raise ValueError(f"a run wants page {end - 1} of a page stream of {n_stream_pages}")
+        if any(compress(self.sources, self.fates.tobytes().translate(_IS_NO_DATA))):
+            raise ValueError("a run without pages in the page stream has a source")
 
 
 class RunTableBuilder:
@@ -247,6 +251,31 @@ class RunTableBuilder:
             table.fates.append(fate)
             table.sources.append(source)
         self._end = start + n_pages * table.page_size
+
+    def add_pages(self, start: int, end: int, fate: Fate) -> None:
+        """Append a run without pages in the stream, up to an address; an empty one is ignored."""
+        self.add(start, (end - start) // self._table.page_size, fate)
+
+    def extend(self, starts: Sequence[int], ends: Sequence[int], sources: Sequence[int]) -> None:
+        """Append runs that follow each other without a hole; only the first is joined to others.
+
+        Args:
+            starts: byte addresses.
+            ends: byte addresses.
+            sources: as for `add`, of `DATA`; negative: `PARENT`.
+        """
+        table = self._table
+        size = table.page_size
+        fates = [_PARENT if source < 0 else _DATA for source in sources]
+        if _PARENT in fates:
+            sources = [max(source, 0) for source in sources]
+        self.add(starts[0], (ends[0] - starts[0]) // size, Fate(fates[0]), sources[0])
+        rest = islice(zip(starts, ends, strict=True), 1, None)
+        table.n_pages.extend([(end - start) // size for start, end in rest])
+        table.starts.extend(islice(starts, 1, None))
+        table.fates.extend(islice(fates, 1, None))
+        table.sources.extend(islice(sources, 1, None))
+        self._end = ends[-1]
 
     def build(self) -> RunTable:
         """Return the table; the builder must not be used afterwards."""
@@ -393,6 +422,8 @@ def overlay(
         The resolved runs, and the ranges that `table` takes from a parent that does not have them
         (empty unless the chain is broken).
     """
+    if Fate.PARENT not in table.fates:
+        return unresolved(table, generation), []
     out = ResolvedRuns.empty(table.page_size)
     if below is None:
         below = ResolvedRuns.empty(table.page_size)

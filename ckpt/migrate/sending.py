@@ -7,7 +7,7 @@ was read (`engine.copying.Copy.stream`) tells it: the frames hold just these pag
 from array import array
 from collections.abc import Iterator
 
-from ckpt.engine.pages import Alias, Stream
+from ckpt.engine.stream import Alias, Stream
 from ckpt.image.pages import EncodedFrame, FrameTable
 from ckpt.image.pipeline import Compression, FramePipeline, Release
 from ckpt.migrate.channel import Channel

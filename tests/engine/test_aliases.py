@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckpt.engine.pages import Alias, Copied, Stream, all_copied, find_newest
+from ckpt.engine.stream import Alias, Copied, Stream, all_copied, find_newest
 from ckpt.tracker.spans import join, total_bytes
 
 PAGE = 4096

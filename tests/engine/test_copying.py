@@ -18,7 +18,8 @@ from ckpt.engine.copying import (
     Pool,
     iter_chunks,
 )
-from ckpt.engine.pages import Copied, Stream, build_runs, find_newest
+from ckpt.engine.pages import build_runs
+from ckpt.engine.stream import Copied, Stream, find_newest
 from ckpt.image.reader import PageReader
 from ckpt.image.runs import Fate
 from ckpt.tracker.spans import join, subtract

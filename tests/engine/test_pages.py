@@ -4,15 +4,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckpt.engine.pages import (
-    Copied,
     Held,
-    Stream,
     build_runs,
     covered,
-    find_newest,
     own_mappings,
     untrusted_spans,
 )
+from ckpt.engine.stream import Copied, Stream, find_newest
 from ckpt.image.runs import Fate
 from ckpt.tracker.base import Scan
 from ckpt.tracker.spans import join
@@ -67,15 +65,19 @@ def test_what_was_copied_is_not_the_parents(parent, scans):
     assert pages(left) == {page for page, who in holder.items() if who == "parent"}
 
 
-@given(st.lists(numbers, max_size=5), numbers)
-def test_the_newest_copy_counts(rounds, wanted):
+@given(st.lists(numbers, max_size=5), numbers, st.booleans())
+def test_the_newest_copy_counts(rounds, wanted, keeps_up):
     """As if each round were put down page by page over those before it."""
     newest = {}
     for number, page in enumerate(page for copied in rounds for page in sorted(copied)):
         newest[page] = number
     held = wanted & newest.keys()
-    stream = [Copied("mm-1", spans_of(copied)) for copied in rounds]
-    copies = find_newest(Stream(stream), "mm-1", spans_of(held), PAGE)
+    stream = Stream()
+    for copied in rounds:
+        stream.append(Copied("mm-1", spans_of(copied)))
+        if keeps_up:
+            stream.keep_up("mm-1", PAGE)
+    copies = find_newest(stream, "mm-1", spans_of(held), PAGE)
     assert copies == sorted(copies)
     found = {
         start // PAGE + n: source + n

@@ -92,7 +92,7 @@ def test_validate_accepts_the_whole_address_space():
         ([(0, 1, 4, 0)], "unknown fate"),
         ([(0, 1, Fate.PARENT, 0)], "refers to a parent"),
         ([(0, 2, Fate.DATA, 9)], "page stream of 10"),
-        ([(0, 2, Fate.ZERO, 1)], "ZERO has a source"),
+        ([(0, 2, Fate.ZERO, 1)], "has a source"),
         ([(0.5, 1, Fate.ZERO, 0)], "multiple of 4096"),
     ],
 )
