@@ -75,9 +75,12 @@ class Prefilled:
         self._make_room(subtract(ahead, near(self._room, wanted)))
         ahead = subtract(ahead, near(self.aside, wanted))
         self._new += ahead
+        if ahead == wanted:
+            return [(RemoteAddr(start), at, end - start) for start, end, at in places]
         pieces: list[Piece] = []
         for start, end, at in places:
-            for first, last in intersect([(start, end)], ahead):
+            place = [(start, end)]
+            for first, last in intersect(place, near(ahead, place)):
                 pieces.append((RemoteAddr(first), at + first - start, last - first))
         return pieces
 
