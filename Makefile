@@ -55,6 +55,10 @@ random-cuts: $(STAMP) ## Cut or kill 100 migrations at random (ARGS="--runs 1000
 	@$(PACKAGES) $(TEST_PACKAGES)
 	@$(BIN)/python -m integration.migrate.random_cuts $(ARGS)
 
+.PHONY: damage
+damage: $(STAMP) ## Damage the files of a chain in 10,000 ways; each must be told (some minutes)
+	@CKPT_DAMAGES=10000 $(BIN)/python -m pytest --timeout 3600 tests/image/test_damage.py
+
 .PHONY: kernels
 kernels: $(STAMP) ## Run the tracker tests under other kernels, in qemu
 	@$(PACKAGES) $(KERNELS_PACKAGES)

@@ -26,8 +26,7 @@ BRANCHED = [*HISTORY, (1, {"mm": [parent(0, 11)]}), (3, {"mm": [parent(0, 11)]})
 STEPS = STEPS_OF_WRITING | {"link_file", "remove_file", "remove_temporary"}
 JOBS = {
     "squash": (partial(squash, number=3), {0, 1, 3, 4, 5}),
-    "prune to the last": (partial(prune, retention=Retention(keep_last=1)), {5}),
-    "prune by time": (partial(prune, retention=Retention(1, 2.0)), {1, 3, 5}),
+    "prune": (partial(prune, retention=Retention(1, 2.0)), {1, 3, 5}),
 }
 
 
