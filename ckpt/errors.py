@@ -306,14 +306,6 @@ class ImageUntrusted(ImageUnusable):
     code = "image-untrusted"
 
 
-@attrs.frozen(eq=False, repr=False, str=False)
-class ImageSealed(ImageUnusable):
-    """It is encrypted, and no private key that opens it was given."""
-
-    exit_code = 37
-    code = "image-sealed"
-
-
 class RestoreError(CkptError):
     """The process could not be brought back; nothing was left behind (exit codes 40-49)."""
 
@@ -383,33 +375,31 @@ class MigrateError(CkptError):
 
 
 @attrs.frozen(eq=False, repr=False, str=False)
-class PeerTrouble(MigrateError):
-    """Whoever is at the other end, or should be, is the trouble."""
+class ConnectFailed(MigrateError):
+    """Nobody who speaks our protocol answers there, or we cannot listen."""
 
-    says: ClassVar[str] = "{}: {}"
+    exit_code = 50
+    code = "connect-failed"
     peer: str
     reason: str
 
     def message(self) -> str:
         """See `CkptError.message`."""
-        return printable(self.says.format(self.peer, self.reason))
+        return printable(f"{self.peer}: {self.reason}")
 
 
 @attrs.frozen(eq=False, repr=False, str=False)
-class ConnectFailed(PeerTrouble):
-    """Nobody who speaks our protocol answers there, or we cannot listen."""
-
-    exit_code = 50
-    code = "connect-failed"
-
-
-@attrs.frozen(eq=False, repr=False, str=False)
-class NotTrusted(PeerTrouble):
+class NotTrusted(MigrateError):
     """One side could not prove that it is the one that was paired."""
 
     exit_code = 51
     code = "not-trusted"
-    says = "{} is not trusted: {}"
+    peer: str
+    reason: str
+
+    def message(self) -> str:
+        """See `CkptError.message`."""
+        return printable(f"{self.peer} is not trusted: {self.reason}")
 
 
 @attrs.frozen(eq=False, repr=False, str=False)
@@ -429,21 +419,31 @@ class PeerVersion(MigrateError):
 
 
 @attrs.frozen(eq=False, repr=False, str=False)
-class ProtocolError(PeerTrouble):
+class ProtocolError(MigrateError):
     """What the peer sent is damaged, too much, or not what may come now; nothing of it was used."""
 
     exit_code = 53
     code = "protocol"
-    says = "{} does not keep to the protocol: {}"
+    peer: str
+    reason: str
+
+    def message(self) -> str:
+        """See `CkptError.message`."""
+        return printable(f"{self.peer} does not keep to the protocol: {self.reason}")
 
 
 @attrs.frozen(eq=False, repr=False, str=False)
-class PeerLost(PeerTrouble):
+class PeerLost(MigrateError):
     """The connection was cut, or the peer fell silent."""
 
     exit_code = 54
     code = "peer-lost"
-    says = "lost {}: {}"
+    peer: str
+    reason: str
+
+    def message(self) -> str:
+        """See `CkptError.message`."""
+        return printable(f"lost {self.peer}: {self.reason}")
 
 
 @attrs.frozen(eq=False, repr=False, str=False)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 COMMANDS = {
     "check": "Say what this kernel offers; with --pid, what would be refused and why.",
+    "run": "Run a command with regular checkpoints; the same line brings it back.",
     "dump": "Add a checkpoint of a running process to an image directory.",
     "restore": "Bring the process of an image directory back.",
     "migrate": "Move a running process to another host.",
@@ -38,7 +39,6 @@ COMMANDS = {
     "export": "Write a process of a checkpoint into a core file, for a debugger.",
     "report": "Write a page about an image directory, to be opened in a browser.",
     "completion": "Print what makes bash, zsh or fish complete the words of a command line.",
-    "keygen": "Make a private key for encrypted images.",
 }
 """Each command's module in this package, and its line in `ckpt --help`."""
 

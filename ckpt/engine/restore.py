@@ -55,6 +55,7 @@ def restore(
     lazy: bool = False,
     ahead: Ahead | None = None,
     access: Access | None = None,
+    announce: Callable[[Pid], None] | None = None,
 ) -> RestoreResult:
     """Bring a process back from a generation of an image directory (the newest by default).
 
@@ -70,6 +71,8 @@ def restore(
         lazy: see above.
         ahead: of the same generation, begun before with the same `access`; not with `lazy`.
         access: how the image is read; if not given, only one that nobody else can have written.
+        announce: told the pid of the root when all is made; if it raises, or we end in it, nothing
+            is let go.
 
     Raises:
         ImageError: the image is damaged, of a newer format, or has no such generation; or others
@@ -103,6 +106,8 @@ def restore(
                 steps.done("building")
                 stands.finish()
                 stands.arm(chain.chain_id)
+                if announce is not None:
+                    announce(stands.root)
                 stands.let_go()
             steps.done("finishing")
             steps.release()

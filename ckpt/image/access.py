@@ -13,7 +13,6 @@ from pathlib import Path
 import attrs
 
 from ckpt.errors import ImageUntrusted
-from ckpt.image.keys import PrivateKey
 
 _REMEDY = "give --trust-image if you trust him"
 
@@ -24,11 +23,9 @@ class Access:
 
     Attributes:
         trusts_anybody: take images that somebody else owns or can write to.
-        private: keys for what is encrypted.
     """
 
     trusts_anybody: bool = False
-    private: tuple[PrivateKey, ...] = ()
 
 
 ANYBODYS = Access(trusts_anybody=True)

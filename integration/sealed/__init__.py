@@ -1,1 +1,0 @@
-"""Encrypted images of real processes."""
