@@ -97,7 +97,7 @@ def test_every_command_speaks_json(command, capsys):
     assert "--json" in capsys.readouterr().out
 
 
-IMAGE_COMMANDS = ["show", "restore"]
+IMAGE_COMMANDS = ["show", "restore", "export"]
 
 
 def fails(args, capsys):
