@@ -26,7 +26,7 @@ FIGURES = {
 _LAST_SUCCESS = "ckpt_last_success_timestamp_seconds"
 
 
-@attrs.frozen
+@attrs.frozen(repr=False, eq=False)
 class Metrics:
     """Where the metrics of a run go; without a path, nowhere."""
 

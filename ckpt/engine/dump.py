@@ -172,8 +172,7 @@ def _dump(
             # Nobody waits for a process that ends with its dump.
             outcome = taking.rounds().run(None if options.kill else Budget(options.max_freeze_ms))
             steps.done("copying while it runs", rounds=len(outcome.rounds))
-            steps.hold()
-            stack.callback(steps.release)
+            stack.enter_context(steps.held())
             with taking.take(outcome) as taken:
                 if not options.kill:
                     steps.release()

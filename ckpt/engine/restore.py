@@ -101,16 +101,14 @@ def restore(
             options = attrs.evolve(options, contents=contents.paths)
             if lazy:
                 verify_frames(chain, reader, contents.resolve(reader))
-            steps.hold()
-            with standing(building, contents, options) as stands:
+            with steps.held(), standing(building, contents, options) as stands:
                 steps.done("building")
                 stands.finish()
                 stands.arm(chain.chain_id)
                 if announce is not None:
                     announce(stands.root)
                 stands.let_go()
-            steps.done("finishing")
-            steps.release()
+                steps.done("finishing")
     restore_ms = (time.monotonic() - started_s) * 1000
     return RestoreResult(stands.root, number, restore_ms, tuple(warnings))
 

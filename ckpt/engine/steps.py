@@ -5,8 +5,10 @@ Nothing is told while a tree stands still: who reads our log may be a process of
 would wait for it forever.
 """
 
+import contextlib
 import logging
 import time
+from collections.abc import Iterator
 
 LOGGER = "ckpt"
 _LOG = logging.getLogger(LOGGER)
@@ -43,9 +45,14 @@ class Steps:
         else:
             self._held.append(record)
 
-    def hold(self) -> None:
-        """Tell nothing from here on: a tree is about to stand still."""
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Tell nothing until the end of the block, or `release`: a tree is about to stand still."""
         self._held = []
+        try:
+            yield
+        finally:
+            self.release()
 
     def release(self) -> None:
         """Tell what was held; all run again, or are gone. May be called at any time."""

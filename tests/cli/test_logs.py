@@ -28,11 +28,10 @@ def test_steps_are_told_with_what_came_of_them(heard, caplog):
 
 def test_what_is_held_is_told_later_and_in_order(heard):
     steps = Steps("dump")
-    steps.hold()
-    steps.done("one")
-    steps.done("two")
-    assert heard() == []
-    steps.release()
+    with steps.held():
+        steps.done("one")
+        steps.done("two")
+        assert heard() == []
     steps.done("three")
     assert [said.split()[1] for said in heard()] == ["one", "two", "three"]
     steps.release()
