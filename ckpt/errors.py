@@ -306,6 +306,14 @@ class ImageUntrusted(ImageUnusable):
     code = "image-untrusted"
 
 
+@attrs.frozen(eq=False, repr=False, str=False)
+class ImageSealed(ImageUnusable):
+    """It is encrypted, and no private key that opens it was given."""
+
+    exit_code = 37
+    code = "image-sealed"
+
+
 class RestoreError(CkptError):
     """The process could not be brought back; nothing was left behind (exit codes 40-49)."""
 
@@ -375,31 +383,33 @@ class MigrateError(CkptError):
 
 
 @attrs.frozen(eq=False, repr=False, str=False)
-class ConnectFailed(MigrateError):
+class PeerTrouble(MigrateError):
+    """Whoever is at the other end, or should be, is the trouble."""
+
+    says: ClassVar[str] = "{}: {}"
+    peer: str
+    reason: str
+
+    def message(self) -> str:
+        """See `CkptError.message`."""
+        return printable(self.says.format(self.peer, self.reason))
+
+
+@attrs.frozen(eq=False, repr=False, str=False)
+class ConnectFailed(PeerTrouble):
     """Nobody who speaks our protocol answers there, or we cannot listen."""
 
     exit_code = 50
     code = "connect-failed"
-    peer: str
-    reason: str
-
-    def message(self) -> str:
-        """See `CkptError.message`."""
-        return printable(f"{self.peer}: {self.reason}")
 
 
 @attrs.frozen(eq=False, repr=False, str=False)
-class NotTrusted(MigrateError):
+class NotTrusted(PeerTrouble):
     """One side could not prove that it is the one that was paired."""
 
     exit_code = 51
     code = "not-trusted"
-    peer: str
-    reason: str
-
-    def message(self) -> str:
-        """See `CkptError.message`."""
-        return printable(f"{self.peer} is not trusted: {self.reason}")
+    says = "{} is not trusted: {}"
 
 
 @attrs.frozen(eq=False, repr=False, str=False)
@@ -419,31 +429,21 @@ class PeerVersion(MigrateError):
 
 
 @attrs.frozen(eq=False, repr=False, str=False)
-class ProtocolError(MigrateError):
+class ProtocolError(PeerTrouble):
     """What the peer sent is damaged, too much, or not what may come now; nothing of it was used."""
 
     exit_code = 53
     code = "protocol"
-    peer: str
-    reason: str
-
-    def message(self) -> str:
-        """See `CkptError.message`."""
-        return printable(f"{self.peer} does not keep to the protocol: {self.reason}")
+    says = "{} does not keep to the protocol: {}"
 
 
 @attrs.frozen(eq=False, repr=False, str=False)
-class PeerLost(MigrateError):
+class PeerLost(PeerTrouble):
     """The connection was cut, or the peer fell silent."""
 
     exit_code = 54
     code = "peer-lost"
-    peer: str
-    reason: str
-
-    def message(self) -> str:
-        """See `CkptError.message`."""
-        return printable(f"lost {self.peer}: {self.reason}")
+    says = "lost {}: {}"
 
 
 @attrs.frozen(eq=False, repr=False, str=False)

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import click
 
+from ckpt.cli.keys import access_of, identity_option
 from ckpt.cli.output import emit_json, json_option, progress, say
 from ckpt.cli.processes import file_as_json, mapping_as_json, printable, title_of
 from ckpt.engine.differing import Difference, ProcessChange, compare
 from ckpt.engine.examining import examine
 from ckpt.engine.portrait import FileView, MappingView, ProcessView
 from ckpt.image.chain import Chain
+from ckpt.image.keys import PrivateKey
 
 _EXAMPLE = """\b
 Example:
@@ -20,17 +22,20 @@ Example:
 
 
 @click.command("diff", epilog=_EXAMPLE)
+@identity_option
 @json_option
 @click.argument("image_dir")
 @click.argument("before", type=click.IntRange(min=0), metavar="M")
 @click.argument("after", type=click.IntRange(min=0), metavar="N")
-def command(as_json: bool, image_dir: str, before: int, after: int) -> None:
+def command(
+    private: tuple[PrivateKey, ...], as_json: bool, image_dir: str, before: int, after: int
+) -> None:
     """Say what is not the same in generation N of IMAGE_DIR as it was in generation M.
 
     That is: processes and threads, mappings and how many pages of each hold something else, open
     files. Pages are compared byte for byte; a delta says itself which need not be read.
     """
-    chain = Chain.open(Path(image_dir))
+    chain = Chain.open(Path(image_dir), access_of(private))
     with progress() as report:
         difference = compare(
             examine(chain, before),

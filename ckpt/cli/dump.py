@@ -6,11 +6,13 @@ import attrs
 import click
 
 from ckpt.cli.capturing import ghost_limit_option, pid_option, tracker_option
+from ckpt.cli.keys import access_of, encrypt_to_option, identity_option
 from ckpt.cli.metrics import Metrics, metrics_option
 from ckpt.cli.names import parse_external
 from ckpt.cli.output import emit_json, json_option, note, say
 from ckpt.engine.convergence import DEFAULT_BUDGET_MS
 from ckpt.engine.dump import DumpOptions, DumpResult, dump
+from ckpt.image.keys import PrivateKey, Recipient
 
 _EXAMPLE = """\b
 Example:
@@ -68,6 +70,8 @@ Example:
     " its address from this host. Its packets are not held here afterwards: it goes elsewhere.",
 )
 @metrics_option
+@encrypt_to_option
+@identity_option
 @json_option
 @click.argument("image_dir")
 def command(
@@ -81,6 +85,8 @@ def command(
     external: tuple[str, ...],
     on_departure: str,
     metrics: Metrics,
+    encrypt_to: tuple[Recipient, ...],
+    private: tuple[PrivateKey, ...],
     as_json: bool,
     image_dir: str,
 ) -> None:
@@ -98,6 +104,8 @@ def command(
         ghost_limit_bytes=ghost_limit_bytes,
         external=external,
         on_departure=on_departure,
+        encrypt_to=encrypt_to,
+        access=access_of(private),
     )
     with metrics.of(command="dump", image_dir=os.path.abspath(image_dir)) as figures:
         result = dump(pid, image_dir, options)

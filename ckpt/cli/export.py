@@ -4,9 +4,11 @@ from pathlib import Path
 
 import click
 
+from ckpt.cli.keys import access_of, identity_option
 from ckpt.cli.output import emit_json, json_option, note, progress, say
 from ckpt.engine.core_file import export_core
 from ckpt.image.chain import Chain
+from ckpt.image.keys import PrivateKey
 
 _EXAMPLE = """\b
 Example:
@@ -33,10 +35,16 @@ Example:
     metavar="FILE",
     help="Write FILE instead of core.PID; one that is there is replaced.",
 )
+@identity_option
 @json_option
 @click.argument("image_dir")
 def command(
-    at: int | None, pid: int | None, output: str | None, as_json: bool, image_dir: str
+    at: int | None,
+    pid: int | None,
+    output: str | None,
+    private: tuple[PrivateKey, ...],
+    as_json: bool,
+    image_dir: str,
 ) -> None:
     """Write a process of IMAGE_DIR into an ELF core file, which gdb opens. Nothing is started.
 
@@ -46,7 +54,7 @@ def command(
     path = Path(output) if output else None
     with progress() as report:
         done = export_core(
-            Chain.open(Path(image_dir)),
+            Chain.open(Path(image_dir), access_of(private)),
             path,
             at=at,
             pid=pid,

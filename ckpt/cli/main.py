@@ -39,6 +39,7 @@ COMMANDS = {
     "export": "Write a process of a checkpoint into a core file, for a debugger.",
     "report": "Write a page about an image directory, to be opened in a browser.",
     "completion": "Print what makes bash, zsh or fish complete the words of a command line.",
+    "keygen": "Make a private key for encrypted images.",
 }
 """Each command's module in this package, and its line in `ckpt --help`."""
 

@@ -5,8 +5,10 @@ from pathlib import Path
 import click
 
 from ckpt.cli.duration import parse_duration
+from ckpt.cli.keys import access_of, identity_option
 from ckpt.cli.output import emit_json, json_option, list_numbers, say
 from ckpt.image.chain import Chain
+from ckpt.image.keys import PrivateKey
 from ckpt.image.prune import PruneResult, Retention, prune
 
 _EXAMPLE = """\b
@@ -36,12 +38,14 @@ def _parse_optional(ctx: click.Context, param: click.Parameter, value: str | Non
     " 1970 in UTC.",
 )
 @click.option("--dry-run", is_flag=True, help="Only say what would be done.")
+@identity_option
 @json_option
 @click.argument("image_dir")
 def command(
     keep_last: int | None,
     keep_every_s: float | None,
     dry_run: bool,
+    private: tuple[PrivateKey, ...],
     as_json: bool,
     image_dir: str,
 ) -> None:
@@ -51,7 +55,7 @@ def command(
     next incremental dump is a delta as it would have been.
     """
     retention = Retention(keep_last, keep_every_s)
-    result = prune(Chain.open(Path(image_dir)), retention, dry_run=dry_run)
+    result = prune(Chain.open(Path(image_dir), access_of(private)), retention, dry_run=dry_run)
     if as_json:
         emit_json(_as_json(result) | {"dry_run": dry_run})
         return

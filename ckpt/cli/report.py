@@ -10,12 +10,14 @@ from pathlib import Path
 
 import click
 
+from ckpt.cli.keys import access_of, identity_option
 from ckpt.cli.output import emit_json, json_option, say
 from ckpt.cli.replacing import replace_file, require_place
 from ckpt.engine.history import LEVELS, History, Life, Row, read_history
 from ckpt.errors import HostFull
 from ckpt.image.chain import Chain
 from ckpt.image.format import Manifest
+from ckpt.image.keys import PrivateKey
 from ckpt.image.runs import Fate
 
 MAX_ROWS = 1000
@@ -40,9 +42,12 @@ Example:
     metavar="N",
     help="How many of the newest generations to show.",
 )
+@identity_option
 @json_option
 @click.argument("image_dir")
-def command(output: str, last: int, as_json: bool, image_dir: str) -> None:
+def command(
+    output: str, last: int, private: tuple[PrivateKey, ...], as_json: bool, image_dir: str
+) -> None:
     """Write a page about the generations of IMAGE_DIR, to be opened in a browser.
 
     It shows what each checkpoint took in space and time, and which memory was written between
@@ -50,7 +55,7 @@ def command(output: str, last: int, as_json: bool, image_dir: str) -> None:
     addresses, and has no content of memory.
     """
     require_place("--output", output)
-    chain = Chain.open(Path(image_dir))
+    chain = Chain.open(Path(image_dir), access_of(private))
     numbers = chain.generations()
     history = read_history(chain, numbers[-last:])
     page = make_page(_facts(chain, history, len(numbers) - len(history.manifests)))

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import click
 
+from ckpt.cli.keys import access_of, identity_option
 from ckpt.cli.metrics import Metrics, metrics_option
 from ckpt.cli.names import Inherit, parse_inherit
 from ckpt.cli.output import emit_json, json_option, note, say
 from ckpt.image.access import Access
 from ckpt.image.ahead import Ahead
 from ckpt.image.chain import Chain
+from ckpt.image.keys import PrivateKey
 from ckpt.units import GenerationNo
 
 _EXAMPLE = """\b
@@ -80,6 +82,7 @@ Example:
     " with the rights that he put there.",
 )
 @metrics_option
+@identity_option
 @json_option
 @click.argument("image_dir")
 def command(
@@ -94,6 +97,7 @@ def command(
     new_pids: bool,
     trust_image: bool,
     metrics: Metrics,
+    private: tuple[PrivateKey, ...],
     as_json: bool,
     image_dir: str,
 ) -> int:
@@ -103,7 +107,7 @@ def command(
     Where its standard streams led to a terminal or to another process, it gets those of this
     command.
     """
-    access = Access(trusts_anybody=trust_image)
+    access = access_of(private, trusts_anybody=trust_image)
     with contextlib.ExitStack() as stack:
         figures = stack.enter_context(
             metrics.of(command="restore", image_dir=os.path.abspath(image_dir))

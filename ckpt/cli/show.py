@@ -6,12 +6,14 @@ from pathlib import Path
 import attrs
 import click
 
+from ckpt.cli.keys import access_of, identity_option
 from ckpt.cli.output import emit_json, json_option, say
 from ckpt.engine.dump import count_pages
 from ckpt.engine.records import decode_tree
 from ckpt.errors import ImageCorrupt
 from ckpt.image.chain import Chain
 from ckpt.image.format import Manifest
+from ckpt.image.keys import PrivateKey
 from ckpt.resources.registry import external_keys
 
 _EXAMPLE = """\b
@@ -35,16 +37,23 @@ Example:
 @click.option(
     "--pid", type=click.IntRange(min=1), metavar="PID", help="Only this process of the tree."
 )
+@identity_option
 @json_option
 @click.argument("image_dir")
 def command(
-    at: int | None, maps: bool, files: bool, pid: int | None, as_json: bool, image_dir: str
+    at: int | None,
+    maps: bool,
+    files: bool,
+    pid: int | None,
+    private: tuple[PrivateKey, ...],
+    as_json: bool,
+    image_dir: str,
 ) -> None:
     """List the checkpoints of IMAGE_DIR, or what is in one of them. Nothing is started.
 
     With any of the options but --json: one generation, the newest if --at is not given.
     """
-    chain = Chain.open(Path(image_dir))
+    chain = Chain.open(Path(image_dir), access_of(private))
     if at is not None or pid is not None or maps or files:
         _show_one(chain, at, pid, _Wanted(maps=maps, files=files, as_json=as_json))
     else:
@@ -100,17 +109,23 @@ def _show_all(chain: Chain, *, as_json: bool) -> None:
             _as_json(manifest) | {"external": _external_keys(chain, manifest)}
             for manifest in manifests
         ]
-        emit_json({"chain": chain.chain_id, "generations": rows})
+        recipients = [str(recipient) for recipient in chain.recipients]
+        emit_json({"chain": chain.chain_id, "encrypted_to": recipients, "generations": rows})
         return
     say(f"chain {chain.chain_id}")
+    for recipient in chain.recipients:
+        say(f"encrypted to {recipient}")
     if not manifests:
         say("no generation yet")
         return
     newest = manifests[-1]
-    say(
-        f"process {newest.host.get('pid')} on {newest.host.get('hostname')}, Linux"
-        f" {newest.host.get('kernel_release')}"
-    )
+    if newest.is_locked:
+        say("whose process it is takes --identity to know")
+    else:
+        say(
+            f"process {newest.host.get('pid')} on {newest.host.get('hostname')}, Linux"
+            f" {newest.host.get('kernel_release')}"
+        )
     say(_HEADINGS)
     for manifest in manifests:
         say(_describe(manifest))
@@ -122,6 +137,8 @@ def _show_all(chain: Chain, *, as_json: bool) -> None:
 
 
 def _external_keys(chain: Chain, manifest: Manifest) -> list[str]:
+    if manifest.is_locked:
+        return []
     try:
         tree = decode_tree(manifest, str(chain.manifest_path(manifest.generation)))
     except ImageCorrupt:
@@ -164,5 +181,5 @@ def _as_json(manifest: Manifest) -> dict[str, object]:
         "wall_ms": round(manifest.wall_ms, 3),
         "pages": attrs.asdict(count_pages(manifest)),
         "bytes": manifest.stored_bytes,
-        "host": dict(manifest.host),
+        "host": None if manifest.is_locked else dict(manifest.host),
     }

@@ -5,8 +5,10 @@ from pathlib import Path
 import attrs
 import click
 
+from ckpt.cli.keys import access_of, identity_option
 from ckpt.cli.output import emit_json, json_option, list_numbers, say
 from ckpt.image.chain import Chain
+from ckpt.image.keys import PrivateKey
 from ckpt.image.squash import SquashResult, squash
 from ckpt.units import GenerationNo
 
@@ -24,16 +26,19 @@ Example:
     metavar="N",
     help="Merge into this checkpoint; the newest if not given.",
 )
+@identity_option
 @json_option
 @click.argument("image_dir")
-def command(to: int | None, as_json: bool, image_dir: str) -> None:
+def command(to: int | None, private: tuple[PrivateKey, ...], as_json: bool, image_dir: str) -> None:
     """Merge a checkpoint of IMAGE_DIR and all that it is based on into one full checkpoint.
 
     It keeps its number, and is restored as before. Checkpoints that were merged are removed, but
     those that others are based on. Deltas on it stay, and so does what the next incremental dump
     goes by. The process is not needed, and not touched.
     """
-    result = squash(Chain.open(Path(image_dir)), None if to is None else GenerationNo(to))
+    result = squash(
+        Chain.open(Path(image_dir), access_of(private)), None if to is None else GenerationNo(to)
+    )
     if as_json:
         emit_json(attrs.asdict(result))
     else:

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import click
 
-from ckpt.cli.output import emit_json, json_option, progress, say
+from ckpt.cli.keys import access_of, identity_option
+from ckpt.cli.output import emit_json, json_option, note, progress, say
 from ckpt.errors import ImageCorrupt
 from ckpt.image.chain import Chain
+from ckpt.image.keys import PrivateKey
 from ckpt.image.verify import verify
 
 _EXAMPLE = """\b
@@ -17,15 +19,17 @@ Example:
 
 
 @click.command("verify", epilog=_EXAMPLE)
+@identity_option
 @json_option
 @click.argument("image_dir")
-def command(as_json: bool, image_dir: str) -> int:
+def command(private: tuple[PrivateKey, ...], as_json: bool, image_dir: str) -> int:
     """Check that every checkpoint of IMAGE_DIR is what was written, and has all of its pages.
 
     Structure, digests, checksums of all frames, and that they decode. Everything that is wrong is
-    listed; the exit code is 31 then. Nothing is changed.
+    listed; the exit code is 31 then. Nothing is changed. Without the private key of an encrypted
+    IMAGE_DIR the checksums are compared, and nothing is decoded.
     """
-    chain = Chain.open(Path(image_dir))
+    chain = Chain.open(Path(image_dir), access_of(private))
     with chain.in_use():
         numbers = chain.generations()
         with progress() as report:
@@ -35,6 +39,7 @@ def command(as_json: bool, image_dir: str) -> int:
             {
                 "chain": chain.chain_id,
                 "generations": numbers,
+                "decoded": bool(private or not chain.recipients),
                 "findings": [
                     {"generation": finding.subject, "problem": finding.problem}
                     for finding in findings
@@ -42,6 +47,8 @@ def command(as_json: bool, image_dir: str) -> int:
             }
         )
     else:
+        if chain.recipients and not private:
+            note("it is encrypted: checksums were compared, nothing was decoded (see --identity)")
         for finding in findings:
             say(f"wrong: {finding}")
         if not findings:

@@ -4,15 +4,23 @@
 """
 
 from ckpt.engine.tracking import Tracking, drop_epoch
-from ckpt.errors import ImageError
+from ckpt.errors import ImageError, ImageSealed
 from ckpt.image.chain import Chain
+from ckpt.tracker.base import TrackerName
 from ckpt.tracker.choose import Plan, plan_generation
 from ckpt.tracker.epoch import Epoch
 from ckpt.units import GenerationNo
 
 
 def decide_plan(chain: Chain, lent: Tracking, epoch: Epoch | None, *, incremental: bool) -> Plan:
-    """Decide what the generation is made from; drop an epoch that is no use any more."""
+    """Decide what the generation is made from; drop an epoch that is no use any more.
+
+    Raises:
+        ImageSealed: old pages would have to be read, and they are encrypted.
+    """
+    newest = chain.newest()
+    if incremental and lent.name is TrackerName.COMPARE and newest is not None:
+        _require_open(chain, newest)
     plan = plan_generation(
         incremental=incremental,
         tracker=lent.name,
@@ -77,13 +85,25 @@ def _check_parent(chain: Chain, plan: Plan, parent: GenerationNo, epoch: Epoch |
     return plan
 
 
+def _require_open(chain: Chain, number: GenerationNo) -> None:
+    if chain.manifest(number).is_locked:
+        raise ImageSealed(
+            str(chain.path),
+            "the tracker 'compare' reads what is in it, which is encrypted: give --identity, or"
+            " another --tracker",
+        )
+
+
 def _newest_is_of(chain: Chain, lent: Tracking) -> bool:
     newest = chain.newest()
     if newest is None:
         return False
     try:
-        host = chain.manifest(newest).host
+        manifest = chain.manifest(newest)
     except ImageError:
         # One that is damaged keeps nobody from making another.
         return False
+    if manifest.is_locked:
+        return False  # Only `compare` asks, and that cannot be.
+    host = manifest.host
     return host.get("exec_id") == lent.exec_id and host.get("pid") == lent.pid

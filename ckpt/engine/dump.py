@@ -25,8 +25,10 @@ from ckpt.engine.records import encode_tree
 from ckpt.engine.steps import Steps
 from ckpt.engine.taking import Taking
 from ckpt.errors import HostFull, TargetGone, UsageError
+from ckpt.image.access import ANYBODYS, Access
 from ckpt.image.chain import Chain
 from ckpt.image.format import Kind, Manifest
+from ckpt.image.keys import Recipient
 from ckpt.image.pipeline import PRESSED_LEVEL
 from ckpt.image.reader import PageReader
 from ckpt.image.runs import Fate
@@ -69,6 +71,10 @@ class DumpOptions:
     on_departure: str = ""
     """With `kill`: a command that is run right before, when all is stored and the network is held;
     it takes the addresses of the tree from this host."""
+    encrypt_to: tuple[Recipient, ...] = ()
+    """Who can read a new chain; one that is there stays as it is, and must not be of others."""
+    access: Access = ANYBODYS
+    """How the chain is read; a delta needs no private key, unless old pages must be compared."""
 
 
 @attrs.frozen
@@ -145,7 +151,7 @@ def _dump(
         ),
     )
     steps.done("looking", processes=len(looked.targets))
-    chain = Chain.create_or_open(directory)
+    chain = Chain.create_or_open(directory, options.access, encrypt_to=options.encrypt_to)
     with chain.lock(), contextlib.ExitStack() as stack:
         members = Members(root, tracker, features, stack)
         of_memory = looked.tree.memory_owners()

@@ -19,7 +19,7 @@ from typing import Any
 import attrs
 
 from ckpt.errors import ImageCorrupt
-from ckpt.image.format import Manifest
+from ckpt.image.format import Manifest, require_open
 from ckpt.process.clones import OWN, Shares
 from ckpt.resources.base import Resource
 from ckpt.resources.plain import strict, structure, unstructure
@@ -164,7 +164,9 @@ def decode_tree(manifest: Manifest, path: str) -> TreeImage:
 
     Raises:
         ImageCorrupt: a record does not have the shape that it must have.
+        ImageSealed: it is encrypted, and no private key for it was given.
     """
+    require_open(manifest, path)
     try:
         tree = TreeImage(
             _decode_processes(_list(manifest.records, "processes")),

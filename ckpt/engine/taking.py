@@ -107,6 +107,12 @@ class Part:
             self.member.held.see(self.scan, untrusted_spans(self.memory))
 
 
+_STORED_WHOLE = (
+    "what has no name (shared memory, deleted files) was stored whole: to compare it with an"
+    " encrypted checkpoint takes --identity"
+)
+
+
 @attrs.define(repr=False)
 class Taking:
     """One dump under way."""
@@ -198,7 +204,8 @@ class Taking:
         # And as much again, for what is written until the freeze.
         pool = Pool(2 * outcome.rest.n_bytes)
         self.sharing.prepare(outcome.rest.n_bytes, len(self.members.by_pid))
-        contents = ContentCopy(self.copy, self.parent, likely_bytes(self.looked.tree.notes))
+        n_likely_bytes = likely_bytes(self.looked.tree.notes)
+        contents = ContentCopy(self.copy, self._comparable(n_likely_bytes), n_likely_bytes)
         with (
             contextlib.ExitStack() as at_end,
             _without_gc(),
@@ -399,6 +406,14 @@ class Taking:
             for part in parts:
                 # What was not copied is as the parent has it.
                 part.member.held.add(part.scan.populated)
+
+    def _comparable(self, n_likely_bytes: int) -> PageReader | None:
+        """Return what holds old pages of files without a name, if it can be read."""
+        if self.parent is None or self.parent.is_open:
+            return self.parent
+        if n_likely_bytes:
+            self.warnings.append(_STORED_WHOLE)
+        return None
 
     def _look(self, asked: Sequence[tuple[Part, Pid, Spans]]) -> Found:
         """Return what processes that stand still, or clones of them, share."""

@@ -13,6 +13,7 @@ from pathlib import Path
 import attrs
 
 from ckpt.errors import ImageUntrusted
+from ckpt.image.keys import PrivateKey
 
 _REMEDY = "give --trust-image if you trust him"
 
@@ -23,9 +24,11 @@ class Access:
 
     Attributes:
         trusts_anybody: take images that somebody else owns or can write to.
+        private: keys for what is encrypted.
     """
 
     trusts_anybody: bool = False
+    private: tuple[PrivateKey, ...] = ()
 
 
 ANYBODYS = Access(trusts_anybody=True)

@@ -12,7 +12,7 @@ from typing import Self
 
 import attrs
 
-from ckpt.errors import ImageCorrupt
+from ckpt.errors import ImageCorrupt, ImageUnusable
 from ckpt.image.chain import Chain
 from ckpt.image.format import (
     MANIFEST_NAME,
@@ -41,8 +41,11 @@ class Arriving:
         State: inside `Chain.lock`.
 
         Raises:
-            HostFull, ImageUnusable: no room for a file.
+            HostFull, ImageUnusable: no room for a file; or the chain is encrypted, and nothing
+                readable may come into it.
         """
+        if chain.recipients:
+            raise ImageUnusable(str(chain.path), "what arrives cannot be encrypted: take another")
         self._chain = chain
         self._store = chain.store
         self._frames = FrameTable()

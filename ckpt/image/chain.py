@@ -16,7 +16,6 @@ from typing import Self
 from ckpt.errors import (
     ChainBroken,
     CkptError,
-    HostFull,
     ImageCorrupt,
     ImageError,
     ImageUnusable,
@@ -25,7 +24,6 @@ from ckpt.errors import (
 from ckpt.image.access import ANYBODYS, Access
 from ckpt.image.format import (
     HEADER_NAME,
-    LOCK_NAME,
     MANIFEST_NAME,
     MAX_GENERATION,
     MAX_HEADER_BYTES,
@@ -33,27 +31,27 @@ from ckpt.image.format import (
     TEMPORARY_PREFIX,
     Manifest,
     Parent,
-    decode_header,
     decode_manifest,
-    encode_header,
     generation_name,
     parse_generation_name,
     parse_page_file_name,
     parse_replacement_name,
+    require_open,
 )
+from ckpt.image.founding import make_header, require_agreed, require_no_strangers, require_own
+from ckpt.image.header import decode_header
+from ckpt.image.keys import Recipient
 from ckpt.image.runs import ResolvedRuns, RunTable, missing_below, overlay, unresolved
+from ckpt.image.sealing import Seal, Sealed, make_sealed
 from ckpt.image.store import InUse, Store
 from ckpt.image.writer import GenerationWriter, Identity, WriterOptions
 from ckpt.units import GenerationNo
 
-CHAIN_ID_BYTES = 16
 RESOLVED_KEPT = 16
 """Resolved spaces that a chain remembers: those of the parent are wanted by each step of a dump."""
 _RUNS_KEPT = 1 << 17
 """More spaces than those, as long as all of them have no more runs (some 4 MiB): of many small
 processes each is wanted again, too."""
-
-_TEMPORARY_HEADER = TEMPORARY_PREFIX + HEADER_NAME
 
 
 class Chain:
@@ -62,10 +60,19 @@ class Chain:
     Attributes:
         path: the directory.
         chain_id: 32 hex digits, made at random when the chain was.
+        recipients: to whom all of its generations are encrypted; none if they are not.
     """
 
-    def __init__(self, store: Store, chain_id: str) -> None:
+    def __init__(
+        self,
+        store: Store,
+        chain_id: str,
+        recipients: tuple[Recipient, ...] = (),
+        access: Access = ANYBODYS,
+    ) -> None:
         """Use `open` or `create_or_open`."""
+        self.recipients = recipients
+        self._private = access.private if recipients else None
         self._store = store
         self.path = store.path
         self.chain_id = chain_id
@@ -101,6 +108,7 @@ class Chain:
             ImageUntrusted: `access` trusts not anybody, and others can write to it. Whatever reads
                 files of it later may raise this too.
             ImageUnusable: there is no such directory, it is no image, or it cannot be read.
+            ImageSealed: it is encrypted, and to others than the private keys in `access` are of.
             ImageCorrupt: its header is damaged.
             ImageVersion: it is of another major version.
         """
@@ -112,17 +120,28 @@ class Chain:
         if not access.trusts_anybody:
             store.be_wary()
         header = store.read_file(HEADER_NAME, max_bytes=MAX_HEADER_BYTES)
-        return cls(store, decode_header(header, str(store.path / HEADER_NAME)))
+        chain_id, recipients = decode_header(header, str(store.path / HEADER_NAME))
+        if recipients and access.private:
+            require_own(store, recipients, access)
+        return cls(store, chain_id, recipients, access)
 
     @classmethod
     def create_or_open(
-        cls, path: str | os.PathLike[str], *, make_store: Callable[[Path], Store] = Store
+        cls,
+        path: str | os.PathLike[str],
+        access: Access = ANYBODYS,
+        *,
+        encrypt_to: tuple[Recipient, ...] = (),
+        make_store: Callable[[Path], Store] = Store,
     ) -> Self:
         """Open a chain for writing, making the directory and the header where there are none.
 
+        With `encrypt_to` a new chain is encrypted, and all that is ever added to it; one that is
+        there must be encrypted to the same.
+
         Raises:
-            ImageUnusable: the path is a file, its parent is missing, it is not writable, or it is a
-                directory with something else in it.
+            ImageUnusable: the path is a file, its parent is missing, it is not writable, it is a
+                directory with something else in it, or encrypted otherwise.
             ImageBusy: another ckpt is making it at this moment.
             ImageCorrupt, ImageVersion: see `open`.
             HostFull: no room for the header.
@@ -133,9 +152,10 @@ class Chain:
         store.require_writable()
         made_header = False
         if HEADER_NAME not in names:
-            _require_no_strangers(store, names)
-            made_header = _make_header(store, made_root=made_root)
-        chain = cls.open(path, make_store=make_store)
+            require_no_strangers(store, names)
+            made_header = make_header(store, encrypt_to, made_root=made_root)
+        chain = cls.open(path, access, make_store=make_store)
+        require_agreed(store, encrypt_to, chain.recipients)
         chain._fresh, chain._fresh_root = made_header, made_root
         return chain
 
@@ -192,7 +212,7 @@ class Chain:
                 raise NoGeneration(str(self.path), number, _describe(available)) from None
             raise
         path = str(self.manifest_path(number))
-        manifest = decode_manifest(data, path)
+        manifest = decode_manifest(data, path, self._private)
         if manifest.generation != number:
             raise ImageCorrupt(
                 path, f"it is generation {manifest.generation} under the name of {number}"
@@ -201,6 +221,10 @@ class Chain:
             raise ChainBroken(
                 path, f"it belongs to chain {manifest.chain_id}, this is chain {self.chain_id}"
             )
+        if manifest.sealed and {key.recipient for key in manifest.sealed.keys} != set(
+            self.recipients
+        ):
+            raise ImageCorrupt(path, "it is encrypted to others than its chain is")
         self._manifests[number] = manifest
         return manifest
 
@@ -209,6 +233,15 @@ class Chain:
         self._manifests.clear()
         self._resolved.clear()
         self._n_runs_kept = 0
+
+    def seal_of(self, manifest: Manifest) -> Seal | None:
+        """Return what opens the frames of a generation; None if it is not encrypted.
+
+        Raises:
+            ImageSealed: no private key for it was given.
+        """
+        require_open(manifest, str(self.manifest_path(manifest.generation)))
+        return manifest.sealed.seal if manifest.sealed else None
 
     def lineage(self, number: GenerationNo) -> list[Manifest]:
         """Return the manifests of `number`, its parent, and so on to the full generation.
@@ -392,11 +425,21 @@ class Chain:
             self._store,
             identity,
             options or WriterOptions(),
+            sealed=self._make_sealed(number),
             check_spaces=lambda spaces: self._check_spaces(parent, spaces),
             on_close=self._writer_closed,
         )
         self._writing = True
         return writer
+
+    def _make_sealed(self, number: GenerationNo) -> Sealed | None:
+        if not self.recipients:
+            return None
+        try:
+            return make_sealed(self.recipients, self.chain_id, number)
+        except ValueError as error:
+            header = str(self.path / HEADER_NAME)
+            raise ImageCorrupt(header, "a recipient in it is none that can be") from error
 
     def _parent_of(self, parent: GenerationNo | None, page_size: int) -> Parent | None:
         if parent is None:
@@ -423,47 +466,6 @@ class Chain:
         self._writing = False
         if manifest is not None:
             self._manifests[manifest.generation] = manifest
-
-
-def _require_no_strangers(store: Store, names: list[str]) -> None:
-    """Refuse to make a chain among the files of somebody else."""
-    for name in names:
-        if name != LOCK_NAME and not name.startswith(TEMPORARY_PREFIX):
-            raise ImageUnusable(
-                str(store.path),
-                f"it is not an image directory, and not empty (it has {name!r}):"
-                " choose another or a new one",
-            )
-
-
-def _make_header(store: Store, *, made_root: bool) -> bool:
-    """Make the header of a chain; tell whether it was we, and not another ckpt just before us."""
-    try:
-        with store.lock():
-            if HEADER_NAME in store.read_names():
-                return False
-            try:
-                _create_header(store)
-            except CkptError:
-                store.remove_fresh(root=made_root)
-                raise
-    except HostFull:
-        # There was not even room for the lock.
-        store.remove_fresh(root=made_root)
-        raise
-    return True
-
-
-def _create_header(store: Store) -> None:
-    store.remove_temporary(_TEMPORARY_HEADER)
-    header = encode_header(os.urandom(CHAIN_ID_BYTES).hex())
-    try:
-        store.write_file(_TEMPORARY_HEADER, data=header)
-        store.rename(_TEMPORARY_HEADER, HEADER_NAME)
-    except BaseException:
-        store.remove_temporary(_TEMPORARY_HEADER)
-        raise
-    store.sync_directory()
 
 
 def _describe(numbers: list[GenerationNo]) -> str:

@@ -8,9 +8,11 @@ it into `ImageCorrupt`.
 
 import sys
 from array import array
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 import msgpack  # type: ignore[import-untyped]
+
+T = TypeVar("T")
 
 MAX_ARRAY_LEN = 1 << 20
 """Longest msgpack array accepted: an array is allocated by its announced length."""
@@ -81,6 +83,43 @@ def unpack(data: bytes | memoryview) -> object:
     except (ValueError, RecursionError, msgpack.UnpackException) as error:
         # FormatError and StackError have no text of their own.
         raise ValueError(f"not valid msgpack: {str(error) or type(error).__name__}") from error
+
+
+class Fields:
+    """Takes typed values out of a map from an image; `ValueError` names the field."""
+
+    def __init__(self, value: object, where: str) -> None:
+        """Take from `value`, which should be a map; `where` names it in messages."""
+        if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+            raise ValueError(f"{where} is not a map with text as keys")
+        self._left: dict[str, object] = dict(value)
+        self._where = where
+
+    def take(self, name: str, kind: type[T]) -> T:
+        """Take out a value of that type."""
+        value = self._left.pop(name, None)
+        # bool is an int to isinstance, and to no schema.
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise ValueError(f"{self._where} has no {kind.__name__} named {name!r}")
+        return value
+
+    def look(self, name: str, kind: type[T]) -> T:
+        """Return a value of that type, and leave it there."""
+        value = self.take(name, kind)
+        self._left[name] = value
+        return value
+
+    def take_map(self, name: str) -> dict[str, object]:
+        """Take out a map with text as keys."""
+        return Fields(self._left.pop(name, None), repr(name)).rest()
+
+    def take_optional(self, name: str) -> object:
+        """Take out a value, None if there is none."""
+        return self._left.pop(name, None)
+
+    def rest(self) -> dict[str, object]:
+        """Return what was not taken."""
+        return self._left
 
 
 def pack_column(column: "array[int]") -> bytes:

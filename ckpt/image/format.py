@@ -1,9 +1,10 @@
-"""The manifest of a generation and the header of a chain: bytes to checked objects and back; pure.
+"""The manifest of a generation: bytes to checked objects and back; pure.
 
 images/FORMAT.md is the specification, and the tables there and the code here say the same. Every
 decoder takes hostile bytes: lengths are compared with what is there before anything is allocated by
 them, every field is checked for its type and range, and what is wrong leaves as `ImageCorrupt` or
-`ImageVersion` with the path. Neighbours: `runs` and `pages` own the packed tables, `codec` msgpack.
+`ImageVersion` with the path. Neighbours: `header` has the header of a chain, `runs` and `pages`
+own the packed tables, `codec` msgpack, `sealing` what becomes of one that is encrypted.
 """
 
 import enum
@@ -11,19 +12,21 @@ import hashlib
 import math
 import re
 import struct
-from collections.abc import Mapping
-from typing import TypeVar
+from collections.abc import Collection, Mapping
 
 import attrs
 
-from ckpt.errors import ImageCorrupt, ImageVersion
-from ckpt.image.codec import pack, unpack
+from ckpt.errors import ImageCorrupt, ImageSealed, ImageVersion
+from ckpt.image.codec import Fields, pack, unpack
+from ckpt.image.keys import KEY_BYTES, TAG_BYTES, PrivateKey, Recipient, WrappedKey
 from ckpt.image.pages import MAX_PAGE_SIZE, MIN_PAGE_SIZE, FrameIndex, FrameTable
 from ckpt.image.runs import Fate, ResolvedRuns, Run, RunTable, RunTableBuilder
+from ckpt.image.sealing import NEEDS_IDENTITY, Locked, Sealed, open_sealed
 from ckpt.units import GenerationNo
 
 __all__ = [
     "FORMAT_VERSION",
+    "SEALED_VERSION",
     "Fate",
     "Kind",
     "Manifest",
@@ -33,17 +36,20 @@ __all__ = [
     "Run",
     "RunTable",
     "RunTableBuilder",
-    "decode_header",
     "decode_manifest",
-    "encode_header",
     "encode_manifest",
+    "require_open",
 ]
-
-T = TypeVar("T")
 
 FORMAT_MAJOR = 1
 FORMAT_MINOR = 0
 FORMAT_VERSION = f"{FORMAT_MAJOR}.{FORMAT_MINOR}"
+SEALED_MAJOR = 2
+"""Of chains that are encrypted: who reads only the major version above cannot read them."""
+SEALED_MINOR = 0
+SEALED_VERSION = f"{SEALED_MAJOR}.{SEALED_MINOR}"
+SUPPORTED = f"{FORMAT_MAJOR}.x and {SEALED_MAJOR}.x"
+"""For messages."""
 
 HEADER_NAME = "CKPT"
 LOCK_NAME = "lock"
@@ -67,8 +73,7 @@ PREAMBLE = struct.Struct("<8sHHIQ")
 
 _GENERATION_NAME = re.compile(r"gen-([0-9]{6})", re.ASCII)
 _PAGE_FILE_NAME = re.compile(r"pages-(0|[1-9][0-9]{0,3})", re.ASCII)
-_CHAIN_ID = re.compile(r"[0-9a-f]{32}", re.ASCII)
-_VERSION = re.compile(r"([0-9]{1,5})\.([0-9]{1,5})", re.ASCII)
+CHAIN_ID_PATTERN = re.compile(r"[0-9a-f]{32}", re.ASCII)
 
 
 class Kind(enum.StrEnum):
@@ -161,6 +166,8 @@ class Manifest:
             them as its parent means this one, which reads the same.
         extra: fields of later minor versions, kept as they came.
         digest: what closes the manifest, b"" while it is being built.
+        sealed: how it is encrypted, None if it is not. Without a private key for it, whoever looks
+            into `host`, `records` or `extra` gets `ImageSealed`.
     """
 
     format_version: str
@@ -181,6 +188,12 @@ class Manifest:
     replaces: tuple[bytes, ...] = ()
     extra: Mapping[str, object] = attrs.field(factory=dict)
     digest: bytes = b""
+    sealed: Sealed | None = None
+
+    @property
+    def is_locked(self) -> bool:
+        """Whether it is encrypted, and no private key for it was given."""
+        return self.sealed is not None and self.sealed.seal is None
 
     @property
     def stored_bytes(self) -> int:
@@ -223,13 +236,13 @@ class Manifest:
             raise ValueError(f"it has more than {MAX_PAGE_FILES} page files")
         n_stream_pages = 0
         for file in self.page_files:
-            file.frames.validate(size, file.size_bytes)
+            file.frames.validate(size, file.size_bytes, sealed=self.sealed is not None)
             n_stream_pages += sum(file.frames.n_pages)
         for table in self.spaces.values():
             table.validate(n_stream_pages, parent_allowed=self.kind is Kind.DELTA)
 
     def _validate_identity(self) -> None:
-        if not _CHAIN_ID.fullmatch(self.chain_id):
+        if not CHAIN_ID_PATTERN.fullmatch(self.chain_id):
             raise ValueError("its chain id is not 32 hex digits")
         if not 0 <= self.generation <= MAX_GENERATION:
             raise ValueError(f"it has the impossible generation number {self.generation}")
@@ -249,29 +262,14 @@ class Manifest:
             raise ValueError("a digest that it replaces has the wrong length")
 
 
-def encode_header(chain_id: str) -> bytes:
-    """Return the content of the file `CKPT`."""
-    return f"ckpt image {FORMAT_VERSION}\nchain {chain_id}\n".encode("ascii")
-
-
-def decode_header(data: bytes, path: str) -> str:
-    """Return the chain id from the content of the file `CKPT`; later lines are ignored.
+def require_open(manifest: Manifest, path: str) -> None:
+    """Refuse what is encrypted and was not opened.
 
     Raises:
-        ImageCorrupt: it is not such a file.
-        ImageVersion: the major version is not ours.
+        ImageSealed: no private key for it was given.
     """
-    lines = data.decode("ascii", "replace").split("\n")
-    version = lines[0].removeprefix("ckpt image ")
-    parsed = _VERSION.fullmatch(version)
-    if lines[0] == version or parsed is None:
-        raise ImageCorrupt(path, "it does not begin with 'ckpt image' and a version")
-    if int(parsed[1]) != FORMAT_MAJOR:
-        raise ImageVersion(path, version, f"{FORMAT_MAJOR}.x")
-    chain_id = lines[1].removeprefix("chain ") if len(lines) > 2 else ""
-    if len(lines) < 3 or lines[1] == chain_id or not _CHAIN_ID.fullmatch(chain_id):
-        raise ImageCorrupt(path, "its second line is not 'chain' and 32 hex digits")
-    return chain_id
+    if manifest.is_locked:
+        raise ImageSealed(path, NEEDS_IDENTITY)
 
 
 def encode_manifest(manifest: Manifest) -> tuple[bytes, bytes]:
@@ -285,82 +283,86 @@ def encode_manifest(manifest: Manifest) -> tuple[bytes, bytes]:
         ValueError: the manifest is not valid, or could not be read back; a bug of the caller.
     """
     manifest.validate()
-    parent = manifest.parent
-    body = pack(
-        {
-            **manifest.extra,
-            "chain": manifest.chain_id,
-            "generation": int(manifest.generation),
-            "kind": str(manifest.kind),
-            "parent": None
-            if parent is None
-            else {"generation": int(parent.generation), "digest": parent.digest},
-            "created_s": float(manifest.created_s),
-            "page_size": manifest.page_size,
-            "tracker": manifest.tracker,
-            "reason": manifest.reason,
-            "freeze_ms": float(manifest.freeze_ms),
-            "wall_ms": float(manifest.wall_ms),
-            "host": dict(manifest.host),
-            "records": dict(manifest.records),
-            "spaces": {name: table.pack() for name, table in manifest.spaces.items()},
-            "page_files": [
-                {"size_bytes": file.size_bytes, "frames": file.frames.pack()}
-                for file in manifest.page_files
-            ],
-            **({"replaces": list(manifest.replaces)} if manifest.replaces else {}),
-        }
-    )
-    # A record with a number for a key, say, packs and does not unpack: found now, not at restore.
-    unpack(body)
+    body = _encode_body(manifest)
     major, minor = map(int, manifest.format_version.split("."))
     front = PREAMBLE.pack(MANIFEST_MAGIC, major, minor, 0, len(body)) + body
     digest = digest_of(front)
     return front + digest, digest
 
 
-class _Fields:
-    """Takes typed values out of a map from an image; `ValueError` names the field."""
+def _encode_body(manifest: Manifest) -> bytes:
+    if manifest.sealed is not None and manifest.sealed.seal is None:
+        raise ValueError("it is encrypted, and cannot be written again without its key")
+    parent = manifest.parent
+    head = {
+        "chain": manifest.chain_id,
+        "generation": int(manifest.generation),
+        "kind": str(manifest.kind),
+        "parent": None
+        if parent is None
+        else {"generation": int(parent.generation), "digest": parent.digest},
+        "created_s": float(manifest.created_s),
+        "page_size": manifest.page_size,
+        "tracker": manifest.tracker,
+        "reason": manifest.reason,
+        "freeze_ms": float(manifest.freeze_ms),
+        "wall_ms": float(manifest.wall_ms),
+    }
+    secret = {"host": dict(manifest.host), "records": dict(manifest.records)}
+    tables = {
+        "spaces": {name: table.pack() for name, table in manifest.spaces.items()},
+        "page_files": [
+            {"size_bytes": file.size_bytes, "frames": file.frames.pack()}
+            for file in manifest.page_files
+        ],
+        **({"replaces": list(manifest.replaces)} if manifest.replaces else {}),
+    }
+    if manifest.sealed is None or manifest.sealed.seal is None:
+        return _pack_readably({**manifest.extra, **head, **secret, **tables})
+    beside = _pack_readably({**head, **tables, "keys": _encode_keys(manifest.sealed)})
+    hidden = _pack_readably({**manifest.extra, **secret})
+    return pack({"open": beside, "sealed": manifest.sealed.seal.seal_records(hidden, beside)})
 
-    def __init__(self, value: object, where: str) -> None:
-        if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-            raise ValueError(f"{where} is not a map with text as keys")
-        self._left: dict[str, object] = dict(value)
-        self._where = where
 
-    def take(self, name: str, kind: type[T]) -> T:
-        value = self._left.pop(name, None)
-        # bool is an int to isinstance, and to no schema.
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise ValueError(f"{self._where} has no {kind.__name__} named {name!r}")
-        return value
-
-    def take_map(self, name: str) -> dict[str, object]:
-        return _Fields(self._left.pop(name, None), repr(name)).rest()
-
-    def take_optional(self, name: str) -> object:
-        return self._left.pop(name, None)
-
-    def rest(self) -> dict[str, object]:
-        return self._left
+def _pack_readably(value: dict[str, object]) -> bytes:
+    """Pack it, unless it could not be unpacked again: found now, not at restore."""
+    packed = pack(value)
+    # A record with a number for a key, say, packs and does not unpack.
+    unpack(packed)
+    return packed
 
 
-def decode_manifest(data: bytes, path: str) -> Manifest:
+def _encode_keys(sealed: Sealed) -> list[dict[str, bytes]]:
+    return [
+        {"recipient": key.recipient.raw, "share": key.share, "wrapped": key.wrapped}
+        for key in sealed.keys
+    ]
+
+
+def decode_manifest(
+    data: bytes, path: str, private: Collection[PrivateKey] | None = None
+) -> Manifest:
     """Return the manifest in `data`, which the caller capped at `MAX_MANIFEST_BYTES`.
 
     The digest is compared before the body is decoded, the version before it is understood.
 
+    Args:
+        data: the content of the file.
+        path: its name, for messages.
+        private: what may open it, if the chain is encrypted; None if it is not.
+
     Raises:
-        ImageCorrupt: cut short, altered, or against the specification.
+        ImageCorrupt: cut short, altered, or against the specification; or it is not encrypted, and
+            the chain is.
         ImageVersion: whole, and written by another major version.
     """
     try:
-        return _decode_manifest(data, path)
+        return _decode_manifest(data, path, private)
     except (ValueError, OverflowError) as error:
         raise ImageCorrupt(path, str(error)) from error
 
 
-def _decode_manifest(data: bytes, path: str) -> Manifest:
+def _decode_manifest(data: bytes, path: str, private: Collection[PrivateKey] | None) -> Manifest:
     if len(data) < PREAMBLE.size + DIGEST_BYTES:
         raise ValueError(f"it has {len(data)} bytes, too few for any manifest")
     magic, major, minor, _reserved, body_bytes = PREAMBLE.unpack_from(data)
@@ -374,16 +376,68 @@ def _decode_manifest(data: bytes, path: str) -> Manifest:
     digest = digest_of(view[:-DIGEST_BYTES])
     if digest != data[-DIGEST_BYTES:]:
         raise ValueError("its digest is not the one at its end")
-    if major != FORMAT_MAJOR:
-        raise ImageVersion(path, f"{major}.{minor}", f"{FORMAT_MAJOR}.x")
-    fields = _Fields(unpack(view[PREAMBLE.size : -DIGEST_BYTES]), "the manifest")
-    manifest = _build_manifest(fields, f"{major}.{minor}", digest)
+    version = f"{major}.{minor}"
+    _require_major(major, version, path, sealed=private is not None)
+    fields = Fields(unpack(view[PREAMBLE.size : -DIGEST_BYTES]), "the manifest")
+    if private is None:
+        manifest = _build_manifest(fields, fields, version, digest)
+    else:
+        manifest = _build_sealed(fields, private, version, digest, path)
     manifest.validate()
     return manifest
 
 
-def _build_manifest(fields: _Fields, version: str, digest: bytes) -> Manifest:
+def _require_major(major: int, version: str, path: str, *, sealed: bool) -> None:
+    if sealed and major == FORMAT_MAJOR:
+        raise ValueError("it is not encrypted, and its chain is")
+    if major == SEALED_MAJOR and not sealed:
+        raise ImageVersion(path, version, f"{FORMAT_MAJOR}.x in a chain that is not encrypted")
+    if major not in (FORMAT_MAJOR, SEALED_MAJOR):
+        raise ImageVersion(path, version, SUPPORTED)
+
+
+def _build_sealed(
+    fields: Fields, private: Collection[PrivateKey], version: str, digest: bytes, path: str
+) -> Manifest:
+    """Take an encrypted manifest apart; what no private key opens is `Locked`."""
+    beside, hidden = fields.take("open", bytes), fields.take("sealed", bytes)
+    shown = Fields(unpack(beside), "its open part")
+    keys = tuple(map(_build_key, shown.take("keys", list)))
+    chain_id, generation = shown.look("chain", str), shown.look("generation", int)
+    if not CHAIN_ID_PATTERN.fullmatch(chain_id) or not 0 <= generation <= MAX_GENERATION:
+        raise ValueError("it is of no chain, or of no generation")
+    sealed = open_sealed(keys, private, chain_id, generation)
+    if sealed.seal is None:
+        return _build_manifest(shown, Locked(path), version, digest, sealed)
+    # Nothing that it says is used before this: it is of whoever had the key.
+    secret = Fields(unpack(sealed.seal.open_records(hidden, beside)), "its encrypted part")
+    return _build_manifest(shown, secret, version, digest, sealed)
+
+
+def _build_key(value: object) -> WrappedKey:
+    fields = Fields(value, "an entry of 'keys'")
+    recipient, share = fields.take("recipient", bytes), fields.take("share", bytes)
+    wrapped = fields.take("wrapped", bytes)
+    lengths = len(recipient), len(share), len(wrapped)
+    if lengths != (KEY_BYTES, KEY_BYTES, KEY_BYTES + TAG_BYTES):
+        raise ValueError("a key in it has the wrong length")
+    return WrappedKey(Recipient(recipient), share, wrapped)
+
+
+def _build_manifest(
+    fields: Fields,
+    secret: Fields | Locked,
+    version: str,
+    digest: bytes,
+    sealed: Sealed | None = None,
+) -> Manifest:
     page_size = fields.take("page_size", int)
+    host: Mapping[str, object]
+    records: Mapping[str, object]
+    if isinstance(secret, Locked):
+        host = records = secret
+    else:
+        host, records = secret.take_map("host"), secret.take_map("records")
     return Manifest(
         format_version=version,
         chain_id=fields.take("chain", str),
@@ -396,23 +450,24 @@ def _build_manifest(fields: _Fields, version: str, digest: bytes) -> Manifest:
         reason=fields.take("reason", str),
         freeze_ms=fields.take("freeze_ms", float),
         wall_ms=fields.take("wall_ms", float),
-        host=fields.take_map("host"),
-        records=fields.take_map("records"),
+        host=host,
+        records=records,
         spaces={
             name: _build_table(name, packed, page_size)
             for name, packed in fields.take_map("spaces").items()
         },
         page_files=tuple(_build_page_file(value) for value in fields.take("page_files", list)),
         replaces=_build_replaces(fields.take_optional("replaces")),
-        extra=fields.rest(),
+        extra=secret if isinstance(secret, Locked) else {**fields.rest(), **secret.rest()},
         digest=digest,
+        sealed=sealed,
     )
 
 
 def _build_parent(value: object) -> Parent | None:
     if value is None:
         return None
-    fields = _Fields(value, "'parent'")
+    fields = Fields(value, "'parent'")
     return Parent(GenerationNo(fields.take("generation", int)), fields.take("digest", bytes))
 
 
@@ -431,5 +486,5 @@ def _build_table(name: str, packed: object, page_size: int) -> RunTable:
 
 
 def _build_page_file(value: object) -> PageFile:
-    fields = _Fields(value, "an entry of 'page_files'")
+    fields = Fields(value, "an entry of 'page_files'")
     return PageFile(fields.take("size_bytes", int), FrameTable.unpack(fields.take("frames", bytes)))

@@ -12,15 +12,19 @@ import zlib
 from array import array
 from bisect import bisect_right
 from itertools import accumulate
-from typing import Self
+from typing import Protocol, Self
 
 import attrs
 import zstandard
 
 from ckpt.image.codec import pack_column, unpack_column
+from ckpt.image.keys import SEAL_BYTES
 
 MAX_FRAME_BYTES = 1 << 20
 """Most raw bytes in one frame: what has to be decoded to reach a single page."""
+
+MAX_STORED_BYTES = MAX_FRAME_BYTES + SEAL_BYTES
+"""Most bytes of one frame as it is stored; what is not encrypted has `MAX_FRAME_BYTES` at most."""
 
 MIN_PAGE_SIZE = 1 << 12
 MAX_PAGE_SIZE = 1 << 16
@@ -38,9 +42,32 @@ class Encoding(enum.IntEnum):
 
     RAW = 0
     ZSTD = 1
+    SEALED_RAW = 2
+    SEALED_ZSTD = 3
+
+    @property
+    def inner(self) -> "Encoding":
+        """How it is stored under the encryption."""
+        return _INNER.get(self, self)
 
 
+_INNER = {Encoding.SEALED_RAW: Encoding.RAW, Encoding.SEALED_ZSTD: Encoding.ZSTD}
+_SEALED = {inner: sealed for sealed, inner in _INNER.items()}
 _KNOWN = frozenset(Encoding)
+_PLAIN = _KNOWN - frozenset(_INNER)
+
+
+class FrameSeal(Protocol):
+    """What encrypts the frames of a generation (`sealing.Seal`)."""
+
+    def seal_frame(self, stored: bytes | memoryview, number: int, encoding: int) -> bytes:
+        """Encrypt the frame of that number in its generation."""
+
+    def open_frame(self, stored: bytes | memoryview, number: int, encoding: int) -> bytes:
+        """Decrypt it; raises `ValueError` if it is not what was sealed as that frame."""
+
+
+_RAW = frozenset({Encoding.RAW, Encoding.SEALED_RAW})
 
 
 class UnknownEncoding(ValueError):
@@ -98,22 +125,27 @@ class FrameTable:
             unpack_column("B", view[3 * width :]),
         )
 
-    def validate(self, page_size: int, size_bytes: int) -> None:
+    def validate(self, page_size: int, size_bytes: int, *, sealed: bool = False) -> None:
         """Check the table against the caps and the size of its page file.
 
         Raises:
-            ValueError: a frame is empty or longer than `MAX_FRAME_BYTES`, or the frames together
-                are not as long as the file.
+            ValueError: a frame is empty or longer than `MAX_FRAME_BYTES`, the frames together
+                are not as long as the file, or one is not `sealed` and should be, or the other way.
         """
+        most_bytes, seal_bytes = MAX_FRAME_BYTES, 0
+        if sealed:
+            most_bytes, seal_bytes = MAX_STORED_BYTES, SEAL_BYTES
         if len(self):
             if min(self.n_pages) == 0 or max(self.n_pages) * page_size > MAX_FRAME_BYTES:
                 raise ValueError(f"a frame has no pages, or more than {MAX_FRAME_BYTES} bytes")
-            if min(self.stored_bytes) == 0 or max(self.stored_bytes) > MAX_FRAME_BYTES:
+            if min(self.stored_bytes) <= seal_bytes or max(self.stored_bytes) > most_bytes:
                 raise ValueError(f"a frame is stored in 0 or more than {MAX_FRAME_BYTES} bytes")
         for n, stored, encoding in zip(
             self.n_pages, self.stored_bytes, self.encodings, strict=True
         ):
-            if encoding == Encoding.RAW and stored != n * page_size:
+            if (encoding in _INNER) != sealed and encoding in _KNOWN:
+                raise ValueError("it has frames with and without encryption")
+            if encoding in _RAW and stored != n * page_size + seal_bytes:
                 raise ValueError(f"a raw frame of {n} pages is stored in {stored} bytes")
         if sum(self.stored_bytes) != size_bytes:
             raise ValueError(
@@ -130,6 +162,8 @@ class FrameLocation:
     """Index of the page file within the generation."""
     index: int
     """Number of the frame within its page file."""
+    number: int
+    """The same within its generation."""
     offset: int
     stored_bytes: int
     n_pages: int
@@ -153,6 +187,7 @@ class FrameIndex:
             first = pages[-1]
             self._first_pages.append(pages)
             self._offsets.append(array("Q", accumulate(table.stored_bytes, initial=0)))
+        self._first_frames = list(accumulate(map(len, tables), initial=0))
         self._file_starts = [pages[0] for pages in self._first_pages]
         self.n_stream_pages = first
         """Pages in the whole stream."""
@@ -175,6 +210,7 @@ class FrameIndex:
         return FrameLocation(
             file,
             index,
+            self._first_frames[file] + index,
             self._offsets[file][index],
             table.stored_bytes[index],
             table.n_pages[index],
@@ -217,20 +253,30 @@ def _decompressor() -> zstandard.ZstdDecompressor:
     return made
 
 
-def encode_frame(raw: memoryview, level: int | None) -> EncodedFrame:
+def encode_frame(
+    raw: memoryview, level: int | None, seal: FrameSeal | None = None, number: int = 0
+) -> EncodedFrame:
     """Compress `raw` (at most `MAX_FRAME_BYTES`, contiguous, bytes), or keep it as it is.
 
-    Without a level it is always kept.
+    Without a level it is always kept. With a `seal` it is then encrypted as the frame of that
+    number of its generation.
 
     Runs without the interpreter lock for nearly all of its time. Where zstd gains less than a
     sixteenth, reading the frame back as it is costs less than the bytes saved.
     """
-    if level is None or _is_incompressible(raw):
-        return EncodedFrame(raw, Encoding.RAW, zlib.crc32(raw))
-    compressed = _compressor(level).compress(raw)
-    if len(compressed) * SHRINK_DENOMINATOR <= len(raw) * SHRINK_NUMERATOR:
-        return EncodedFrame(compressed, Encoding.ZSTD, zlib.crc32(compressed))
-    return EncodedFrame(raw, Encoding.RAW, zlib.crc32(raw))
+    stored, encoding = _compress(raw, level)
+    if seal is not None:
+        encoding = _SEALED[encoding]
+        stored = seal.seal_frame(stored, number, encoding)
+    return EncodedFrame(stored, encoding, zlib.crc32(stored))
+
+
+def _compress(raw: memoryview, level: int | None) -> tuple[bytes | memoryview, Encoding]:
+    if level is not None and not _is_incompressible(raw):
+        compressed = _compressor(level).compress(raw)
+        if len(compressed) * SHRINK_DENOMINATOR <= len(raw) * SHRINK_NUMERATOR:
+            return compressed, Encoding.ZSTD
+    return raw, Encoding.RAW
 
 
 def _is_incompressible(raw: memoryview) -> bool:
@@ -260,18 +306,26 @@ def check_frame(stored: bytes | memoryview, checksum: int) -> None:
         raise ValueError(f"its checksum is {found:08x}, it should be {checksum:08x}")
 
 
-def require_known(encoding: int) -> None:
+def require_known(encoding: int, *, sealed: bool = False) -> None:
     """Tell an encoding of a later version from damage.
 
     Raises:
         UnknownEncoding: we cannot decode it.
     """
-    if encoding not in _KNOWN:
+    if encoding not in (_INNER if sealed else _PLAIN):
         raise UnknownEncoding(f"encoding {encoding}")
 
 
-def decode_frame(stored: bytes | memoryview, encoding: int, raw_bytes: int) -> bytes | memoryview:
+def decode_frame(
+    stored: bytes | memoryview,
+    encoding: int,
+    raw_bytes: int,
+    seal: FrameSeal | None = None,
+    number: int = 0,
+) -> bytes | memoryview:
     """Return the raw pages of a frame whose checksum was found right; `stored` itself if raw.
+
+    With a `seal` it is first decrypted, as the frame of that number of its generation.
 
     The zstd header is read first: the library allocates what it announces, whatever maximum it is
     given. zstd's own checksum, of the raw bytes, is required and compared by the library.
@@ -280,11 +334,14 @@ def decode_frame(stored: bytes | memoryview, encoding: int, raw_bytes: int) -> b
         ValueError: the bytes do not decode to exactly `raw_bytes`; `UnknownEncoding` if we
             do not know the encoding.
     """
+    require_known(encoding, sealed=seal is not None)
+    if seal is not None:
+        stored = seal.open_frame(stored, number, encoding)
+        encoding = Encoding(encoding).inner
     if encoding == Encoding.RAW:
         if len(stored) != raw_bytes:
             raise ValueError(f"raw, with {len(stored)} bytes, it should have {raw_bytes}")
         return stored
-    require_known(encoding)
     try:
         header = zstandard.get_frame_parameters(stored)
         if header.content_size != raw_bytes or not header.has_checksum or header.dict_id:

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import attrs
 
-from ckpt.image.pages import MAX_FRAME_BYTES, EncodedFrame, encode_frame
+from ckpt.image.pages import MAX_FRAME_BYTES, EncodedFrame, FrameSeal, encode_frame
 from ckpt.image.workers import DEFAULT_THREADS, Workers
 
 DEFAULT_LEVEL = 1
@@ -69,8 +69,21 @@ class _Finished:
 class FramePipeline:
     """One page stream under way; its methods are for one thread."""
 
-    def __init__(self, sink: FrameSink, page_size: int, options: Compression) -> None:
-        """Begin at the first page."""
+    def __init__(
+        self,
+        sink: FrameSink,
+        page_size: int,
+        options: Compression,
+        seal: FrameSeal | None = None,
+        first_number: int = 0,
+    ) -> None:
+        """Begin at the first page.
+
+        With a `seal` frames are encrypted with it: the first gets the `first_number` in its
+        generation, those that come behind it the next ones.
+        """
+        self._seal = seal
+        self._first_number = first_number
         self.page_size = page_size
         self._sink = sink
         self._options = options
@@ -193,7 +206,7 @@ class FramePipeline:
         frame = None
         try:
             if self._failure is None:
-                frame = encode_frame(view, level)
+                frame = encode_frame(view, level, self._seal, self._first_number + number)
         except BaseException as error:
             self._fail(error)
         with self._changed:

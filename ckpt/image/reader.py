@@ -18,7 +18,7 @@ from ckpt.errors import ImageCorrupt, ImageVersion
 from ckpt.image.chain import Chain
 from ckpt.image.format import Manifest, generation_name, page_file_name
 from ckpt.image.pages import (
-    MAX_FRAME_BYTES,
+    MAX_STORED_BYTES,
     FrameIndex,
     FrameLocation,
     UnknownEncoding,
@@ -63,7 +63,7 @@ _of_thread = threading.local()
 def _room() -> bytearray:
     made: bytearray | None = getattr(_of_thread, "room", None)
     if made is None:
-        made = _of_thread.room = bytearray(MAX_FRAME_BYTES)
+        made = _of_thread.room = bytearray(MAX_STORED_BYTES)
     return made
 
 
@@ -86,11 +86,21 @@ def read_checked(chain: Chain, frame: Frame) -> bytes | memoryview:
 
     Raises:
         ImageCorrupt: it does not decode, or zstd's own checksum is wrong.
+        ImageSealed: it is encrypted, and the chain has no private key for it.
     """
-    stored = _read(chain, frame, _room())
+    return _decode(chain, frame, _read(chain, frame, _room()))
+
+
+def _decode(chain: Chain, frame: Frame, stored: bytes | memoryview) -> bytes | memoryview:
+    location, manifest = frame.location, frame.manifest
+    seal = chain.seal_of(manifest)
     with _errors(chain, frame):
         return decode_frame(
-            stored, frame.location.encoding, frame.location.n_pages * frame.manifest.page_size
+            stored,
+            location.encoding,
+            location.n_pages * manifest.page_size,
+            seal,
+            location.number,
         )
 
 
@@ -116,7 +126,7 @@ def read_stored(chain: Chain, frame: Frame, room: bytearray | None = None) -> by
     stored = _read(chain, frame, room)
     with _errors(chain, frame):
         check_frame(stored, frame.location.checksum)
-        require_known(frame.location.encoding)
+        require_known(frame.location.encoding, sealed=frame.manifest.sealed is not None)
     return stored
 
 
@@ -128,14 +138,9 @@ def read_frame(chain: Chain, frame: Frame) -> bytes:
 
     Raises:
         ImageCorrupt, ImageVersion: see `read_stored`; or it does not decode.
+        ImageSealed: see `read_checked`.
     """
-    stored = read_stored(chain, frame)
-    with _errors(chain, frame):
-        return bytes(
-            decode_frame(
-                stored, frame.location.encoding, frame.location.n_pages * frame.manifest.page_size
-            )
-        )
+    return bytes(_decode(chain, frame, read_stored(chain, frame)))
 
 
 @contextlib.contextmanager
@@ -147,7 +152,7 @@ def _errors(chain: Chain, frame: Frame) -> Iterator[None]:
     try:
         yield
     except UnknownEncoding as error:
-        raise ImageVersion(path, str(error), "encodings 0 and 1") from error
+        raise ImageVersion(path, str(error), "encodings 0 to 3") from error
     except ValueError as error:
         raise ImageCorrupt(
             path, f"frame {location.index} at byte {location.offset}: {error}"
@@ -177,6 +182,11 @@ class PageReader:
     def chain(self) -> Chain:
         """Where it reads."""
         return self._chain
+
+    @property
+    def is_open(self) -> bool:
+        """Whether all can be read: nothing of the lineage is encrypted to others than us."""
+        return not any(manifest.is_locked for manifest in self._line.values())
 
     def resolve(self, space: str) -> ResolvedRuns:
         """Return every run of `space`, with `PARENT` replaced by what the newest ancestor has.

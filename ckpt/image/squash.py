@@ -14,7 +14,9 @@ Order, so that a kill or a power cut at any step leaves every generation whole:
     ancestors           are renamed to `.tmp-old-...`, children first, each synced before the next
 
 Deltas on it, and epochs of living processes, name its old digest: the new manifest lists that in
-`replaces`. Neighbours: `chain` reads lineages, `writer` writes page files.
+`replaces`. What is encrypted belongs to its place: it is not linked or copied but decrypted, and
+encrypted with the key of the generation, so that takes a private key. Neighbours: `chain` reads
+lineages, `writer` writes page files.
 """
 
 import contextlib
@@ -39,6 +41,7 @@ from ckpt.image.format import (
     page_file_name,
     removed_name,
     replacement_name,
+    require_open,
 )
 from ckpt.image.pages import EncodedFrame, Encoding, FrameLocation
 from ckpt.image.pipeline import GATHER_BELOW_BYTES, Compression, FramePipeline
@@ -156,11 +159,14 @@ def fold(chain: Chain, number: GenerationNo, base: GenerationNo | None) -> Manif
     Raises:
         ChainBroken: its ancestors are not whole; `base` is none of them.
         ImageCorrupt, ImageVersion: something that must be copied is damaged; nothing was changed.
+        ImageSealed: it is encrypted, and there is no private key; nothing was changed.
         HostFull, ImageUnusable: it cannot be written; nothing was changed.
     """
     own, line, below = _read_line(chain, number, base)
     if not line:
         return own
+    for one in (own, *line):
+        require_open(one, str(chain.manifest_path(one.generation)))
     spaces = {name: chain.merge([own, *line], name) for name in own.spaces}
     _require_whole(chain, own, spaces, below)
     with _replacement(chain, own) as temporary:
@@ -252,7 +258,7 @@ def _take_in(
     first = len(own.page_files) + len(linked)
     files = FrameFiles(chain.store, temporary, PAGE_FILE_BYTES, first)
     try:
-        _copy(chain, own.page_size, rest, files, stream)
+        _copy(chain, own, rest, files, stream)
         files.finish()
     finally:
         files.close()
@@ -274,7 +280,8 @@ def _link(
         generation = portion.manifest.generation
         old = (generation_name(generation), page_file_name(portion.file))
         if (
-            place < LINK_AT_MOST_FILES
+            own.sealed is None
+            and place < LINK_AT_MOST_FILES
             and portion.is_worth_linking
             and store.link_file(old, (temporary, page_file_name(place)))
         ):
@@ -287,11 +294,15 @@ def _link(
 
 
 def _copy(
-    chain: Chain, page_size: int, portions: Sequence[Portion], files: FrameFiles, stream: _Stream
+    chain: Chain, own: Manifest, portions: Sequence[Portion], files: FrameFiles, stream: _Stream
 ) -> None:
     """Copy frames as they are stored; then of those that are needed in part, or short, the rest."""
+    page_size = own.page_size
+    seal = chain.seal_of(own)
 
     def is_taken_whole(frame: FrameLocation, parts: Sequence[Span]) -> bool:
+        if seal is not None:
+            return False
         n_needed = sum(end - start for start, end in parts)
         return n_needed == frame.n_pages and n_needed * page_size >= GATHER_BELOW_BYTES
 
@@ -308,7 +319,8 @@ def _copy(
         first = location.first_page
         stream.take(frame.manifest.generation, first, first + location.n_pages)
     cut = [one for one in frames if not is_taken_whole(one[0].location, one[1])]
-    pipeline = FramePipeline(files, page_size, Compression())
+    n_frames = sum(len(file.frames) for file in own.page_files)
+    pipeline = FramePipeline(files, page_size, Compression(), seal, n_frames)
     try:
         for (frame, parts), raw in iter_ahead(lambda one: read_frame(chain, one[0]), cut):
             view, first = memoryview(raw), frame.location.first_page

@@ -16,6 +16,7 @@ from ckpt.image.format import (
     FORMAT_VERSION,
     MANIFEST_NAME,
     MAX_MANIFEST_BYTES,
+    SEALED_VERSION,
     TEMPORARY_PREFIX,
     Kind,
     Manifest,
@@ -28,6 +29,7 @@ from ckpt.image.format import (
 from ckpt.image.pages import EncodedFrame, FrameTable
 from ckpt.image.pipeline import Compression, FramePipeline, Release
 from ckpt.image.runs import RunTable
+from ckpt.image.sealing import Sealed
 from ckpt.image.store import Store
 from ckpt.units import GenerationNo
 
@@ -116,6 +118,7 @@ class GenerationWriter:
         identity: Identity,
         options: WriterOptions,
         *,
+        sealed: Sealed | None,
         check_spaces: Callable[[Mapping[str, RunTable]], None],
         on_close: Callable[[Manifest | None], None],
     ) -> None:
@@ -125,17 +128,20 @@ class GenerationWriter:
             store: of the chain, locked.
             identity: what is written.
             options: how.
+            sealed: a key that no other writer has had, to encrypt it with.
             check_spaces: raises if a run refers to a parent that does not have it.
             on_close: called once, with the manifest if there was a commit.
         """
         self._store = store
         self._identity = identity
+        self._sealed = sealed
         self._check_spaces = check_spaces
         self._on_close = on_close
         self._temporary = TEMPORARY_PREFIX + generation_name(identity.generation)
         store.make_directory(self._temporary)
         self._files = FrameFiles(store, self._temporary, options.page_file_bytes)
-        self._pipeline = FramePipeline(self._files, identity.page_size, options)
+        seal = sealed.seal if sealed else None
+        self._pipeline = FramePipeline(self._files, identity.page_size, options, seal)
         self._closed = False
 
     @property
@@ -219,7 +225,7 @@ class GenerationWriter:
         self._files.finish()
         identity = self._identity
         manifest = Manifest(
-            format_version=FORMAT_VERSION,
+            format_version=SEALED_VERSION if self._sealed else FORMAT_VERSION,
             chain_id=identity.chain_id,
             generation=identity.generation,
             kind=Kind.FULL if identity.parent is None else Kind.DELTA,
@@ -235,6 +241,7 @@ class GenerationWriter:
             spaces=dict(spaces),
             page_files=self._files.list(),
             extra=dict(extra or {}),
+            sealed=self._sealed,
         )
         encoded, digest = encode_manifest(manifest)
         if len(encoded) > MAX_MANIFEST_BYTES:

@@ -186,7 +186,7 @@ def test_after_a_full_disk_the_next_delta_is_still_complete(work, small, tmp_pat
 @pytest.mark.parametrize(
     ("defect", "code", "phrase"),
     [
-        ("newer-major-version", 32, "CKPT has format 2.0, this ckpt reads"),
+        ("newer-major-version", 32, "CKPT has format 3.0, this ckpt reads"),
         ("damaged-header", 31, "CKPT is damaged: "),
         ("missing-header", 30, "it is not an image directory, and not empty"),
     ],
@@ -200,7 +200,7 @@ def test_a_chain_that_cannot_be_continued(work, tmp_path, defect, code, phrase):
 @pytest.mark.parametrize(
     ("defect", "code", "phrase"),
     [
-        ("newer-major-manifest", 32, "gen-000002/manifest has format 2.0"),
+        ("newer-major-manifest", 32, "gen-000002/manifest has format 3.0"),
         ("truncated-manifest", 31, "gen-000002/manifest is damaged"),
         ("other-chain", 33, "belongs to chain ffeeddcc"),
     ],

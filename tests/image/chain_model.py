@@ -8,11 +8,14 @@ import attrs
 
 from ckpt.image.chain import Chain
 from ckpt.image.format import Fate, Manifest, RunTableBuilder
+from ckpt.image.keys import PrivateKey
 from ckpt.image.store import Store
 from ckpt.units import AddrRange, GenerationNo, RemoteAddr, addr_range
 
 PAGE = 4096
 CHAIN_ID = "00112233445566778899aabbccddeeff"
+KEY = PrivateKey(bytes(range(32)))
+"""Opens the golden chain that is encrypted, and others that tests make."""
 FILE_PAGE = "a page of the file itself"
 
 

@@ -1,7 +1,7 @@
 """Makes images/golden/ and images/broken/.
 
-    python -m tests.image.make_golden golden    a new directory for the present format version;
-                                                refuses to touch one that exists
+    python -m tests.image.make_golden golden    new directories for the present format versions;
+                                                does not touch one that exists
     python -m tests.image.make_golden broken    all of images/broken/, afresh
 
 A golden chain is never edited: it stands for the images that people have. A change of format adds a
@@ -19,15 +19,17 @@ from ckpt.image.format import (
     DIGEST_BYTES,
     FORMAT_VERSION,
     PREAMBLE,
+    SEALED_VERSION,
     digest_of,
-    encode_header,
 )
+from ckpt.image.header import encode_header
 from ckpt.image.pages import FrameTable
 from ckpt.image.runs import RunTable
 from ckpt.image.store import Store
 from ckpt.image.writer import WriterOptions
 from tests.image.chain_model import (
     CHAIN_ID,
+    KEY,
     PAGE,
     add_generation,
     data,
@@ -39,7 +41,11 @@ from tests.image.chain_model import (
 )
 
 IMAGES = Path(__file__).parents[2] / "images"
-GOLDEN = IMAGES / "golden" / f"format-{FORMAT_VERSION}"
+GOLDEN = {
+    IMAGES / "golden" / f"format-{FORMAT_VERSION}": (),
+    IMAGES / "golden" / f"format-{SEALED_VERSION}": (KEY.recipient,),
+}
+"""For each, to whom it is encrypted."""
 BROKEN = IMAGES / "broken"
 OTHER_CHAIN_ID = "ffeeddccbbaa99887766554433221100"
 CREATED_S = 1_700_000_000.5
@@ -98,11 +104,13 @@ SMALL_HISTORY = make_history(soft_page)
 """The same with pages that all compress well: there are many broken chains."""
 
 
-def make_chain(path, chain_id=CHAIN_ID, history=HISTORY, reason="the chain begins here"):
-    """Write a chain without anything random in it."""
+def make_chain(
+    path, chain_id=CHAIN_ID, history=HISTORY, reason="the chain begins here", recipients=()
+):
+    """Write a chain without anything random in it, but for the keys of one that is encrypted."""
     store = Store(path)
     store.make_root()
-    store.write_file("CKPT", data=encode_header(chain_id))
+    store.write_file("CKPT", data=encode_header(chain_id, recipients))
     chain = Chain.open(path)
     for number, (above, spaces) in enumerate(history):
         add_generation(
@@ -120,7 +128,7 @@ def make_chain(path, chain_id=CHAIN_ID, history=HISTORY, reason="the chain begin
             host={"machine": "x86_64"},
             extra={"later": ["a field that format 1.0 does not know", number]},
         )
-    (path / "lock").unlink()
+    (path / "lock").unlink(missing_ok=True)
     return path
 
 
@@ -240,10 +248,10 @@ DEFECTS = {
     "missing-header": lambda p: (p / "CKPT").unlink(),
     "damaged-header": lambda p: flip_bit(p / "CKPT", 20),
     "newer-major-version": lambda p: (p / "CKPT").write_bytes(
-        encode_header(CHAIN_ID).replace(FORMAT_VERSION.encode(), b"2.0")
+        encode_header(CHAIN_ID).replace(FORMAT_VERSION.encode(), b"3.0")
     ),
     "newer-major-manifest": lambda p: reseal(
-        p / "gen-000002/manifest", lambda _, preamble: preamble.__setitem__(1, 2)
+        p / "gen-000002/manifest", lambda _, preamble: preamble.__setitem__(1, 3)
     ),
     "parent-digest-mismatch": lambda p: replace_generation(p, 0, reason="another beginning"),
     "other-chain": lambda p: replace_generation(p, 2, chain_id=OTHER_CHAIN_ID),
@@ -282,10 +290,9 @@ def make_broken(root):
 
 def main(arguments):
     if arguments == ["golden"]:
-        if GOLDEN.exists():
-            sys.exit(f"{GOLDEN} exists, and a golden chain is never edited")
-        GOLDEN.parent.mkdir(exist_ok=True)
-        make_chain(GOLDEN)
+        for path, recipients in GOLDEN.items():
+            if not path.exists():
+                make_chain(path, recipients=recipients)
     elif arguments == ["broken"]:
         shutil.rmtree(BROKEN, ignore_errors=True)
         BROKEN.mkdir()

@@ -1,0 +1,1 @@
+"""Encrypted images of real processes."""
