@@ -48,7 +48,8 @@ test: $(STAMP) ## Run all tests of this kernel
 .PHONY: cuts
 cuts: $(STAMP) ## Cut or kill a migration at every point (half an hour)
 	@$(PACKAGES) $(TEST_PACKAGES)
-	@CKPT_EVERY_CUT=1 $(BIN)/python -m pytest integration/migrate/test_cuts.py
+	@CKPT_EVERY_CUT=1 $(BIN)/python -m pytest integration/migrate/test_cuts.py \
+		integration/migrate/test_ssh_cuts.py integration/migrate/test_shortage.py
 
 .PHONY: random-cuts
 random-cuts: $(STAMP) ## Cut or kill 100 migrations at random (ARGS="--runs 1000 --seed 1")

@@ -69,6 +69,7 @@ from ckpt.migrate.messages import (
     WhatNow,
 )
 from ckpt.migrate.session import Session
+from ckpt.migrate.shortage import shortage_untold
 from ckpt.migrate.taking import Taking
 from ckpt.process.seed import ClockOffsets
 from ckpt.process.tree import read_boot_id
@@ -83,6 +84,8 @@ _DOUBT_S = 600.0
 _HEARD_S = _DOUBT_S
 """How long to wait for the word that the last answer was heard: until then the source stands still,
 and only we can end its doubt."""
+
+_PAUSE_S = 0.2
 
 
 @attrs.frozen
@@ -185,7 +188,8 @@ def receive_tree(
                 stands = building.enter_context(_built(work, tree, taking, ground))
                 word = Prepared((time.monotonic() - begun_s) * 1000)
                 fault.reach("built")
-                return _await_word(work, stands, word)
+                with shortage_untold():
+                    return _await_word(work, stands, word)
     return None
 
 
@@ -364,8 +368,7 @@ def _let_go_and_say_so(work: _Work, stands: Standing, channel: Channel) -> Runni
     """Let it run; no signal of the user may come between that and the answer."""
     with uninterrupted():
         running, members = _let_go(work, stands)
-        fault.reach("let-go")
-        heard = _answer(work, channel, running)
+        heard = _answer_surely(work, channel, running)
         if work.late is not None:
             # Our end would be the tree's.
             work.late.see_through(heard, running, members)
@@ -393,6 +396,18 @@ def _let_go(work: _Work, stands: Standing) -> tuple[Running, list[Member]]:
         stands.building.late_bytes,
     )
     return running, members
+
+
+def _answer_surely(work: _Work, channel: Channel, running: Running) -> Channel | None:
+    """Do as `_answer`, whatever fails: what leaves the blocks around us ends a tree that runs."""
+    give_up_s = time.monotonic() + _HEARD_S
+    while time.monotonic() < give_up_s:
+        try:
+            fault.reach("let-go")
+            return _answer(work, channel, running)
+        except (CkptError, MemoryError, OSError, RuntimeError):
+            time.sleep(_PAUSE_S)
+    return None
 
 
 def _answer(work: _Work, channel: Channel, running: Running) -> Channel | None:

@@ -11,6 +11,7 @@ There is one fault at most: who outlives another process, to tell what became of
     interrupt    SIGINT, as by Ctrl-C
     terminate    SIGTERM
     wait:FIFO    our pid is written there; we go on when something is written to us
+    starve       MemoryError, as where no more is to be had
     note:FILE    its name is written there, and from then on that of each such point
 """
 
@@ -65,6 +66,8 @@ class Fault:
                 same.shutdown(socket.SHUT_RDWR)
         elif self.action.startswith("wait:"):
             _wait(self.action.removeprefix("wait:"))
+        elif self.action == "starve":
+            raise MemoryError
         elif self.action in _SIGNALS:
             os.kill(os.getpid(), _SIGNALS[self.action])
 

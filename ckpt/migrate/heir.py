@@ -37,6 +37,8 @@ from ckpt.units import Fd, Pid
 
 _DOUBT_S = 600.0
 """How long the source may take to ask."""
+_BROKEN = 70
+"""How a worker ends by what is no `CkptError`: it has told nobody what became of the tree."""
 
 
 class _Note(enum.IntEnum):
@@ -94,7 +96,7 @@ def serve_with_heir(
     private: str,
     undo_arrival: Callable[[Pid], None],
 ) -> int:
-    """Do `work` in a child, and answer for it if it is killed; return its exit code.
+    """Do `work` in a child, answer for it if it is killed or breaks; return its exit code.
 
     Args:
         session: just begun.
@@ -102,9 +104,16 @@ def serve_with_heir(
         private: a directory that goes when the child has ended.
         undo_arrival: called with the root of the tree, if its addresses may have come, and the
             child was killed, and with it the tree.
+
+    Raises:
+        OSError: there is no room for a child.
     """
     heard, said = os.pipe()
-    pid = os.fork()
+    try:
+        pid = os.fork()
+    except OSError:
+        shutil.rmtree(private, ignore_errors=True)
+        raise
     if pid == 0:
         os.close(heard)
         _be_worker(session, work, Fd(said))
@@ -118,15 +127,14 @@ def serve_with_heir(
     _, status = os.waitpid(pid, 0)
     shutil.rmtree(private, ignore_errors=True)
     exit_code = os.waitstatus_to_exitcode(status)
-    if exit_code >= 0:
-        return exit_code
-    if not noted.is_settled:
+    was_killed = exit_code < 0
+    if not noted.is_settled and (was_killed or (exit_code == _BROKEN and noted.is_prepared)):
         _settle(session, noted, undo_arrival)
-    return 128 - exit_code
+    return 128 - exit_code if was_killed else exit_code
 
 
 def _be_worker(session: Session, work: Callable[[Session, Notes], int], said: Fd) -> None:
-    exit_code = 70
+    exit_code = _BROKEN
     try:
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         exit_code = work(session, Notes(said))

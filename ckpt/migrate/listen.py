@@ -185,7 +185,13 @@ class Listener:
         # What is in their buffers would be written twice.
         sys.stdout.flush()
         sys.stderr.flush()
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError:
+            # There is no room for one more, which time will mend.
+            control.close()
+            its_control.close()
+            return
         if pid == 0:
             run_and_exit(lambda: self._be_session(connection, address, control, its_control))
         its_control.close()

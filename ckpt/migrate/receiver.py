@@ -10,11 +10,12 @@ import attrs
 
 from ckpt.engine.hooks import run_return
 from ckpt.engine.restore import wait_for_end
-from ckpt.errors import CkptError, RestoreFailed
+from ckpt.errors import CkptError, HostFull, RestoreFailed
 from ckpt.migrate.arrival import ReceiveOptions, receive_tree
 from ckpt.migrate.heir import Notes, serve_with_heir
 from ckpt.migrate.messages import Running
 from ckpt.migrate.session import Session
+from ckpt.migrate.shortage import shortage_named
 from ckpt.resources.base import be_silent
 from ckpt.units import Pid
 
@@ -33,8 +34,15 @@ class Receiver:
     def __call__(self, session: Session) -> int:
         """Serve one session in this process; return its exit code."""
         folder = _SHM if Path(_SHM).is_dir() else None
-        private = tempfile.mkdtemp(prefix="ckpt-arriving-", dir=folder)
-        return serve_with_heir(session, partial(self._work, private), private, self._undo_arrival)
+        try:
+            with shortage_named():
+                private = tempfile.mkdtemp(prefix="ckpt-arriving-", dir=folder)
+                work = partial(self._work, private)
+                return serve_with_heir(session, work, private, self._undo_arrival)
+        except HostFull as error:
+            session.channel.refuse(error)
+            self.tell(error)
+            return error.exit_code
 
     def _undo_arrival(self, root: Pid) -> None:
         if self.options.on_arrival:
@@ -42,7 +50,7 @@ class Receiver:
 
     def _work(self, private: str, session: Session, notes: Notes) -> int:
         try:
-            with session.channel, _interrupts_told():
+            with session.channel, _interrupts_told(), shortage_named():
                 came = receive_tree(session, self.options, notes, private)
         except CkptError as error:
             self.tell(error)

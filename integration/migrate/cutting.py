@@ -34,6 +34,8 @@ PROGRAM = Path(__file__).with_name("counting.py")
 PORT = 5000
 END_S = 60.0
 MORE_STEPS = 20
+EVERY = bool(os.environ.get("CKPT_EVERY_CUT"))
+"""Try every point, not only those around the hand-over."""
 
 
 @attrs.frozen
@@ -135,6 +137,7 @@ class Counted:
         meanwhile: Callable[[Started, Started], None] | None = None,
         before: tuple[str, ...] = (),
         more: tuple[str, ...] = (),
+        ends_alone: bool = True,
     ) -> Ended:
         """Try to move it, with a fault on one of the sides; return how that ended.
 
@@ -144,20 +147,25 @@ class Counted:
             meanwhile: called with both commands, source first, as they run.
             before: words to put before `ckpt receive`.
             more: and behind.
+            ends_alone: `ckpt receive` has had its session; else it waits for one, and we end it.
         """
         receiving = self.receiver(destination, *more, before=before)
         migrating = self.migrating(last_json(receiving.line())["listening"], source)
         if meanwhile:
             meanwhile(migrating, receiving)
-        codes = [_end(one) for one in (migrating, receiving)]
-        self._settle()
+        status = _end(migrating)
+        if not ends_alone:
+            receiving.kill(signal.SIGINT)
+        codes = status, _end(receiving)
+        self.settle()
         said, heard = ((self.folder / name).read_text() for name in ("said", "heard"))
         return Ended(codes[0], codes[1], said, heard)
 
-    def _settle(self) -> None:
-        """Wait until nothing but the tree is left on both hosts."""
+    def settle(self, *but: int) -> None:
+        """Wait until nothing but the tree is left on both hosts, and who belongs there."""
         a, b = self.hosts.a, self.hosts.b
-        until(lambda: sorted([*a.pids(), *b.pids()]) == [self.pid], f"{_listed(a)}\n{_listed(b)}")
+        left = sorted([self.pid, *but])
+        until(lambda: sorted([*a.pids(), *b.pids()]) == left, f"{_listed(a)}\n{_listed(b)}")
         self.at = a if self.pid in a.pids() else b
 
     def verify(self) -> None:

@@ -3,9 +3,9 @@
 `make cuts` tries every point; otherwise it is those around the hand-over.
 """
 
-import os
-
 import pytest
+
+from integration.migrate.cutting import EVERY
 
 KEPT, MOVED = "a", "ab"
 KILLED = {137, -9}
@@ -43,7 +43,6 @@ AROUND_GO = {
     *("send:State", "received:Prepared", "doomed", "send:Go", "sent:Go", "received:Running"),
     *("built", "sent:Prepared", "received:Go", "let-go"),
 }
-EVERY = bool(os.environ.get("CKPT_EVERY_CUT"))
 NOT_OF_MESSAGES = ("departing", "departed", "built", "finished", "let-go", "doomed")
 
 
