@@ -352,8 +352,9 @@ def arenas(
 
 def _find_place(task: Task, n_others: int) -> _Place:
     vmas = maps.parse_lines(task.maps_lines)
-    insn = find_syscall_insn(Pid(task.tid), vmas)
-    return _Place(task, insn, choose_place(vmas, n_others), find_way_back(task, vmas))
+    way = find_way_back(task, vmas)
+    insn = way.call_at if way else find_syscall_insn(Pid(task.tid), vmas)
+    return _Place(task, insn, choose_place(vmas, n_others), way)
 
 
 def _unmap_each(lent: Sequence[Arena], tasks: Mapping[Pid, Task]) -> None:

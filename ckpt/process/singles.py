@@ -98,7 +98,7 @@ def _start(runs: Mapping[Tid, _Run], ways: Mapping[Tid, WayBack]) -> None:
         task, asked = one.task, one.single.call
         numbers = tuple(word for word in asked.args if isinstance(word, int))
         way = ways.get(tid)
-        insn, frame_at = (way.gadgets.call_at, way.frame_at) if way else (one.single.insn, None)
+        insn, frame_at = (way.call_at, way.frame_at) if way else (one.single.insn, None)
         registers = arch.single_call_registers(task.registers, insn, asked.nr, numbers, frame_at)
         task.disturbed = True
         # The registers first: if we are killed in between, nothing stays blocked.

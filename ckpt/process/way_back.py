@@ -22,12 +22,14 @@ from collections.abc import Iterator, Sequence
 
 import attrs
 
+from ckpt.errors import TargetGone
 from ckpt.kernel.arch import x86_64 as arch
 from ckpt.kernel.procfs import maps
 from ckpt.kernel.vm_burst import VmBurst
-from ckpt.process.gadgets import Gadgets, find_gadgets
+from ckpt.process import memory
+from ckpt.process.gadgets import find_gadgets
 from ckpt.process.task import Task
-from ckpt.units import Pid, RemoteAddr, Tid
+from ckpt.units import Pid, RemoteAddr, Tid, addr_range
 
 _MAIN_STACK = "[stack]"
 _SHADOW_STACK = b"shstk"
@@ -42,9 +44,12 @@ class WayBack:
     """A frame for one thread, and the code that leads into it."""
 
     task: Task
-    gadgets: Gadgets
+    call_at: RemoteAddr
+    """A `syscall; ret`."""
     frame_at: RemoteAddr
     frame: bytes
+    stood: bytes
+    """What was there instead."""
 
 
 def find_way_back(task: Task, vmas: Sequence[maps.Vma]) -> WayBack | None:
@@ -63,47 +68,36 @@ def find_way_back(task: Task, vmas: Sequence[maps.Vma]) -> WayBack | None:
     at = RemoteAddr((end - arch.signal_frame_size(task.xstate)) & -_ALIGN)
     if own not in stack.span or at not in stack.span or stack.shared or not stack.writable:
         return None
-    frame = arch.signal_frame(
-        task.registers, task.xstate, task.sigmask, at, returns_to=gadgets.return_at
-    )
-    return WayBack(task, gadgets, at, frame)
+    back_at = gadgets.return_at
+    frame = arch.signal_frame(task.registers, task.xstate, task.sigmask, at, returns_to=back_at)
+    code = (arch.SYSCALL_RET, gadgets.return_code)
+    places = zip((gadgets.call_at, back_at, at), (*code, frame), strict=True)
+    with contextlib.suppress(TargetGone):
+        seen = memory.read_ranges(task.tid, [addr_range(at, len(what)) for at, what in places])
+        known = b"".join(code)
+        if seen.startswith(known):
+            return WayBack(task, gadgets.call_at, at, frame, seen[len(known) :])
+    return None
 
 
 @contextlib.contextmanager
 def laid(ways: Sequence[WayBack]) -> Iterator[dict[Tid, WayBack]]:
     """Write frames for the length of the block, in which the threads make their calls.
 
-    Lends those that can be relied on: the memory is there, and the code is what it was. Behind the
-    block, where the threads have their own state again, what stood there before is put back.
+    Lends those that are written. Behind the block, where the threads have their own state again,
+    what stood there before is put back.
     """
-    sound, before = _lay(ways)
+    laying, undoing = VmBurst(), VmBurst()
+    for way in ways:
+        laying.write(Pid(way.task.tid), [(way.frame_at, way.frame)])
+        undoing.write(Pid(way.task.tid), [(way.frame_at, way.stood)])
+    problems = laying.move()
     try:
-        yield sound
+        yield {
+            way.task.tid: way
+            for way, problem in zip(ways, problems, strict=True)
+            if problem is None
+        }
     finally:
         # Who has ended has no memory any more.
-        before.move()
-
-
-def _lay(ways: Sequence[WayBack]) -> tuple[dict[Tid, WayBack], VmBurst]:
-    """Write frames; return the good ones, and the writes that undo all of it."""
-    laying, undoing = VmBurst(), VmBurst()
-    seen = []
-    for way in ways:
-        pid, gadgets = Pid(way.task.tid), way.gadgets
-        seen += [
-            laying.read(pid, gadgets.call_at, len(arch.SYSCALL_RET)),
-            laying.read(pid, gadgets.return_at, len(gadgets.return_code)),
-            laying.read(pid, way.frame_at, len(way.frame)),
-        ]
-        laying.write(pid, [(way.frame_at, way.frame)])
-    problems = laying.move()
-    sound = {}
-    for index, way in enumerate(ways):
-        call, back, stood = seen[3 * index : 3 * index + 3]
-        of_call, of_back, of_stood, of_frame = problems[4 * index : 4 * index + 4]
-        if of_stood is None:
-            undoing.write(Pid(way.task.tid), [(way.frame_at, bytes(stood))])
-        is_known = call == arch.SYSCALL_RET and back == way.gadgets.return_code
-        if is_known and not (of_call or of_back or of_stood or of_frame):
-            sound[way.task.tid] = way
-    return sound, undoing
+        undoing.move()

@@ -70,8 +70,8 @@ PROGRAMS = [["s_signals"], ["s_threads"], ["writer", "--mib", "16", "--rate", "2
 def test_a_kill_behind_any_call_harms_nobody(program, tmp_path):
     with Program(*program, cwd=tmp_path) as target:
         n_calls = _FAR - map_and_unmap(target.pid, _FAR)
-        # Twice: code and stack are read, a frame written, registers and mask set; all of it back.
-        assert n_calls > 20
+        # Twice: a frame written, registers and mask set, let go on two times, all of it put back.
+        assert n_calls > 16
         n_arenas = [0]
         for k in range(1, n_calls + 1):
             map_and_unmap(target.pid, k)
@@ -80,5 +80,5 @@ def test_a_kill_behind_any_call_harms_nobody(program, tmp_path):
         left = [k for k in range(1, n_calls + 1) if n_arenas[k] > n_arenas[k - 1]]
         # From the moment it is told to map one until it is told to unmap it, in one piece.
         assert left == list(range(left[0], left[-1] + 1))
-        assert 4 < left[0] < left[-1] < n_calls - 4
+        assert 1 < left[0] < left[-1] < n_calls
         assert target.quit() == 0
