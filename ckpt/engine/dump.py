@@ -175,6 +175,7 @@ def _dump(
                 freeze_timeout_s=options.freeze_timeout_s,
             )
             stack.callback(taking.forget)
+            taking.remove_leftovers()
             # Nobody waits for a process that ends with its dump.
             outcome = taking.rounds().run(None if options.kill else Budget(options.max_freeze_ms))
             steps.done("copying while it runs", rounds=len(outcome.rounds))

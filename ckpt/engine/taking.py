@@ -52,6 +52,7 @@ from ckpt.kernel import ptrace
 from ckpt.kernel.features import Features
 from ckpt.process.arena import Arena, arenas
 from ckpt.process.freezer import FrozenTree, freeze_tree
+from ckpt.process.leftovers import find_leftovers, remove_leftovers
 from ckpt.process.twin import Twin, cost_ms, find_obstacle, twin
 from ckpt.process.urgent import urgently
 from ckpt.resources.base import CaptureOptions, Target, run_all
@@ -154,6 +155,19 @@ class Taking:
     def compares(self) -> bool:
         """Whether each page is compared with what the parent holds of it."""
         return self.parent is not None and self.members.tracker is TrackerName.COMPARE
+
+    def remove_leftovers(self) -> None:
+        """Remove what a killed ckpt has left in the target, which is stopped only if there is any.
+
+        Raises:
+            UnsupportedState, TargetError, HostFull: as `look_again`, `stop` and `arenas`.
+        """
+        pids = list(self.members.by_pid)
+        if not any(map(find_leftovers, pids)):
+            return
+        with self._stop_urgently() as tree:
+            remove_leftovers([tree.processes[pid] for pid in pids if pid in tree.processes])
+        self.look_again()
 
     def rounds(self) -> Rounds:
         """Return what copies while the target runs."""

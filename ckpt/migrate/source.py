@@ -206,6 +206,7 @@ def migrate(
         stack.callback(sender.close)
         taking = _begin(work, looked, members, sender)
         stack.callback(taking.forget)
+        taking.remove_leftovers()
         hand_over_takes = _offer(work, taking)
         steps.done("offering")
         taking.look_again(work.capture_options(kill=True))
