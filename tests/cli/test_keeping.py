@@ -41,8 +41,12 @@ def test_a_good_chain(ckpt, image):
     assert ckpt("verify", image) == (0, said, "")
     code, out, _ = ckpt("verify", "--json", image)
     assert code == 0
-    chain_id = Chain.open(image).chain_id
-    assert json.loads(out) == {"chain": chain_id, "generations": [0, 1, 2, 3], "findings": []}
+    assert json.loads(out) == {
+        "chain": Chain.open(image).chain_id,
+        "generations": [0, 1, 2, 3],
+        "decoded": True,
+        "findings": [],
+    }
 
 
 def test_everything_that_is_wrong_is_listed(ckpt, image):
