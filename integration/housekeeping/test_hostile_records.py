@@ -70,6 +70,7 @@ def test_no_record_brings_us_down(image, tmp_path):
             ["show", "--maps", "--files", image],
             ["diff", image, 0, 1],
             ["export", image, "-o", tmp_path / "core"],
+            ["report", image, "-o", tmp_path / "page.html"],
         ):
             code, _, err = told(*command)
             if code == BUG:
