@@ -17,17 +17,22 @@ if TYPE_CHECKING:
     from ckpt.engine.dump import DumpOptions, DumpResult, dump
     from ckpt.engine.restore import RestoreResult, restore, wait_for_end
     from ckpt.errors import CkptError, Finding
+    from ckpt.image.access import Access
     from ckpt.image.chain import Chain
+    from ckpt.image.keys import PrivateKey, Recipient
     from ckpt.kernel.features import Features, probe_features
     from ckpt.resources.base import RestoreOptions
 
 __all__ = [
+    "Access",
     "Chain",
     "CkptError",
     "DumpOptions",
     "DumpResult",
     "Features",
     "Finding",
+    "PrivateKey",
+    "Recipient",
     "RestoreOptions",
     "RestoreResult",
     "dump",
@@ -38,12 +43,15 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Access": "ckpt.image.access",
     "Chain": "ckpt.image.chain",
     "CkptError": "ckpt.errors",
     "DumpOptions": "ckpt.engine.dump",
     "DumpResult": "ckpt.engine.dump",
     "Features": "ckpt.kernel.features",
     "Finding": "ckpt.errors",
+    "PrivateKey": "ckpt.image.keys",
+    "Recipient": "ckpt.image.keys",
     "RestoreOptions": "ckpt.resources.base",
     "RestoreResult": "ckpt.engine.restore",
     "dump": "ckpt.engine.dump",

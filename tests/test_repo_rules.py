@@ -34,6 +34,7 @@ TOP_LEVEL = frozenset(
         "LICENSE",
         "Makefile",
         "README.md",
+        "SECURITY.md",
         "ckpt",
         "images",
         "integration",

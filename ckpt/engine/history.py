@@ -126,8 +126,8 @@ def read_history(chain: Chain, numbers: Iterable[GenerationNo]) -> History:
     manifests: list[Manifest] = []
     totals: list[Mapping[Fate, int]] = []
     for index, number in enumerate(numbers):
-        # A chain remembers each manifest that it has read; this one is let go with its own.
-        manifest = Chain.open(chain.path).manifest(number)
+        chain.forget()
+        manifest = chain.manifest(number)
         tree = _decode(manifest, chain)
         following.add(index, manifest, list(_iter_regions(tree, manifest)))
         for process in tree.processes if tree else ():
