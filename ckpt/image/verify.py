@@ -188,12 +188,13 @@ class _Lineages:
 
 def _verify_names(chain: Chain, manifest: Manifest) -> Iterator[Finding]:
     """Yield page files too many, but those of a merge that is under way or was killed."""
-    if replacement_name(manifest.generation) in chain.store.read_names():
-        return
-    for name in chain.list_strays(manifest):
-        yield Finding(
-            f"generation {manifest.generation}", f"its manifest does not know of its file {name}"
-        )
+    strays = chain.list_strays(manifest)
+    if strays and replacement_name(manifest.generation) not in chain.store.read_names():
+        for name in strays:
+            yield Finding(
+                f"generation {manifest.generation}",
+                f"its manifest does not know of its file {name}",
+            )
 
 
 def _verify_frames(

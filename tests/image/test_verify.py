@@ -92,3 +92,13 @@ def test_a_generation_is_checked_by_its_number(chain):
 
 def test_an_empty_chain_is_all_right(tmp_path):
     assert verify(new_chain(tmp_path / "empty")) == []
+
+
+def test_a_merge_that_was_killed_is_no_damage_and_what_it_brought_is_told_otherwise(chain):
+    stray = chain.path / "gen-000001" / "pages-1"
+    stray.write_bytes(b"half of a page")
+    left = chain.path / ".tmp-new-gen-000001"
+    left.mkdir()
+    assert verify(chain) == []
+    left.rmdir()
+    assert ["pages-1" in finding.problem for finding in verify(chain)] == [True]
