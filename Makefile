@@ -49,7 +49,8 @@ test: $(STAMP) ## Run all tests of this kernel
 cuts: $(STAMP) ## Cut or kill a migration at every point (half an hour)
 	@$(PACKAGES) $(TEST_PACKAGES)
 	@CKPT_EVERY_CUT=1 $(BIN)/python -m pytest integration/migrate/test_cuts.py \
-		integration/migrate/test_ssh_cuts.py integration/migrate/test_shortage.py
+		integration/migrate/test_ssh_cuts.py integration/migrate/test_shortage.py \
+		integration/migrate/test_live.py::test_a_writer_goes_there_and_back_again_and_again
 
 .PHONY: random-cuts
 random-cuts: $(STAMP) ## Cut or kill 100 migrations at random (ARGS="--runs 1000 --seed 1")

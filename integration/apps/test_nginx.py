@@ -13,35 +13,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 from integration.apps.app import App, reap_killed
+from integration.apps.nginx_config import nginx_config
 from integration.harness import Restored, become_subreaper, dump
 from integration.workloads.driver import ANSWER_S, descendants
 
 SERVED = os.urandom(300_000)
 LARGE_BYTES = 64 << 20
 STEADY_BYTES = 6 << 20
-CONFIG = """\
-daemon off;
-user root;
-worker_processes 2;
-pid {directory}/nginx.pid;
-error_log {directory}/error.log;
-events {{ worker_connections 64; }}
-http {{
-    access_log off;
-    keepalive_timeout 600s;
-    client_body_temp_path {directory}/body;
-    proxy_temp_path {directory}/proxy;
-    fastcgi_temp_path {directory}/fastcgi;
-    uwsgi_temp_path {directory}/uwsgi;
-    scgi_temp_path {directory}/scgi;
-    server {{
-        listen 127.0.0.1:{port};
-        root {directory}/root;
-        location = /worker {{ return 200 $pid; }}
-        location /steady/ {{ alias {directory}/root/; limit_rate 2m; }}
-    }}
-}}
-"""
+ASKED = "location = /worker { return 200 $pid; }"
 become_subreaper()
 
 
@@ -60,7 +39,8 @@ class Nginx(App):
         (cwd / "root" / "steady").write_bytes(os.urandom(STEADY_BYTES))
         (cwd / "root" / "large").write_bytes(os.urandom(LARGE_BYTES))
         config = cwd / "nginx.conf"
-        config.write_text(CONFIG.format(directory=cwd, port=self.port))
+        steady = f"location /steady/ {{ alias {cwd}/root/; limit_rate 2m; }}"
+        config.write_text(nginx_config(cwd, f"127.0.0.1:{self.port}", ASKED, steady))
         super().__init__(["nginx", "-e", cwd / "error.log", "-c", config], cwd)
         give_up_s = time.monotonic() + ANSWER_S
         while len(descendants(self.pid)) < 2:

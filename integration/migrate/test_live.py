@@ -5,7 +5,9 @@ import sys
 
 import pytest
 
+from integration.migrate.cutting import EVERY
 from integration.migrate.moving import Receiving, live
+from integration.migrate.services import writer
 from integration.migrate.test_offline import CHECKS
 
 
@@ -14,6 +16,14 @@ def test_a_service_moves_there_and_back(name, hosts, tmp_path):
     check, options = CHECKS[name]
     figures = check(hosts, live(hosts, tmp_path), tmp_path, **options, moves=2)
     print(name, figures)
+    assert hosts.a.tables() == hosts.b.tables() == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n_times", [10] if EVERY else [2])
+def test_a_writer_goes_there_and_back_again_and_again(n_times, hosts, tmp_path):
+    move = live(hosts, tmp_path)
+    writer.check(hosts, move, tmp_path, rate=10_000, mib=16, moves=2 * n_times)
     assert hosts.a.tables() == hosts.b.tables() == []
 
 

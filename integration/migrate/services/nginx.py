@@ -10,32 +10,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+from integration.apps.nginx_config import nginx_config
 from integration.migrate.hosts import SERVICE, Hosts
 from integration.migrate.moving import Move
 from integration.workloads.driver import ANSWER_S
 
 PORT = 8080
-CONFIG = """\
-daemon off;
-user root;
-worker_processes 2;
-pid {directory}/nginx.pid;
-error_log {directory}/error.log;
-events {{ worker_connections 64; }}
-http {{
-    access_log off;
-    client_body_temp_path {directory}/body;
-    proxy_temp_path {directory}/proxy;
-    fastcgi_temp_path {directory}/fastcgi;
-    uwsgi_temp_path {directory}/uwsgi;
-    scgi_temp_path {directory}/scgi;
-    server {{
-        listen {port};
-        root {directory}/root;
-        limit_rate {rate};
-    }}
-}}
-"""
 _CHUNK = 1 << 16
 
 
@@ -114,7 +94,7 @@ def check(
     (directory / "root").mkdir()
     (directory / "root" / "file").write_bytes(content)
     config = directory / "nginx.conf"
-    config.write_text(CONFIG.format(directory=directory, port=PORT, rate=f"{mib // 12}m"))
+    config.write_text(nginx_config(directory, str(PORT), f"limit_rate {mib // 12}m;"))
     work = hosts.a.start(["nginx", "-e", directory / "error.log", "-c", config], cwd=directory)
     _wait_until_it_listens(hosts)
     download = Download(hosts)
