@@ -125,7 +125,8 @@ def _judge(ended: Ended, blow: "Blow", has_moved: bool) -> None:
     if not blow.hit:
         assert (ended.migrate, has_moved) == (0, True), ended
     elif blow.choice.what == "source":
-        assert ended.migrate in KILLED, ended
+        # It may have come to its end a moment before.
+        assert ended.migrate in KILLED or (ended.migrate == 0 and has_moved), ended
     else:
         assert (ended.migrate == 0) == has_moved, ended
 
@@ -195,9 +196,11 @@ class Blow:
             return
         end = os.pidfd_open(source)
         try:
-            select.select([end], [], [], self.choice.part * self._usual.seconds)
+            ended, _, _ = select.select([end], [], [], self.choice.part * self._usual.seconds)
         finally:
             os.close(end)
+        if ended:
+            return
         with contextlib.suppress(ProcessLookupError, IndexError):
             victim = _find(self.choice.what, source, listener)
             os.kill(victim, signal.SIGKILL)
