@@ -86,7 +86,12 @@ def _check_parent(chain: Chain, plan: Plan, parent: GenerationNo, epoch: Epoch |
 
 
 def _require_open(chain: Chain, number: GenerationNo) -> None:
-    if chain.manifest(number).is_locked:
+    try:
+        is_locked = chain.manifest(number).is_locked
+    except ImageError:
+        # One that is damaged keeps nobody from making another.
+        return
+    if is_locked:
         raise ImageSealed(
             str(chain.path),
             "the tracker 'compare' reads what is in it, which is encrypted: give --identity, or"
