@@ -18,8 +18,8 @@ from typing import Any
 
 import attrs
 
-from ckpt.errors import ImageCorrupt
-from ckpt.image.format import Manifest, require_open
+from ckpt.errors import ImageCorrupt, ImageSealed
+from ckpt.image.format import Manifest
 from ckpt.process.clones import OWN, Shares
 from ckpt.resources.base import Resource
 from ckpt.resources.plain import strict, structure, unstructure
@@ -166,13 +166,14 @@ def decode_tree(manifest: Manifest, path: str) -> TreeImage:
         ImageCorrupt: a record does not have the shape that it must have.
         ImageSealed: it is encrypted, and no private key for it was given.
     """
-    require_open(manifest, path)
     try:
         tree = TreeImage(
             _decode_processes(_list(manifest.records, "processes")),
             tuple(structure(raw, ZombieImage) for raw in _list(manifest.records, "zombies")),
         )
         _check_relations(tree)
+    except ImageSealed:
+        raise
     except Exception as error:  # cattrs raises groups of whatever went wrong
         reason = f"its records are not as they must be ({_explain(error)})"
         raise ImageCorrupt(path, reason) from error
