@@ -57,6 +57,13 @@ random-cuts: $(STAMP) ## Cut or kill 100 migrations at random (ARGS="--runs 1000
 	@$(PACKAGES) $(TEST_PACKAGES)
 	@$(BIN)/python -m integration.migrate.random_cuts $(ARGS)
 
+.PHONY: fault
+fault: $(STAMP) ## Kill ckpt a thousand times, stop it at each step, fail each call of a restore (an hour)
+	@$(PACKAGES) $(TEST_PACKAGES)
+	@CKPT_KILLS=1000 $(BIN)/python -m pytest --timeout 7200 -s integration/process/test_killed_tracer.py \
+		integration/process/test_kill_points.py integration/process/test_killed_restore.py \
+		integration/fault tests/image/test_crash.py tests/image/test_crash_keeping.py
+
 .PHONY: damage
 damage: $(STAMP) ## Damage the files of a chain in 10,000 ways; each must be told (some minutes)
 	@CKPT_DAMAGES=10000 $(BIN)/python -m pytest --timeout 3600 tests/image/test_damage.py
