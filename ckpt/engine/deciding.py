@@ -4,8 +4,9 @@
 """
 
 from ckpt.engine.tracking import Tracking, drop_epoch
-from ckpt.errors import ImageError, ImageSealed
+from ckpt.errors import ImageCorrupt, ImageError, ImageSealed
 from ckpt.image.chain import Chain
+from ckpt.image.format import Manifest
 from ckpt.tracker.base import TrackerName
 from ckpt.tracker.choose import Plan, plan_generation
 from ckpt.tracker.epoch import Epoch
@@ -17,8 +18,9 @@ def decide_plan(chain: Chain, lent: Tracking, epoch: Epoch | None, *, incrementa
 
     Raises:
         ImageSealed: old pages would have to be read, and they are encrypted.
+        ImageVersion, ChainBroken: the newest generation is a newer ckpt's, or of another chain.
     """
-    newest = chain.newest()
+    newest, damage = _newest(chain)
     if incremental and lent.name is TrackerName.COMPARE and newest is not None:
         _require_open(chain, newest)
     plan = plan_generation(
@@ -29,8 +31,10 @@ def decide_plan(chain: Chain, lent: Tracking, epoch: Epoch | None, *, incrementa
         chain_id=chain.chain_id,
         generations=chain.generations(),
         epoch=epoch,
-        lineage_of_process=_newest_is_of(chain, lent),
+        lineage_of_process=newest is not None and _is_of(newest, lent),
     )
+    if incremental and damage and plan.parent is None:
+        plan = Plan(None, damage)
     if plan.parent is not None:
         plan = _check_parent(chain, plan, plan.parent, epoch)
     if not lent.take_over(epoch):
@@ -85,13 +89,23 @@ def _check_parent(chain: Chain, plan: Plan, parent: GenerationNo, epoch: Epoch |
     return plan
 
 
-def _require_open(chain: Chain, number: GenerationNo) -> None:
+def _newest(chain: Chain) -> tuple[Manifest | None, str]:
+    """Return the newest manifest, if there is one; else why it is of no use, if it is damaged.
+
+    That keeps nobody from making another. What a newer ckpt has made there, or what is of another
+    chain, does: nothing is put on top of that.
+    """
+    newest = chain.newest()
+    if newest is None:
+        return None, ""
     try:
-        is_locked = chain.manifest(number).is_locked
-    except ImageError:
-        # One that is damaged keeps nobody from making another.
-        return
-    if is_locked:
+        return chain.manifest(newest), ""
+    except ImageCorrupt as error:
+        return None, f"the newest generation is damaged ({error})"
+
+
+def _require_open(chain: Chain, newest: Manifest) -> None:
+    if newest.is_locked:
         raise ImageSealed(
             str(chain.path),
             "the tracker 'compare' reads what is in it, which is encrypted: give --identity, or"
@@ -99,16 +113,8 @@ def _require_open(chain: Chain, number: GenerationNo) -> None:
         )
 
 
-def _newest_is_of(chain: Chain, lent: Tracking) -> bool:
-    newest = chain.newest()
-    if newest is None:
-        return False
-    try:
-        manifest = chain.manifest(newest)
-    except ImageError:
-        # One that is damaged keeps nobody from making another.
-        return False
-    if manifest.is_locked:
+def _is_of(newest: Manifest, lent: Tracking) -> bool:
+    if newest.is_locked:
         return False  # Only `compare` asks, and that cannot be.
-    host = manifest.host
+    host = newest.host
     return host.get("exec_id") == lent.exec_id and host.get("pid") == lent.pid

@@ -25,6 +25,7 @@ DIRECTORY_MODE = 0o700
 FILE_MODE = 0o600
 """An image holds everything the process knew, keys and passwords too."""
 
+_STANDARD_ERROR = 2
 _FULL = frozenset(
     {
         errno.ENOSPC,
@@ -354,6 +355,10 @@ class Store:
         path = self.path / HEADER_NAME
         with _errors(path, "open"):
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        if fd <= _STANDARD_ERROR:
+            # A standard stream of ours is closed: whoever asks for it must find that out.
+            low, fd = fd, fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _STANDARD_ERROR + 1)
+            os.close(low)
         try:
             with contextlib.suppress(OSError):
                 fcntl.flock(fd, fcntl.LOCK_SH)

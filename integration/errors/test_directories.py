@@ -201,7 +201,6 @@ def test_a_chain_that_cannot_be_continued(work, tmp_path, defect, code, phrase):
     ("defect", "code", "phrase"),
     [
         ("newer-major-manifest", 32, "gen-000002/manifest has format 3.0"),
-        ("truncated-manifest", 31, "gen-000002/manifest is damaged"),
         ("other-chain", 33, "belongs to chain ffeeddcc"),
     ],
 )
@@ -211,6 +210,15 @@ def test_a_newest_generation_that_cannot_be_read(work, tmp_path, defect, code, p
     shutil.copytree(BROKEN / defect, image, symlinks=True)
     (image / "lock").touch(0o600)
     assert phrase in refused_dump(code, work, image)
+
+
+def test_a_damaged_newest_generation_keeps_nobody_from_making_another(work, tmp_path):
+    image = tmp_path / "image"
+    shutil.copytree(BROKEN / "truncated-manifest", image, symlinks=True)
+    made = dump(work.pid, image)
+    assert made["kind"] == "full"
+    assert "the newest generation is damaged" in made["reason"]
+    assert "gen-000002/manifest is damaged" in made["reason"]
 
 
 def test_a_chain_that_is_in_use(work, tmp_path):
