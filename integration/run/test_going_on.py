@@ -1,5 +1,6 @@
 """The promise: whatever ends a command under `ckpt run`, the same line lets it go on."""
 
+import contextlib
 import json
 import os
 import random
@@ -28,8 +29,10 @@ def n_done(stats):
 
 def started(image, cwd, *options):
     """Start the writer with a job of its own, up to its first checkpoint."""
-    work = Supervised(WRITER, image, *options, cwd=cwd)
-    assert work.answer() == "ready"
+    with contextlib.ExitStack() as at_failure:
+        work = at_failure.enter_context(Supervised(WRITER, image, *options, cwd=cwd))
+        assert work.answer() == "ready"
+        at_failure.pop_all()
     return work
 
 
