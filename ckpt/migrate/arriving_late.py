@@ -61,6 +61,8 @@ class Late:
     _streams: Streams = attrs.field(init=False)
     _resumed: "queue.SimpleQueue[Joined]" = attrs.Factory(queue.SimpleQueue)
     _over: threading.Event = attrs.Factory(threading.Event)
+    _source_ended: bool = False
+    """Somebody has said so, and that was the last word from there: nobody asks any more."""
     _taker: threading.Thread = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -181,6 +183,7 @@ class Late:
                     channel.send(running)
                     channel.receive(Done, timeout_s=_TELL_S)
                 else:
+                    self._source_ended = True
                     self._streams.give_up("it has ended there, with what was still to come")
             except (PeerLost, PeerRefused):
                 pass
@@ -192,7 +195,7 @@ class Late:
     def _tell(self, channel: Channel | None, running: Running, word: Complete | Abort) -> None:
         """Say what became of it, until that was heard or nobody asks any more."""
         give_up_s = time.monotonic() + _TELL_S
-        while (left_s := give_up_s - time.monotonic()) > 0:
+        while not self._source_ended and (left_s := give_up_s - time.monotonic()) > 0:
             if channel is None:
                 joined = self.accept(left_s)
                 if joined is None:

@@ -54,8 +54,7 @@ class Underway:
     def assert_lost(self):
         """Nothing of it runs anywhere, and nothing of ours is left."""
         self.work.wait()
-        # On a busy machine the word that the source is gone takes its time.
-        self.there.process.wait(240)
+        self.there.wait()
         self.migrating.wait()
         for host in (self.hosts.a, self.hosts.b):
             wait_until_empty(host)
