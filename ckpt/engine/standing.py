@@ -18,6 +18,7 @@ the processes, `restore` and migration come to the end of it each in its own tim
 import contextlib
 import os
 import signal
+import time
 from collections.abc import Iterator, Sequence
 
 import attrs
@@ -44,10 +45,12 @@ from ckpt.image.format import Manifest
 from ckpt.kernel import ptrace
 from ckpt.kernel.arch import NR
 from ckpt.kernel.features import Features
+from ckpt.kernel.procfs.stat import read_task_stat
 from ckpt.process.arena import ARENA_SIZE
 from ckpt.process.remote import call
 from ckpt.process.seed import Embryo, plant, see_off
 from ckpt.process.singles import Single, run_singles
+from ckpt.process.task import Task
 from ckpt.process.tree import read_identity
 from ckpt.resources.base import RestoreOptions, run_all
 from ckpt.resources.content import CONTENTS
@@ -251,6 +254,8 @@ def _unmap_arenas(parts: Sequence[Part]) -> None:
 
 def _let_go(parts: list[Part]) -> None:
     """Give every thread its own state; then none fails any more, and all run."""
+    stopping: list[Embryo] = []
+    others: list[Embryo] = []
     for part in parts:
         tasks = part.embryo.tasks.values()
         for task in tasks:
@@ -258,12 +263,41 @@ def _let_go(parts: list[Part]) -> None:
             task.put_back()
         if part.image.stopped_by or any(task.deferred_stop for task in tasks):
             os.kill(part.embryo.pid, signal.SIGSTOP)
+            stopping.append(part.embryo)
+        else:
+            others.append(part.embryo)
     for part in parts:
         # From here on our own end lets them run, too: no part of a tree is left without the rest.
         for task in part.embryo.tasks.values():
             ptrace.set_options(task.tid, ptrace.Option.NONE)
-    for part in parts:
-        _detach(part.embryo)
+    for embryo in stopping:
+        _detach(embryo)
+    _await_stops(stopping)
+    for embryo in others:
+        _detach(embryo)
+
+
+def _await_stops(embryos: Sequence[Embryo]) -> None:
+    """Wait until they stand still as they did, or have ended: before anybody runs who knows that.
+
+    A SIGCONT of his that came earlier would find nobody to continue, and tell nobody of it.
+    """
+    give_up_s = time.monotonic() + _STOPS_S
+    for embryo in embryos:
+        for task in embryo.tasks.values():
+            with contextlib.suppress(TargetGone):
+                while not _stands(embryo, task) and time.monotonic() < give_up_s:
+                    time.sleep(_NAP_S)
+
+
+def _stands(embryo: Embryo, task: Task) -> bool:
+    return read_task_stat(embryo.reachable_as, task.tid).state in _STOPPED_OR_ENDED
+
+
+_STOPPED_OR_ENDED = "TZX"
+_STOPS_S = 10.0
+"""Of a processor that others want, a process of the idle class has a thousandth."""
+_NAP_S = 0.0002
 
 
 def _detach(embryo: Embryo) -> None:

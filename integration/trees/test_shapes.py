@@ -4,6 +4,9 @@ Each has a full checkpoint, deltas, a kill, a restore of the newest and of an ol
 everybody /proc says the same afterwards; and what only shows when something happens, happens.
 """
 
+import subprocess
+import sys
+
 import pytest
 
 from integration.harness import Restored, dump
@@ -150,6 +153,23 @@ def goes_on():
 
 def test_who_was_stopped_by_hand_waits_for_sigcont(tmp_path):
     passes(STOPPED, "goes_on()", "(None, True, b'x')", tmp_path)
+
+
+HARDLY_RUNS = """
+os.sched_setaffinity(pid, {0})
+os.sched_setscheduler(pid, os.SCHED_IDLE, os.sched_param(0))
+os.sched_setaffinity(0, os.sched_getaffinity(0) - {0})
+"""
+BUSY = "import os\nos.sched_setaffinity(0, {0})\nprint(flush=True)\nwhile True: pass"
+
+
+def test_one_who_was_stopped_and_hardly_runs_has_stopped_before_others_go_on(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", BUSY], stdout=subprocess.PIPE) as busy:
+        try:
+            assert busy.stdout.readline()
+            passes(STOPPED + HARDLY_RUNS, "goes_on()", "(None, True, b'x')", tmp_path)
+        finally:
+            busy.kill()
 
 
 DEATH = """
