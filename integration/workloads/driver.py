@@ -77,17 +77,17 @@ def end_orphans(pids: set[int]) -> None:
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    left = pids
-    while left:
-        left = {pid for pid in left if not _is_reaped(pid) and _parent(pid) in pids}
+    left, parents = pids, pids | {os.getpid()}
+    while left := {pid for pid in left if not _is_reaped(pid) and _parent(pid) in parents}:
+        os.sched_yield()
 
 
 def _is_reaped(pid: int) -> bool:
+    # Not waited for: the init of a pid namespace ends only when all others there were reaped.
     try:
-        os.waitpid(pid, 0)
+        return os.waitpid(pid, os.WNOHANG) != (0, 0)
     except ChildProcessError:
         return not os.path.exists(f"/proc/{pid}")
-    return True
 
 
 def _parent(pid: int) -> int:
