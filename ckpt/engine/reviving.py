@@ -19,6 +19,7 @@ from ckpt.image.format import Manifest
 from ckpt.resources.base import Instead, RestoreOptions
 from ckpt.resources.files.descriptions import FilesRecord
 from ckpt.resources.files.open_file import STANDARD_STREAMS
+from ckpt.resources.files.table import FILES
 from ckpt.units import GenerationNo, Pid
 
 _FREE_S = 2.0
@@ -105,17 +106,7 @@ def _own_streams(manifest: Manifest, streams: tuple[str, str]) -> dict[int, Inst
     A shell may have emptied that file for the very line that brings the job back; and where that
     says another one, it is meant. Terminals, pipes and sockets are ours in any case.
     """
-    files = decode_tree(manifest, str(manifest.generation)).root.resources["files"]
-    assert isinstance(files, FilesRecord)
-    names = {one.id: one.name for one in files.descriptions if one.kind == "regular"}
-    place = {int(entry.fd): entry.description for entry in files.fds}
-    inherit: dict[int, Instead] = {}
-    given: set[int] = set()
-    for fd, name in zip(STANDARD_STREAMS[1:], streams, strict=True):
-        description = place.get(fd)
-        if description is None or description in given or names.get(description) != name:
-            continue
-        # What is one open file is named once.
-        given.add(description)
-        inherit[int(fd)] = int(fd)
-    return inherit
+    root = decode_tree(manifest, str(manifest.generation)).root
+    places = dict(zip(STANDARD_STREAMS[1:], streams, strict=True))
+    files: FilesRecord = root.resources[FILES.name]
+    return {fd: fd for fd in files.leading_to(places)}

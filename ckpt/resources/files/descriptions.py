@@ -11,6 +11,7 @@ Each description is in the record of the first process that has it open, under a
 in the whole tree.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import attrs
@@ -119,6 +120,21 @@ class FilesRecord:
         """What a restore asks for, see `outside`."""
         records = (one.record for one in self.descriptions)
         return [one.key for one in records if isinstance(one, OutsideRecord)]
+
+    def leading_to(self, paths: Mapping[int, str]) -> list[int]:
+        """Return which descriptors have the regular file of their path; of one open file the first.
+
+        Args:
+            paths: of some descriptors, in the order in which they count as the first.
+        """
+        names = {one.id: one.name for one in self.descriptions if one.kind == "regular"}
+        place = {int(entry.fd): entry.description for entry in self.fds}
+        found: dict[int, int] = {}
+        for fd, path in paths.items():
+            description = place.get(fd)
+            if description is not None and names.get(description) == path:
+                found.setdefault(description, fd)
+        return list(found.values())
 
     def first_fds(self) -> dict[int, int]:
         """Return the lowest descriptor of each description, by its id."""
