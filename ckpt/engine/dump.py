@@ -138,21 +138,23 @@ def _dump(
     steps = Steps("dump")
     features = probe_features()
     tracker = choose_tracker(options.tracker, features)
-    looked = examine(
-        root,
-        features,
-        CaptureOptions(
-            kill=options.kill,
-            tcp_close=options.tcp_close,
-            ghost_limit_bytes=options.ghost_limit_bytes,
-            external=options.external,
-            departs=bool(options.on_departure),
-            mounts=mounts,
-        ),
-    )
-    steps.done("looking", processes=len(looked.targets))
-    chain = Chain.create_or_open(directory, options.access, encrypt_to=options.encrypt_to)
-    with chain.lock(), contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
+        looked = examine(
+            root,
+            features,
+            CaptureOptions(
+                kill=options.kill,
+                tcp_close=options.tcp_close,
+                ghost_limit_bytes=options.ghost_limit_bytes,
+                external=options.external,
+                departs=bool(options.on_departure),
+                mounts=mounts,
+            ),
+        )
+        stack.callback(looked.tree.forget)
+        steps.done("looking", processes=len(looked.targets))
+        chain = Chain.create_or_open(directory, options.access, encrypt_to=options.encrypt_to)
+        stack.enter_context(chain.lock())
         members = Members(root, tracker, features, stack)
         of_memory = looked.tree.memory_owners()
         for each in looked.targets:

@@ -195,6 +195,7 @@ def migrate(
         steps.done("connecting")
         work = _Work(root, options, features, tracker, channel, carrier)
         looked = examine(root, features, work.capture_options(kill=False))
+        stack.callback(looked.tree.forget)
         members = Members(root, tracker, features, stack)
         of_memory = looked.tree.memory_owners()
         for each in looked.targets:

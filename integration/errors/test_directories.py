@@ -4,11 +4,14 @@ Whoever repairs what is named (makes room, chooses another directory) can go on.
 """
 
 import contextlib
+import os
 import shutil
 import subprocess
 
 import pytest
 
+from ckpt.engine.dump import dump as engine_dump
+from ckpt.errors import ImageUnusable
 from ckpt.image.chain import Chain
 from ckpt.image.verify import verify
 from integration.errors.refusals import refused, unchanged, untouched
@@ -178,6 +181,15 @@ def test_after_a_full_disk_the_next_delta_is_still_complete(work, small, tmp_pat
         dump(other.pid, copy, "--kill")
     with Restored(copy) as restored:
         assert restored.ask("check") == "ok"
+
+
+def test_nothing_stays_open_in_us(work, tmp_path):
+    image = tmp_path / "image"
+    image.write_text("")
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(ImageUnusable):
+        engine_dump(work.pid, image)
+    assert os.listdir("/proc/self/fd") == before
 
 
 # -- where there is another chain ------------------------------------------------------------------
