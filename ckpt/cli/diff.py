@@ -36,7 +36,7 @@ def command(
     files. Pages are compared byte for byte; a delta says itself which need not be read.
     """
     chain = Chain.open(Path(image_dir), access_of(private))
-    with progress() as report:
+    with chain.in_use(), progress() as report:
         difference = compare(
             examine(chain, before),
             examine(chain, after),

@@ -52,9 +52,10 @@ def command(
     mapped and never written is not in a checkpoint: the debugger takes it from the files.
     """
     path = Path(output) if output else None
-    with progress() as report:
+    chain = Chain.open(Path(image_dir), access_of(private))
+    with chain.in_use(), progress() as report:
         done = export_core(
-            Chain.open(Path(image_dir), access_of(private)),
+            chain,
             path,
             at=at,
             pid=pid,

@@ -112,9 +112,7 @@ def command(
         figures = stack.enter_context(
             metrics.of(command="restore", image_dir=os.path.abspath(image_dir))
         )
-        ahead = None if lazy else _begin_to_check(image_dir, at, access)
-        if ahead is not None:
-            stack.enter_context(ahead)
+        ahead = None if lazy else _begin_to_check(stack, image_dir, at, access)
         # Loaded while the image is being checked: that takes both as long.
         from ckpt.engine.restore import restore, wait_for_end
         from ckpt.resources.base import RestoreOptions
@@ -152,10 +150,13 @@ def command(
         return wait_for_end(result.pid)
 
 
-def _begin_to_check(image_dir: str, at: int | None, access: Access) -> Ahead | None:
+def _begin_to_check(
+    stack: contextlib.ExitStack, image_dir: str, at: int | None, access: Access
+) -> Ahead | None:
     chain = Chain.open(Path(image_dir), access)
+    stack.enter_context(chain.in_use())
     number = chain.newest() if at is None else GenerationNo(at)
-    return None if number is None else Ahead(chain, number)
+    return None if number is None else stack.enter_context(Ahead(chain, number))
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import attrs
 
 from ckpt.image.reader import Frame, PageReader, Piece
 from ckpt.image.runs import ResolvedRuns
+from ckpt.image.store import InUse
 
 Key = tuple[int, int, int]
 
@@ -52,6 +53,8 @@ class ImagePages:
     runs: ResolvedRuns
     image: str
     """What to call it in messages."""
+    use: InUse
+    """Keeps what is read from being removed, in the server too."""
     _frames: dict[Key, Frame] = attrs.Factory(dict)
 
     @property
@@ -61,8 +64,8 @@ class ImagePages:
 
     @property
     def descriptors(self) -> set[int]:
-        """See `LazyPages`: files are opened when they are read."""
-        return set()
+        """See `LazyPages`: files are opened when they are read, and must be there then."""
+        return {self.use.fd}
 
     def iter_batches(self) -> Iterator[tuple[Key, list[Piece]]]:
         """See `LazyPages`: a batch is a frame."""

@@ -27,6 +27,7 @@ from ckpt.image.access import Access
 from ckpt.image.ahead import Ahead
 from ckpt.image.chain import Chain
 from ckpt.image.reader import PageReader
+from ckpt.image.store import InUse
 from ckpt.image.verify import verify_for, verify_frames, verify_sizes
 from ckpt.image.workers import count_free_threads
 from ckpt.kernel.features import probe_features
@@ -86,10 +87,9 @@ def restore(
     options = options or RestoreOptions()
     options = attrs.evolve(options, warn=warnings.append)
     chain = Chain.open(Path(directory), access or Access())
-    # Servers of lazy pages inherit it: what they read is not removed under them.
-    with chain.in_use():
+    with chain.in_use() as use:
         number = _number(chain, at)
-        reader, tree, parts = _verify(chain, number, ahead, lazy=lazy)
+        reader, tree, parts = _verify(chain, number, ahead, use if lazy else None)
         steps.done("verifying", generation=number, processes=len(tree.processes))
         building = Building(tree, parts, reader, probe_features(), warnings.append)
         if has_own_mounts(tree.root.resources):
@@ -121,18 +121,25 @@ def _number(chain: Chain, at: int | None) -> GenerationNo:
 
 
 def _verify(
-    chain: Chain, number: GenerationNo, ahead: Ahead | None, *, lazy: bool
+    chain: Chain, number: GenerationNo, ahead: Ahead | None, lazily: InUse | None
 ) -> tuple[PageReader, TreeImage, dict[Pid, Part]]:
-    """Check what is used before the tree runs; return what is filled then, and what later."""
+    """Check what is used before the tree runs; return what is filled then, and what later.
+
+    Args:
+        chain: that is read.
+        number: of the generation.
+        ahead: of the same one, begun before.
+        lazily: what keeps the image, for those who fill later; None: all is filled at once.
+    """
     path = str(chain.manifest_path(number))
     n_threads = count_free_threads()
-    if lazy:
+    if lazily is not None:
         reader = PageReader(chain, number, threads=n_threads)
         tree = decode_tree(reader.manifest, path)
         image = f"generation {number} of {chain.path}"
         alone = alone_in_memory(tree)
         parts = {
-            one.pid: _plan_lazy(one, reader, image)
+            one.pid: _plan_lazy(one, reader, image, lazily)
             if one.pid in alone
             else part_at_once(one, reader)
             for one in tree.processes
@@ -150,14 +157,13 @@ def _verify(
     return reader, tree, parts
 
 
-def _plan_lazy(process: ProcessImage, reader: PageReader, image: str) -> Part:
+def _plan_lazy(process: ProcessImage, reader: PageReader, image: str, use: InUse) -> Part:
     runs = reader.resolve(process.space)
     spans, others = plan_lazy(process.resources["memory"].vmas, runs)
     if not spans:
         return Part(process, runs.clip(others))
-    return Part(
-        process, runs.clip(others), Lazy(ImagePages(reader, runs.clip(spans), image), spans)
-    )
+    pages = ImagePages(reader, runs.clip(spans), image, use)
+    return Part(process, runs.clip(others), Lazy(pages, spans))
 
 
 def wait_for_end(pid: Pid) -> int:

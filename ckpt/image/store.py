@@ -400,7 +400,8 @@ class InUse:
     """What a reader holds, see `Store.in_use`."""
 
     _path: Path
-    _fd: int
+    fd: int
+    """Whoever holds a copy of it is a reader too."""
 
     def require_alone(self) -> None:
         """Find out whether anybody else reads.
@@ -409,20 +410,20 @@ class InUse:
             ImageBusy: somebody does.
         """
         try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ImageBusy(str(self._path)) from error
         except OSError:
             return
-        fcntl.flock(self._fd, fcntl.LOCK_SH)
+        fcntl.flock(self.fd, fcntl.LOCK_SH)
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
         """Wait until nobody else reads; who comes in between waits for us."""
         with contextlib.suppress(OSError):
-            fcntl.flock(self._fd, fcntl.LOCK_EX)
+            fcntl.flock(self.fd, fcntl.LOCK_EX)
         try:
             yield
         finally:
             with contextlib.suppress(OSError):
-                fcntl.flock(self._fd, fcntl.LOCK_SH)
+                fcntl.flock(self.fd, fcntl.LOCK_SH)

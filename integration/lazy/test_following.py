@@ -67,9 +67,10 @@ class Scene:
         reader = PageReader(Chain.open(chain.path), GenerationNo(0))
         span = addr_range(base, N * PAGE)
         userfaultfd.register(fd, span, userfaultfd.UFFDIO_REGISTER_MODE_MISSING, pid=child.pid)
-        self.server = PageServer(
-            ImagePages(reader, reader.resolve("mm"), "it"), fd, [span], Pid(child.pid)
-        )
+        self.use = contextlib.ExitStack()
+        use = self.use.enter_context(reader.chain.in_use())
+        pages = ImagePages(reader, reader.resolve("mm"), "it", use)
+        self.server = PageServer(pages, fd, [span], Pid(child.pid))
         self.go_read, self.go_write = os.pipe()
         self.failure = None
         self.thread = threading.Thread(target=self.serve)
@@ -101,6 +102,7 @@ class Scene:
         with contextlib.suppress(BrokenPipeError):
             os.close(self.go_write)
         self.thread.join()
+        self.use.close()
         os.close(self.go_read)
 
 
