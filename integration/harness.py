@@ -103,12 +103,16 @@ class Restored(Dialogue):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         self._family |= descendants(self.pid)
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
         self._close()
         if self.process.stderr is not None:
-            self.process.stderr.close()
+            with self.process.stderr as stderr:
+                if error is not None:
+                    os.set_blocking(stderr.fileno(), False)
+                    said = (stderr.read() or b"").decode()
+                    error.add_note(f"ckpt restore ended with {self.process.returncode}: {said}")
         end_orphans(self._family)
         remove_shared_memory(self.pid)
