@@ -66,6 +66,7 @@ MANIFEST = Manifest(
     records={},
     spaces={},
     page_files=(),
+    replaces=(bytes(32),),
 )
 
 
