@@ -17,7 +17,9 @@ KERNELS_PACKAGES := gcc libc6-dev qemu-system-x86 kmod
 # Set CKPT_NO_APT=1 to leave the system's packages alone.
 PACKAGES := $(if $(CKPT_NO_APT),:,.ci/packages)
 
-unexport PYTHONPATH PYTHONHOME
+# The last of these would have each of the thousands of commands that the tests start compile all of
+# ckpt again: half of its time.
+unexport PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -43,7 +45,8 @@ demo: $(STAMP) ## Checkpoint a running program four times, kill it, bring it bac
 .PHONY: test
 test: $(STAMP) ## Run all tests of this kernel
 	@$(PACKAGES) $(TEST_PACKAGES)
-	@$(BIN)/python -m pytest tests integration --ignore=integration/kernels
+	@$(BIN)/python -m pytest --durations=40 --durations-min=3 \
+		tests integration --ignore=integration/kernels
 
 .PHONY: cuts
 cuts: $(STAMP) ## Cut or kill a migration at every point (half an hour)

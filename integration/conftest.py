@@ -11,6 +11,9 @@ from tests.plugins import skips
 # A shell starts what runs in the background with this ignored, which children inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Each command that a test starts would compile all of ckpt again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 HERE = Path(__file__).parent
 
 
