@@ -166,6 +166,7 @@ static void step_sync(void)
 	}
 }
 
+static void be_there(struct servant *s) { (void)s; }
 static void spoil_own(struct servant *s) { (void)s; install(5, 105, 0); }
 static void damage_own(void) { servant_ask(&servants[2], spoil_own); }
 static void damage_main(void) { install(6, 106, 0); }
@@ -181,6 +182,9 @@ int main(int argc, char **argv)
 	all_shared = argc > 1 && !strcmp(argv[1], "shared");
 	for (int i = 0; i < N_THREADS; i++)
 		start_thread(&servants[i].thread, servant_run, &servants[i]);
+	/* A thread that has not begun yet has every signal blocked. */
+	for (int i = 0; i < N_THREADS; i++)
+		servant_ask(&servants[i], be_there);
 	if (with_strict) {
 		must(pipe(strict_pipe) || pipe(strict_ask), "pipe");
 		start_thread(&strict, live_strictly, NULL);
