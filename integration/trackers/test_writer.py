@@ -8,7 +8,7 @@ from integration.trackers.cases import offered
 from integration.trackers.warm import AS_MANY_ROUNDS_AS_HELP
 from integration.trackers.writer import run_writer, table
 
-ARGUMENTS = ["--mib", "64", "--threads", "4", "--rate", "20000", "--ops", "all"]
+ARGUMENTS = ["--mib", "24", "--threads", "4", "--rate", "8000", "--ops", "all"]
 
 
 @pytest.mark.slow
@@ -19,7 +19,7 @@ def test_the_writer_survives_twenty_dumps_and_a_restore_of_each_of_five(tracker,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tracker", offered(probe_features()))
-@pytest.mark.parametrize("rate", [20000, 0])
+@pytest.mark.parametrize("rate", [8000, 0])
 def test_the_writer_survives_rounds_and_twins(rate, tracker, tmp_path):
     """At full speed (rate 0) no round leaves less, so a twin is read while all of it changes."""
     arguments = [*ARGUMENTS, "--rate", str(rate)]
