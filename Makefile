@@ -12,6 +12,7 @@ TEST_PACKAGES := gcc gdb libc6-dev nginx-light postgresql-15 redis-server tmux v
 	chromium fonts-dejavu-core zsh fish groff-base
 BENCH_PACKAGES := gcc libc6-dev redis-server
 PLOT_REQUIREMENTS := 'matplotlib>=3.8'
+FUZZ_REQUIREMENTS := 'atheris>=2.3'
 KERNELS_PACKAGES := gcc libc6-dev qemu-system-x86 kmod
 
 # Set CKPT_NO_APT=1 to leave the system's packages alone.
@@ -70,6 +71,11 @@ fault: $(STAMP) ## Kill ckpt a thousand times, stop it at each step, fail each c
 .PHONY: damage
 damage: $(STAMP) ## Damage the files of a chain in 10,000 ways; each must be told (some minutes)
 	@CKPT_DAMAGES=10000 $(BIN)/python -m pytest --timeout 3600 tests/image/test_damage.py
+
+.PHONY: fuzz
+fuzz: $(STAMP) ## Look for bytes that break a decoder, by coverage (ARGS="600 manifest words")
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(FUZZ_REQUIREMENTS)
+	@$(BIN)/python -m tests.fuzz $(ARGS)
 
 .PHONY: kernels
 kernels: $(STAMP) ## Run the tracker tests under other kernels, in qemu
