@@ -48,11 +48,13 @@ DUMPING_GROUNDS = frozenset({"utils", "util", "common", "misc"})
 UNSAFE_DECODERS = frozenset({"pickle", "cPickle", "dill", "marshal", "shelve"})
 HEAVY = frozenset(
     {
-        *("cattrs", "cryptography", "elftools", "hypothesis", "numpy", "prometheus_client"),
-        *("rich", "subprocess", "tempfile"),
+        *("cattrs", "cryptography", "elftools", "fsspec", "hypothesis", "numpy"),
+        *("prometheus_client", "rich", "subprocess", "tempfile"),
     }
 )
-HEAVY_AT_IMPORT = frozenset({"cattrs", "cryptography", "numpy", "prometheus_client", "rich"})
+HEAVY_AT_IMPORT = frozenset(
+    {"cattrs", "cryptography", "fsspec", "numpy", "prometheus_client", "rich"}
+)
 DEVELOPMENT_PATH = re.compile(rb"(?<![\w.])/(?:home|work|farm|Users)/[\w.]|/root/\.")
 SPDX = re.compile(rb"SPDX-License-Identifier: *([\w.+-]+)")
 

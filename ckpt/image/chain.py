@@ -132,12 +132,14 @@ class Chain:
         access: Access = ANYBODYS,
         *,
         encrypt_to: tuple[Recipient, ...] = (),
+        header: bytes | None = None,
         make_store: Callable[[Path], Store] = Store,
     ) -> Self:
         """Open a chain for writing, making the directory and the header where there are none.
 
         With `encrypt_to` a new chain is encrypted, and all that is ever added to it; one that is
-        there must be encrypted to the same.
+        there must be encrypted to the same. With `header` a new one is a copy of the chain that has
+        it; one that is there may be any.
 
         Raises:
             ImageUnusable: the path is a file, its parent is missing, it is not writable, it is a
@@ -153,7 +155,7 @@ class Chain:
         made_header = False
         if HEADER_NAME not in names:
             require_no_strangers(store, names)
-            made_header = make_header(store, encrypt_to, made_root=made_root)
+            made_header = make_header(store, encrypt_to, made_root=made_root, header=header)
         chain = cls.open(path, access, make_store=make_store)
         require_agreed(store, encrypt_to, chain.recipients)
         chain._fresh, chain._fresh_root = made_header, made_root

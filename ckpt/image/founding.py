@@ -66,8 +66,16 @@ def _listed(recipients: tuple[Recipient, ...]) -> str:
     return ", ".join(map(str, recipients))
 
 
-def make_header(store: Store, encrypt_to: tuple[Recipient, ...], *, made_root: bool) -> bool:
+def make_header(
+    store: Store,
+    encrypt_to: tuple[Recipient, ...],
+    *,
+    made_root: bool,
+    header: bytes | None = None,
+) -> bool:
     """Make the header of a chain; tell whether it was we, and not another ckpt just before us.
+
+    With `header` it is that of a chain that there is already, elsewhere.
 
     Raises:
         HostFull, ImageBusy, ImageUnusable: it cannot be made; nothing is left of it.
@@ -77,7 +85,7 @@ def make_header(store: Store, encrypt_to: tuple[Recipient, ...], *, made_root: b
             if HEADER_NAME in store.read_names():
                 return False
             try:
-                _create_header(store, encrypt_to)
+                _create_header(store, header or _new_header(encrypt_to))
             except CkptError:
                 store.remove_fresh(root=made_root)
                 raise
@@ -88,9 +96,12 @@ def make_header(store: Store, encrypt_to: tuple[Recipient, ...], *, made_root: b
     return True
 
 
-def _create_header(store: Store, encrypt_to: tuple[Recipient, ...]) -> None:
+def _new_header(encrypt_to: tuple[Recipient, ...]) -> bytes:
+    return encode_header(os.urandom(CHAIN_ID_BYTES).hex(), encrypt_to)
+
+
+def _create_header(store: Store, header: bytes) -> None:
     store.remove_temporary(_TEMPORARY_HEADER)
-    header = encode_header(os.urandom(CHAIN_ID_BYTES).hex(), encrypt_to)
     try:
         store.write_file(_TEMPORARY_HEADER, data=header)
         store.rename(_TEMPORARY_HEADER, HEADER_NAME)

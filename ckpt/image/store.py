@@ -69,6 +69,9 @@ class Store:
     A test may subclass it to fail at a step; every method that changes the disk is one step.
     """
 
+    leaves_strays = False
+    """Whether who is interrupted leaves page files that no manifest names, and no other sign."""
+
     def __init__(self, path: Path) -> None:
         """Stand for `path`; nothing is touched."""
         self.path = path

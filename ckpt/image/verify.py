@@ -113,7 +113,7 @@ def verify(
         ImageUnusable: the directory itself cannot be read any more.
     """
     findings: list[Finding] = []
-    lineages = _Lineages(chain)
+    lineages = Lineages(chain)
     done = _Done(report)
     for number in chain.generations() if generations is None else generations:
         chain.forget()
@@ -147,10 +147,11 @@ class _Done:
             self._report(self._n_bytes)
 
 
-class _Lineages:
+class Lineages:
     """What keeps generations from being resolved; each is looked at once, and its parent."""
 
     def __init__(self, chain: Chain) -> None:
+        """Nothing was looked at yet."""
         self._chain = chain
         self._known: dict[GenerationNo, ImageError | None] = {}
 
@@ -188,7 +189,7 @@ class _Lineages:
 
 def _verify_names(chain: Chain, manifest: Manifest) -> Iterator[Finding]:
     """Yield page files too many, but those of a merge that is under way or was killed."""
-    strays = chain.list_strays(manifest)
+    strays = [] if chain.store.leaves_strays else chain.list_strays(manifest)
     if strays and replacement_name(manifest.generation) not in chain.store.read_names():
         for name in strays:
             yield Finding(

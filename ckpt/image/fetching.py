@@ -1,0 +1,194 @@
+"""A chain into a directory, from object storage or from another directory.
+
+`fetch` looks at all that is wanted before it writes anything. Then each generation that is missing,
+parents first, is checked as `ckpt verify` does while it comes, and appears in one step:
+
+    .part-gen-N/    is made; page files are written there, each synced
+    manifest        comes behind them, synced; then .part-gen-N is
+    gen-N           is what it is renamed to: **this one step makes the generation exist**
+
+What is interrupted leaves `.part-gen-N`, which readers ignore, and which the next fetch goes on
+with: of page files that are whole nothing is fetched again. Neighbours: `remote` is where it comes
+from, `sending` the way back, `copying` what both share.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import attrs
+
+from ckpt.errors import ImageError, ImageUnusable
+from ckpt.image.chain import Chain
+from ckpt.image.copying import (
+    FORGET_EVERY,
+    CopyResult,
+    PageFileReader,
+    ReportProgress,
+    Tally,
+    another,
+    choose,
+    read_encoded,
+    report_nothing,
+    require_same,
+)
+from ckpt.image.format import (
+    HEADER_NAME,
+    MANIFEST_NAME,
+    MAX_HEADER_BYTES,
+    TEMPORARY_PREFIX,
+    Manifest,
+    generation_name,
+    page_file_name,
+)
+from ckpt.image.store import Store
+from ckpt.image.verify import Lineages
+from ckpt.units import GenerationNo
+
+PART_PREFIX = ".part-"
+"""Not `.tmp-`: whoever takes the lock removes those, and a gigabyte is not to come twice."""
+
+
+def fetch(
+    source: Chain,
+    path: str | os.PathLike[str],
+    number: GenerationNo | None = None,
+    report: ReportProgress = report_nothing,
+) -> CopyResult:
+    """Fetch what is missing in a directory of all generations, or of the lineage of one.
+
+    The directory is made if it is not there (0700, its files 0600); then it is of the same chain.
+
+    Raises:
+        NoGeneration: the source has no generation of that number.
+        ChainBroken: another chain is there, or another generation of the same number.
+        ImageUnusable: something else is there; or a generation there was merged in the source.
+        ImageCorrupt, ImageVersion: one in the source is damaged; those before it are there.
+        ImageBusy: somebody else writes there.
+        HostFull: no room; what is whole stays.
+        ConnectFailed, NotPermitted: the store does not answer, or not us.
+    """
+    with source.in_use():
+        source.forget()
+        wanted = choose(source, number)
+        header = source.store.read_file(HEADER_NAME, max_bytes=MAX_HEADER_BYTES)
+        Chain.create_or_open(path, header=header)
+        # Opened again: what was begun just now stays if this fails, for the next time.
+        target = Chain.open(Path(path))
+        require_same(source, target)
+        with target.lock():
+            return _Fetching(source, target, Tally("fetching", report)).run(wanted)
+
+
+@attrs.define
+class _Fetching:
+    source: Chain
+    target: Chain
+    tally: Tally
+
+    @property
+    def _store(self) -> Store:
+        return self.target.store
+
+    def run(self, wanted: list[GenerationNo]) -> CopyResult:
+        have = set(self.target.generations())
+        for manifest in self._iter_manifests([one for one in wanted if one in have]):
+            self._require_equal(manifest)
+        missing = [one for one in wanted if one not in have]
+        self._remove_parts_but(missing)
+        lineages = Lineages(self.source)
+        for manifest in self._iter_manifests(missing):
+            self.tally.total_bytes += manifest.stored_bytes
+        for manifest in self._iter_manifests(missing):
+            broken = lineages.error_of(manifest.generation)
+            if broken is not None:
+                raise broken
+            self._fetch_generation(manifest)
+        return CopyResult(
+            chain_id=self.target.chain_id,
+            copied=tuple(missing),
+            present=tuple(one for one in wanted if one in have),
+            copied_bytes=self.tally.copied_bytes,
+            kept_bytes=self.tally.kept_bytes,
+        )
+
+    def _iter_manifests(self, numbers: list[GenerationNo]) -> Iterator[Manifest]:
+        for n_done, number in enumerate(numbers):
+            if n_done % FORGET_EVERY == 0:
+                self.source.forget()
+                self.target.forget()
+            yield self.source.manifest(number)
+
+    def _require_equal(self, theirs: Manifest) -> None:
+        """Refuse a generation that is here as another one."""
+        ours = self.target.manifest(theirs.generation)
+        if theirs.digest in ours.digests:
+            return
+        if ours.digest in theirs.digests:
+            raise ImageUnusable(
+                str(self.target.manifest_path(ours.generation)),
+                f"{self.source.path} has merged generation {ours.generation} with others since:"
+                " choose a new directory",
+            )
+        raise another(self.target, ours.generation, self.source)
+
+    # -- one generation ----------------------------------------------------------------------------
+
+    def _remove_parts_but(self, missing: list[GenerationNo]) -> None:
+        """Remove what was left of generations that nobody wants now."""
+        wanted = {PART_PREFIX + generation_name(number) for number in missing}
+        for name in self._store.read_names():
+            if name.startswith(PART_PREFIX) and name not in wanted:
+                gone = TEMPORARY_PREFIX + name[1:]
+                self._store.rename(name, gone)
+                self._store.remove_temporary(gone)
+
+    def _fetch_generation(self, manifest: Manifest) -> None:
+        store, number = self._store, manifest.generation
+        encoded = read_encoded(self.source, manifest)
+        part = PART_PREFIX + generation_name(number)
+        names = [page_file_name(file) for file in range(len(manifest.page_files))]
+        if part not in store.read_names():
+            store.make_directory(part)
+        for name in store.read_names(part):
+            if name not in names:
+                store.remove_file(part, name)
+        for file, name in enumerate(names):
+            self._fetch_pages(manifest, part, file, name)
+        store.write_file(part, MANIFEST_NAME, data=encoded)
+        self.tally.add(len(encoded))
+        store.sync_directory(part)
+        store.rename(part, generation_name(number))
+        store.sync_directory()
+
+    def _fetch_pages(self, manifest: Manifest, part: str, file: int, name: str) -> None:
+        store, size = self._store, manifest.page_files[file].size_bytes
+        if name in store.read_names(part):
+            if self._is_whole(PageFileReader(store, part, manifest, decodes=True), file):
+                self.tally.add(size, kept=True)
+                return
+            store.remove_file(part, name)
+        folder = generation_name(manifest.generation)
+        pages = PageFileReader(self.source.store, folder, manifest, decodes=True)
+        done = 0
+        fd = store.create_file(part, name)
+        try:
+            for block in pages.iter_blocks(file):
+                store.append(fd, block)
+                done += len(block)
+                self.tally.show(done)
+            store.sync_file(fd)
+        except BaseException:
+            store.remove_file(part, name)
+            raise
+        finally:
+            store.close_file(fd)
+        self.tally.add(size)
+
+    def _is_whole(self, pages: PageFileReader, file: int) -> bool:
+        try:
+            for _ in pages.iter_blocks(file):
+                pass
+        except ImageError:
+            return False
+        return True
