@@ -61,7 +61,7 @@ def teach(command: click.Command) -> None:
         kind = param.name if isinstance(param, click.Argument) else getattr(param, "metavar", None)
         if kind == "PID" and command.name in _LIVE:
             param.type = _Pid()
-        elif kind in {"image_dir", "DIR"}:
+        elif kind in {"image_dir", "source", "target", "DIR"}:
             param.type = click.Path(file_okay=False)
         elif kind in {"F", "FILE", "PATH"}:
             param.type = click.Path()

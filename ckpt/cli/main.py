@@ -35,6 +35,7 @@ COMMANDS = {
     "verify": "Check that all of an image directory is what was written.",
     "squash": "Merge checkpoints of an image directory into a full one.",
     "prune": "Keep some checkpoints of an image directory, by rules, and remove the others.",
+    "copy": "Copy checkpoints into object storage, or back; only what is missing goes over.",
     "diff": "Say what changed between two checkpoints.",
     "export": "Write a process of a checkpoint into a core file, for a debugger.",
     "report": "Write a page about an image directory, to be opened in a browser.",

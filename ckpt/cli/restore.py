@@ -12,10 +12,13 @@ from ckpt.cli.keys import access_of, identity_option
 from ckpt.cli.metrics import Metrics, metrics_option
 from ckpt.cli.names import Inherit, parse_inherit
 from ckpt.cli.output import emit_json, json_option, note, say
+from ckpt.cli.stores import local_image
+from ckpt.errors import UsageError
 from ckpt.image.access import Access
 from ckpt.image.ahead import Ahead
 from ckpt.image.chain import Chain
 from ckpt.image.keys import PrivateKey
+from ckpt.image.objects import parse_place
 from ckpt.units import GenerationNo
 
 _EXAMPLE = """\b
@@ -24,6 +27,7 @@ Example:
   ckpt restore --at 3 --detach /var/ckpt/job    an older one, in the background
   ckpt restore --inherit 1=/tmp/output --detach /var/ckpt/job
   ckpt restore --inherit 'pipe:[4711]=5' /var/ckpt/job 5>/tmp/fifo
+  ckpt restore --trust-image --image-dir /var/ckpt/job s3://backups/job
 """
 
 
@@ -81,6 +85,13 @@ Example:
     help="Take an image that another user owns or can write to: the process runs what he put there,"
     " with the rights that he put there.",
 )
+@click.option(
+    "--image-dir",
+    "keep_in",
+    metavar="DIR",
+    help="With a URL: fetch into DIR and keep it, for the next dump to go on with. It is fetched"
+    " into a directory that is removed again if not given.",
+)
 @metrics_option
 @identity_option
 @json_option
@@ -96,6 +107,7 @@ def command(
     on_arrival: str,
     new_pids: bool,
     trust_image: bool,
+    keep_in: str | None,
     metrics: Metrics,
     private: tuple[PrivateKey, ...],
     as_json: bool,
@@ -106,12 +118,19 @@ def command(
     The exit status is that of the process (128 and the signal's number if a signal ended it).
     Where its standard streams led to a terminal or to another process, it gets those of this
     command.
+
+    IMAGE_DIR may be a URL of object storage ('ckpt copy'), for which --trust-image is needed:
+    nothing tells who wrote what is there.
     """
+    if lazy and keep_in is None and not isinstance(parse_place(image_dir), Path):
+        raise UsageError("--lazy reads on when this command is done: give --image-dir with a URL")
     access = access_of(private, trusts_anybody=trust_image)
     with contextlib.ExitStack() as stack:
-        figures = stack.enter_context(
-            metrics.of(command="restore", image_dir=os.path.abspath(image_dir))
+        figures = stack.enter_context(metrics.of(command="restore", image_dir=_name_of(image_dir)))
+        fetched = stack.enter_context(
+            local_image(image_dir, at, keep_in, trusts_anybody=trust_image)
         )
+        image_dir, at = fetched.image_dir, fetched.at
         ahead = None if lazy else _begin_to_check(stack, image_dir, at, access)
         # Loaded while the image is being checked: that takes both as long.
         from ckpt.engine.restore import restore, wait_for_end
@@ -148,6 +167,11 @@ def command(
         return 0
     with _terminal_of(result.pid):
         return wait_for_end(result.pid)
+
+
+def _name_of(place: str) -> str:
+    parsed = parse_place(place)
+    return os.path.abspath(parsed) if isinstance(parsed, Path) else parsed
 
 
 def _begin_to_check(

@@ -1,13 +1,13 @@
 """`ckpt show`: the generations of an image directory, and what is in one of them."""
 
 import datetime
-from pathlib import Path
 
 import attrs
 import click
 
 from ckpt.cli.keys import access_of, identity_option
 from ckpt.cli.output import emit_json, json_option, say
+from ckpt.cli.stores import open_image
 from ckpt.engine.dump import count_pages
 from ckpt.engine.records import decode_tree
 from ckpt.errors import ImageCorrupt
@@ -53,7 +53,7 @@ def command(
 
     With any of the options but --json: one generation, the newest if --at is not given.
     """
-    chain = Chain.open(Path(image_dir), access_of(private))
+    chain = open_image(image_dir, access_of(private))
     if at is not None or pid is not None or maps or files:
         _show_one(chain, at, pid, _Wanted(maps=maps, files=files, as_json=as_json))
     else:

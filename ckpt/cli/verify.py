@@ -1,13 +1,11 @@
 """`ckpt verify`: whether all that an image directory holds is what was written."""
 
-from pathlib import Path
-
 import click
 
 from ckpt.cli.keys import access_of, identity_option
 from ckpt.cli.output import emit_json, json_option, note, progress, say
+from ckpt.cli.stores import open_image
 from ckpt.errors import ImageCorrupt
-from ckpt.image.chain import Chain
 from ckpt.image.keys import PrivateKey
 from ckpt.image.verify import verify
 
@@ -29,7 +27,7 @@ def command(private: tuple[PrivateKey, ...], as_json: bool, image_dir: str) -> i
     listed; the exit code is 31 then. Nothing is changed. Without the private key of an encrypted
     IMAGE_DIR the checksums are compared, and nothing is decoded.
     """
-    chain = Chain.open(Path(image_dir), access_of(private))
+    chain = open_image(image_dir, access_of(private))
     with chain.in_use():
         numbers = chain.generations()
         with progress() as report:
