@@ -1,7 +1,7 @@
 """`--metrics FILE`: what a run did, for Prometheus, by node_exporter's textfile collector.
 
-The file is replaced in one step when the work is over, whether it succeeded or not. Nothing is
-loaded for it before.
+The file is replaced in one step when the work is over, whether it succeeded or not (`ckpt run`:
+each time). Nothing is loaded for it before.
 """
 
 import contextlib
@@ -39,22 +39,22 @@ class Metrics:
         A file that cannot be written is told on stderr and changes nothing else: the work is done.
         """
         figures: dict[str, float] = {}
-        if self.path is None:
-            yield figures
-            return
         success = False
         try:
             yield figures
             success = True
         finally:
-            self._write(figures, labels, success=success)
+            self.write(figures, labels, success=success)
 
-    def _write(
+    def write(
         self, figures: Mapping[str, float], labels: Mapping[str, str], *, success: bool
     ) -> None:
+        """Write what was done; for who does many things, after each."""
+        if self.path is None:
+            return
         from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
-        path = str(self.path)
+        path = self.path
         registry = CollectorRegistry()
         # A label is text, and a path may be bytes that are none.
         printable = {
@@ -102,10 +102,20 @@ def _parse(_ctx: click.Context, _param: click.Parameter, value: str | None) -> M
     return Metrics(value)
 
 
+_FOR_PROMETHEUS = "for Prometheus (node_exporter's textfile collector)."
+
 metrics_option = click.option(
     "--metrics",
     metavar="FILE",
     callback=_parse,
-    help="Replace FILE by what this run did, for Prometheus (node_exporter's textfile collector).",
+    help=f"Replace FILE by what this run did, {_FOR_PROMETHEUS}",
 )
 """Arrives as `metrics`."""
+
+metrics_of_each_option = click.option(
+    "--metrics",
+    metavar="FILE",
+    callback=_parse,
+    help=f"Replace FILE by what each checkpoint and each restore did, {_FOR_PROMETHEUS}",
+)
+"""The same for a command that does many things."""

@@ -4,13 +4,18 @@ import contextlib
 import os
 import signal
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import click
 
 from ckpt.cli.duration import parse_duration
+from ckpt.cli.keys import access_of, encrypt_to_option, identity_option
+from ckpt.cli.metrics import Metrics, metrics_of_each_option
+from ckpt.cli.names import Inherit, parse_external, parse_inherit
 from ckpt.cli.output import json_option, note
-from ckpt.errors import UsageError
+from ckpt.errors import CkptError, UsageError
+from ckpt.image.keys import PrivateKey, Recipient
 
 if TYPE_CHECKING:
     from ckpt.engine.supervising import Event
@@ -20,6 +25,7 @@ Example:
   ckpt run /var/ckpt/job -- ./simulate --steps 1000000
   ckpt run --every 5m --checkpoint-on SIGUSR1 /var/ckpt/job -- ./simulate
   ckpt run --again /var/ckpt/job -- ./simulate            from the beginning
+  ckpt run --encrypt-to ckpt1... --identity /root/ckpt.key /var/ckpt/job -- ./simulate
 """
 
 _NOT_FOR_CHECKPOINTS = frozenset(
@@ -32,6 +38,20 @@ _NOT_FOR_CHECKPOINTS = frozenset(
         *(signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGTRAP),
     }
 )
+
+
+_MEASURED = {
+    "checkpoint": {
+        "generation": ("generation", 1),
+        "freeze_ms": ("freeze_seconds", 1e-3),
+        "wall_ms": ("wall_seconds", 1e-3),
+        "bytes": ("bytes", 1),
+        "pages": ("pages", 1),
+    },
+    "restored": {"generation": ("generation", 1), "restore_ms": ("wall_seconds", 1e-3)},
+    "checkpoint-failed": {},
+}
+"""Events that are measured, and what of each becomes which metric; none: it is a failure."""
 
 
 def _parse_signals(
@@ -93,6 +113,41 @@ def _parse_signals(
     help="Bring it back in a pid namespace of its own: its pids may be taken here. (After a reboot"
     " that is done where they are.)",
 )
+@click.option(
+    "--external",
+    multiple=True,
+    callback=parse_external,
+    metavar="KEY",
+    help="Accept that KEY, or auto, leads outside the tree (see ckpt dump); may be repeated.",
+)
+@click.option(
+    "--inherit",
+    multiple=True,
+    callback=parse_inherit,
+    metavar="FD=PATH|KEY=FD",
+    help="When it is brought back, put this in the place of what was there (see ckpt restore); may"
+    " be repeated.",
+)
+@click.option(
+    "--allow-changed",
+    multiple=True,
+    metavar="PATH",
+    help="When it is brought back, accept that the file PATH has changed; may be repeated.",
+)
+@click.option(
+    "--tcp-close",
+    is_flag=True,
+    help="Do not keep TCP connections: they come back as if their peers had reset them.",
+)
+@click.option(
+    "--trust-image",
+    is_flag=True,
+    help="Take an IMAGE_DIR that another user owns or can write to: what is brought back runs what"
+    " he put there, with the rights that he put there.",
+)
+@metrics_of_each_option
+@encrypt_to_option
+@identity_option
 @json_option
 @click.argument("image_dir")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
@@ -104,6 +159,14 @@ def command(
     restart: str,
     again: bool,
     new_pids: bool,
+    external: tuple[str, ...],
+    inherit: Inherit,
+    allow_changed: tuple[str, ...],
+    tcp_close: bool,
+    trust_image: bool,
+    metrics: Metrics,
+    encrypt_to: tuple[Recipient, ...],
+    private: tuple[PrivateKey, ...],
     as_json: bool,
     image_dir: str,
     command: tuple[str, ...],
@@ -114,7 +177,8 @@ def command(
     go on from its newest checkpoint that is whole. SIGTERM, SIGINT and the end of the terminal take
     a last checkpoint, end it, and end this command with 75; a second one ends both at once. When
     COMMAND ends by itself, its exit status is that of this command, and it is not run again if that
-    is 0. With --json, each event is an object on a line of its own on standard output.
+    is 0. To bring back what is encrypted takes --identity; to take checkpoints does not. With
+    --json, each event is an object on a line of its own on standard output.
     """
     words = command[1:] if command[0] == "--" else command
     if not words or (words is command and command[0].startswith("-")):
@@ -123,7 +187,10 @@ def command(
         )
     if keep_all and keep is not None:
         raise UsageError("--keep and --keep-all exclude each other (see ckpt run --help)")
-    from ckpt.engine.supervising import DEFAULT_KEEP, RunOptions, run
+    from ckpt.engine.dump import DumpOptions
+    from ckpt.engine.protection import DEFAULT_KEEP, RunOptions
+    from ckpt.engine.supervising import run
+    from ckpt.resources.base import RestoreOptions
 
     options = RunOptions(
         every_s=every_s,
@@ -131,9 +198,49 @@ def command(
         checkpoint_on=checkpoint_on,
         restart_on_failure=restart == "on-failure",
         again=again,
-        new_pids=new_pids,
+        dumping=DumpOptions(
+            tcp_close=tcp_close,
+            external=external,
+            encrypt_to=encrypt_to,
+            access=access_of(private),
+        ),
+        restoring=RestoreOptions(
+            allow_changed=frozenset(allow_changed),
+            inherit=inherit.by_number,
+            external=inherit.by_name,
+            tcp_close=tcp_close,
+            no_cgroups=True,
+            new_pids=new_pids,
+        ),
+        access=access_of(private, trusts_anybody=trust_image),
     )
-    return run(image_dir, words, options, _tell_as_json if as_json else _tell)
+    labels = {"command": "run", "image_dir": os.path.abspath(image_dir)}
+    tell = _measuring(_tell_as_json if as_json else _tell, metrics, labels)
+    try:
+        return run(image_dir, words, options, tell)
+    except CkptError:
+        metrics.write({}, labels, success=False)
+        raise
+
+
+def _measuring(
+    tell: "Callable[[Event], None]", metrics: Metrics, labels: dict[str, str]
+) -> "Callable[[Event], None]":
+    """Return what also writes the metrics, where there is something to write."""
+
+    def tell_and_measure(event: "Event") -> None:
+        measured = _MEASURED.get(event.name)
+        if measured is not None:
+            figures = {
+                name: float(str(event.facts[fact])) * scale
+                for fact, (name, scale) in measured.items()
+            }
+            # See `_tell`.
+            with contextlib.suppress(OSError):
+                metrics.write(figures, labels, success=bool(figures))
+        tell(event)
+
+    return tell_and_measure
 
 
 def _tell(event: "Event") -> None:

@@ -17,9 +17,8 @@ from typing import Any
 import attrs
 
 from ckpt.engine.dump import DumpOptions, DumpResult, dump
+from ckpt.engine.making_room import Keeping
 from ckpt.errors import CkptError
-from ckpt.image.chain import Chain
-from ckpt.image.prune import Retention, prune
 from ckpt.kernel.prctl import Prctl, prctl
 from ckpt.units import GenerationNo, Pid
 
@@ -45,6 +44,8 @@ class Made:
     freeze_ms: float
     wall_ms: float
     stored_bytes: int
+    pages: int
+    """That were stored."""
     warnings: tuple[str, ...]
     removed: tuple[int, ...] = ()
     """Generations that made room for it, ascending."""
@@ -64,7 +65,7 @@ class Attempt:
         root: Pid,
         directory: Path,
         options: DumpOptions,
-        keep_last: int | None,
+        keeping: Keeping | None,
         ours: Iterable[int],
     ) -> None:
         """Begin.
@@ -73,7 +74,7 @@ class Attempt:
             root: of the tree.
             directory: of the chain.
             options: of the dump.
-            keep_last: so many generations are left afterwards; None: all.
+            keeping: how room is made for it; None: not at all.
             ours: the signals that we have handlers for.
         """
         self.kills = options.kill
@@ -86,7 +87,7 @@ class Attempt:
             code = _EXIT_BUG
             try:
                 _end_with(parent, ours)
-                answer = _try(root, directory, options, keep_last)
+                answer = _try(root, directory, options, keeping)
                 os.write(self._answer, json.dumps(answer).encode())
                 code = 0
             except BaseException:
@@ -123,24 +124,29 @@ def _end_with(parent: int, ours: Iterable[int]) -> None:
         os._exit(_EXIT_BUG)
 
 
-def _try(root: Pid, directory: Path, options: DumpOptions, keep_last: int | None) -> dict[str, Any]:
+def _try(
+    root: Pid, directory: Path, options: DumpOptions, keeping: Keeping | None
+) -> dict[str, Any]:
     try:
+        reason = ""
+        if keeping is not None:
+            options, reason = keeping.adapt(directory, options)
         made = _shortened(dump(root, directory, options))
     except CkptError as error:
         return {"failure": attrs.asdict(Failure(error.code, error.message(), error.exit_code))}
-    if keep_last is not None:
-        made = _make_room(directory, keep_last, made)
+    made = attrs.evolve(made, reason=made.reason or reason)
+    if keeping is not None:
+        made = _make_room(directory, keeping, made)
     return {"made": attrs.asdict(made)}
 
 
-def _make_room(directory: Path, keep_last: int, made: Made) -> Made:
+def _make_room(directory: Path, keeping: Keeping, made: Made) -> Made:
     """Remove older generations; that it cannot be done harms neither these nor the new one."""
     try:
-        result = prune(Chain.open(directory), Retention(keep_last))
+        return attrs.evolve(made, removed=keeping.make_room(directory))
     except CkptError as error:
         warning = f"older generations were not removed: {error.message()}"
         return attrs.evolve(made, warnings=(*made.warnings, warning))
-    return attrs.evolve(made, removed=tuple(sorted(result.plan.removed)))
 
 
 def _shortened(result: DumpResult) -> Made:
@@ -151,6 +157,7 @@ def _shortened(result: DumpResult) -> Made:
         freeze_ms=round(result.freeze_ms, 3),
         wall_ms=round(result.wall_ms, 3),
         stored_bytes=result.stored_bytes,
+        pages=result.pages.data,
         warnings=result.warnings,
     )
 

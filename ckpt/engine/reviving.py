@@ -2,7 +2,8 @@
 
 A generation that is damaged, or hangs on one that is, is passed over aloud. Trouble of this host
 (a file that is missing, a pid that is taken) is not: an older generation would have it too, or
-would hide it. Neighbour: `supervising`.
+would hide it. Nor is one that somebody else could have written, or that takes another key.
+Neighbour: `supervising`.
 """
 
 import time
@@ -13,7 +14,15 @@ import attrs
 
 from ckpt.engine.records import decode_tree
 from ckpt.engine.restore import RestoreResult, restore
-from ckpt.errors import ImageError, ImageUnusable, ImageVersion, PidTaken
+from ckpt.errors import (
+    ImageError,
+    ImageSealed,
+    ImageUntrusted,
+    ImageUnusable,
+    ImageVersion,
+    PidTaken,
+)
+from ckpt.image.access import Access
 from ckpt.image.chain import Chain
 from ckpt.image.format import Manifest
 from ckpt.resources.base import Instead, RestoreOptions
@@ -38,7 +47,10 @@ class Revival:
     """Where its standard output and error led when it was started."""
     moved: bool
     """Its numbers cannot be its own any more: it ran on another kernel, or before a reboot."""
-    new_pids: bool
+    options: RestoreOptions
+    """What the user has chosen."""
+    access: Access
+    """How the directory is read."""
     pass_over: Callable[[GenerationNo, ImageError], None]
     """Told of each generation that is not whole."""
     announce: Callable[[Pid], None]
@@ -50,15 +62,16 @@ class Revival:
         Raises:
             ImageUnusable: it has some, and none is whole.
             ImageVersion: the newest needs a newer ckpt.
+            ImageSealed, ImageUntrusted: it takes another key, or others can write to it.
             RestoreError, HostError: this host cannot run it now.
         """
-        chain = Chain.open(self.directory)
+        chain = Chain.open(self.directory, self.access)
         numbers = [number for number in chain.generations() if number >= self.first]
         newest: ImageError | None = None
         for number in reversed(numbers):
             try:
                 return self._restore(chain, number)
-            except ImageVersion:
+            except (ImageVersion, ImageSealed, ImageUntrusted):
                 raise
             except ImageError as error:
                 self.pass_over(number, error)
@@ -72,15 +85,12 @@ class Revival:
         return None
 
     def _restore(self, chain: Chain, number: GenerationNo) -> RestoreResult:
-        options = RestoreOptions(
-            inherit=_own_streams(chain.manifest(number), self.streams),
-            no_cgroups=True,
-            new_pids=self.new_pids,
-        )
+        ours = _own_streams(chain.manifest(number), self.streams)
+        options = attrs.evolve(self.options, inherit={**ours, **self.options.inherit})
         until_s = time.monotonic() + _FREE_S
         while True:
             try:
-                return restore(self.directory, number, options, announce=self.announce)
+                return self._restore_by(number, options)
             except PidTaken as error:
                 if self.moved:
                     # Whoever has it is not of this job.
@@ -89,11 +99,14 @@ class Revival:
                     raise
                 time.sleep(_LOOK_S)
 
+    def _restore_by(self, number: GenerationNo, options: RestoreOptions) -> RestoreResult:
+        return restore(self.directory, number, options, access=self.access, announce=self.announce)
+
     def _restore_apart(
         self, number: GenerationNo, options: RestoreOptions, taken: PidTaken
     ) -> RestoreResult:
         options = attrs.evolve(options, new_pids=True)
-        result = restore(self.directory, number, options, announce=self.announce)
+        result = self._restore_by(number, options)
         warning = (
             f"pid {taken.pid} is taken here by {taken.holder}: it has a pid namespace of its own"
         )

@@ -24,9 +24,10 @@ from pathlib import Path
 import attrs
 
 from ckpt.engine.attempt import Attempt, Failure, Made
-from ckpt.engine.dump import DumpOptions, dump
+from ckpt.engine.dump import dump
 from ckpt.engine.heeding import Signals
 from ckpt.engine.job import Job, Note, owned
+from ckpt.engine.protection import RunOptions, describe_no_key, open_chain, require_key
 from ckpt.engine.reviving import Revival
 from ckpt.engine.starting import bear
 from ckpt.errors import CkptError, ImageError, TargetGone, UsageError
@@ -38,7 +39,6 @@ from ckpt.units import GenerationNo, Pid
 EXIT_STOPPED = 75
 """EX_TEMPFAIL of sysexits.h: the command has not ended, start the same line again."""
 
-DEFAULT_KEEP = 10
 MOST_RESTARTS = 5
 """How often a command is brought back without having come to a new checkpoint."""
 
@@ -49,21 +49,6 @@ _LOOKS_UP_S = 3600.0
 
 _STOPPING = frozenset({signal.SIGTERM, signal.SIGINT})
 _PASSED_ON = frozenset({signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH})
-
-
-@attrs.frozen
-class RunOptions:
-    """How a command is protected."""
-
-    every_s: float = 30.0
-    keep_last: int | None = DEFAULT_KEEP
-    """How many generations are kept; None: all."""
-    checkpoint_on: frozenset[int] = frozenset()
-    """Signals at which a checkpoint is taken at once."""
-    restart_on_failure: bool = False
-    again: bool = False
-    """Start the command over, whatever is there of it."""
-    new_pids: bool = False
 
 
 @attrs.frozen
@@ -92,11 +77,12 @@ def run(
 
     Raises:
         UsageError: the directory is of another command, or there is no such program.
-        ImageError: the directory is in use, or none of its generations is whole.
+        ImageError: the directory is in use, others can write to it, or none of its generations is
+            whole or can be opened.
         RestoreError, HostError: the command cannot be brought back here, now.
         TargetError: it was left running, and cannot be taken over.
     """
-    chain = Chain.create_or_open(directory)
+    chain = open_chain(directory, options)
     # Ignored, as some parents leave it, it would have our children vanish unheard.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     with owned(Path(directory)) as note, adopting_orphans():
@@ -158,8 +144,14 @@ class _Supervisor:
                 f"{self._chain.path} has generations that 'ckpt run' did not make: name another"
                 " directory, or give --again to start the command beside them"
             )
+        self._warn_of_no_key()
         self._start(GenerationNo(0 if newest is None else newest + 1))
         return None
+
+    def _warn_of_no_key(self) -> None:
+        sentence = describe_no_key(self._chain, self._options)
+        if sentence is not None:
+            self._say("no-identity", sentence, message=sentence)
 
     def _refuse_if_it_runs(self) -> None:
         with contextlib.suppress(ImageError):
@@ -182,6 +174,10 @@ class _Supervisor:
                 exit_code=0,
             )
             return 0
+        if runs or has_any:
+            require_key(self._chain, self._options, found, runs=runs)
+        else:
+            self._warn_of_no_key()
         self._job = found
         if runs:
             self._take_over(Pid(found.pid))
@@ -192,7 +188,7 @@ class _Supervisor:
 
     def _take_over(self, pid: Pid) -> None:
         """End a tree that goes on without a supervisor, by a checkpoint to bring it back from."""
-        made = dump(pid, self._chain.path, DumpOptions(incremental=True, kill=True))
+        made = dump(pid, self._chain.path, self._options.dump_options(kill=True))
         self._say(
             "taken-over",
             f"the command has been running on as process {pid}, and is taken over",
@@ -220,7 +216,8 @@ class _Supervisor:
             first=self._job.first,
             streams=self._job.streams,
             moved=self._job.boot_id != read_boot_id(),
-            new_pids=self._options.new_pids,
+            options=self._options.restoring,
+            access=self._options.access,
             pass_over=self._pass_over,
             announce=self._announce,
         )
@@ -235,6 +232,7 @@ class _Supervisor:
             *self._news_of(result.warnings),
             pid=result.pid,
             generation=result.generation,
+            restore_ms=round(result.restore_ms, 3),
             warnings=list(result.warnings),
         )
 
@@ -293,11 +291,11 @@ class _Supervisor:
             return None
         self._wanted = False
         self._due_s = time.monotonic() + self._options.every_s
-        options = DumpOptions(incremental=True, kill=bool(self._stop_by))
+        options = self._options.dump_options(kill=bool(self._stop_by))
         ours = [*self._signals.numbers, signal.SIGCHLD]
         # Who waits for us to stop does not wait for room to be made.
-        keep_last = None if self._stop_by else self._options.keep_last
-        return Attempt(self._root, self._chain.path, options, keep_last, ours)
+        keeping = None if self._stop_by else self._options.keeping(self._chain)
+        return Attempt(self._root, self._chain.path, options, keeping, ours)
 
     def _left_s(self) -> float | None:
         """Return how long nothing is to be done, if no signal comes."""
@@ -338,6 +336,7 @@ class _Supervisor:
             freeze_ms=made.freeze_ms,
             wall_ms=made.wall_ms,
             bytes=made.stored_bytes,
+            pages=made.pages,
             warnings=list(made.warnings),
             removed=list(made.removed),
         )
@@ -408,9 +407,12 @@ class _Supervisor:
     def _say_stopped(self, code: int) -> int:
         newest = self._chain.newest()
         has_one = newest is not None and newest >= self._job.first
+        line = "the same line"
+        if not self._options.can_open(self._chain):
+            line += " with --identity"
         self._say(
             "stopped",
-            f"stopped; the same line goes on from generation {newest}"
+            f"stopped; {line} goes on from generation {newest}"
             if has_one
             else "stopped; there is no checkpoint, the same line starts anew",
             generation=newest if has_one else None,

@@ -144,11 +144,14 @@ class Chain:
         Raises:
             ImageUnusable: the path is a file, its parent is missing, it is not writable, it is a
                 directory with something else in it, or encrypted otherwise.
+            ImageSealed: none of the private keys in `access` is of `encrypt_to`.
             ImageBusy: another ckpt is making it at this moment.
             ImageCorrupt, ImageVersion: see `open`.
             HostFull: no room for the header.
         """
         store = make_store(Path(path))
+        if encrypt_to and access.private:
+            require_own(store, encrypt_to, access)
         made_root = store.make_root()
         names = store.read_names()
         store.require_writable()

@@ -5,7 +5,8 @@ each period of `keep_every_s` seconds (periods are counted from 1970, so that a 
 in the same way). The newest of the chain always stays.
 
 What a kept generation needs of one that goes is merged into it (`squash.fold`); its parent is then
-its nearest ancestor that is kept. So a chain that is pruned after each dump goes on with deltas,
+its nearest ancestor that is kept. (Or, for those who cannot open what is encrypted, what it is
+based on stays.) So a chain that is pruned after each dump goes on with deltas,
 and nothing that is kept ever depends on what is not. The rules are pure: `choose_kept`,
 `plan_prune`; `prune` carries them out.
 """
@@ -107,8 +108,16 @@ def plan_prune(
     )
 
 
-def prune(chain: Chain, retention: Retention, *, dry_run: bool = False) -> PruneResult:
+def prune(
+    chain: Chain, retention: Retention, *, dry_run: bool = False, merges: bool = True
+) -> PruneResult:
     """Remove what the rules do not keep; see the module.
+
+    Args:
+        chain: to be pruned.
+        retention: the rules.
+        dry_run: change nothing.
+        merges: if not, what a kept generation is based on is kept as well; that takes no key.
 
     Raises:
         UsageError: see `choose_kept`.
@@ -119,10 +128,10 @@ def prune(chain: Chain, retention: Retention, *, dry_run: bool = False) -> Prune
     """
     if dry_run:
         with chain.in_use():
-            plan, stored_bytes = _plan(chain, retention)
+            plan, stored_bytes = _plan(chain, retention, merges=merges)
         return PruneResult(plan, stored_bytes, None)
     with chain.lock(), chain.in_use() as use:
-        plan, before_bytes = _plan(chain, retention)
+        plan, before_bytes = _plan(chain, retention, merges=merges)
         if plan.removed:
             use.require_alone()
             for number, base in plan.folds:
@@ -133,7 +142,7 @@ def prune(chain: Chain, retention: Retention, *, dry_run: bool = False) -> Prune
     return PruneResult(plan, before_bytes, after_bytes)
 
 
-def _plan(chain: Chain, retention: Retention) -> tuple[PrunePlan, int]:
+def _plan(chain: Chain, retention: Retention, *, merges: bool) -> tuple[PrunePlan, int]:
     parents: dict[GenerationNo, GenerationNo | None] = {}
     taken: list[Taken] = []
     stored_bytes = 0
@@ -143,7 +152,10 @@ def _plan(chain: Chain, retention: Retention) -> tuple[PrunePlan, int]:
         taken.append(Taken(number, manifest.created_s))
         stored_bytes += manifest.stored_bytes
         chain.forget()
-    return plan_prune(parents, choose_kept(taken, retention)), stored_bytes
+    kept = choose_kept(taken, retention)
+    if not merges:
+        kept |= {above for number in kept for above in ancestors_of(parents, number)}
+    return plan_prune(parents, kept), stored_bytes
 
 
 def _stored(chain: Chain, numbers: Iterable[GenerationNo]) -> int:
