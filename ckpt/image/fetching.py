@@ -8,8 +8,9 @@ parents first, is checked as `ckpt verify` does while it comes, and appears in o
     gen-N           is what it is renamed to: **this one step makes the generation exist**
 
 What is interrupted leaves `.part-gen-N`, which readers ignore, and which the next fetch goes on
-with: of page files that are whole nothing is fetched again. Neighbours: `remote` is where it comes
-from, `sending` the way back, `copying` what both share.
+with: of page files that are whole nothing is fetched again. A generation that was merged with
+others in the source since is replaced by what it is now, in the steps of `squash`. Neighbours:
+`remote` is where it comes from, `sending` the way back, `copying` what both share.
 """
 
 import os
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import attrs
 
-from ckpt.errors import ImageError, ImageUnusable
+from ckpt.errors import ImageError
 from ckpt.image.chain import Chain
 from ckpt.image.copying import (
     FORGET_EVERY,
@@ -40,8 +41,9 @@ from ckpt.image.format import (
     Manifest,
     generation_name,
     page_file_name,
+    replacement_name,
 )
-from ckpt.image.store import Store
+from ckpt.image.store import InUse, Store
 from ckpt.image.verify import Lineages
 from ckpt.units import GenerationNo
 
@@ -62,9 +64,9 @@ def fetch(
     Raises:
         NoGeneration: the source has no generation of that number.
         ChainBroken: another chain is there, or another generation of the same number.
-        ImageUnusable: something else is there; or a generation there was merged in the source.
+        ImageUnusable: something else is there.
         ImageCorrupt, ImageVersion: one in the source is damaged; those before it are there.
-        ImageBusy: somebody else writes there.
+        ImageBusy: somebody else writes there; or reads there, and a generation is to be replaced.
         HostFull: no room; what is whole stays.
         ConnectFailed, NotPermitted: the store does not answer, or not us.
     """
@@ -76,14 +78,15 @@ def fetch(
         # Opened again: what was begun just now stays if this fails, for the next time.
         target = Chain.open(Path(path))
         require_same(source, target)
-        with target.lock():
-            return _Fetching(source, target, Tally("fetching", report)).run(wanted)
+        with target.lock(), target.in_use() as use:
+            return _Fetching(source, target, use, Tally("fetching", report)).run(wanted)
 
 
 @attrs.define
 class _Fetching:
     source: Chain
     target: Chain
+    use: InUse
     tally: Tally
 
     @property
@@ -92,22 +95,29 @@ class _Fetching:
 
     def run(self, wanted: list[GenerationNo]) -> CopyResult:
         have = set(self.target.generations())
-        for manifest in self._iter_manifests([one for one in wanted if one in have]):
-            self._require_equal(manifest)
+        here = [one for one in wanted if one in have]
+        older = {one.generation for one in self._iter_manifests(here) if self._is_older(one)}
+        if older:
+            self.use.require_alone()
         missing = [one for one in wanted if one not in have]
         self._remove_parts_but(missing)
-        lineages = Lineages(self.source)
-        for manifest in self._iter_manifests(missing):
+        todo = [one for one in wanted if one in older or one not in have]
+        for manifest in self._iter_manifests(todo):
             self.tally.total_bytes += manifest.stored_bytes
-        for manifest in self._iter_manifests(missing):
+        lineages = Lineages(self.source)
+        for manifest in self._iter_manifests(todo):
             broken = lineages.error_of(manifest.generation)
             if broken is not None:
                 raise broken
-            self._fetch_generation(manifest)
+            if manifest.generation in older:
+                self._replace_generation(manifest)
+            else:
+                self._fetch_generation(manifest)
         return CopyResult(
             chain_id=self.target.chain_id,
             copied=tuple(missing),
-            present=tuple(one for one in wanted if one in have),
+            replaced=tuple(sorted(older)),
+            present=tuple(one for one in here if one not in older),
             copied_bytes=self.tally.copied_bytes,
             kept_bytes=self.tally.kept_bytes,
         )
@@ -119,17 +129,18 @@ class _Fetching:
                 self.target.forget()
             yield self.source.manifest(number)
 
-    def _require_equal(self, theirs: Manifest) -> None:
-        """Refuse a generation that is here as another one."""
+    def _is_older(self, theirs: Manifest) -> bool:
+        """Tell whether it is here as it was before it was merged with others there.
+
+        Raises:
+            ChainBroken: it is here as another one.
+        """
         ours = self.target.manifest(theirs.generation)
         if theirs.digest in ours.digests:
-            return
-        if ours.digest in theirs.digests:
-            raise ImageUnusable(
-                str(self.target.manifest_path(ours.generation)),
-                f"{self.source.path} has merged generation {ours.generation} with others since:"
-                " choose a new directory",
-            )
+            return False
+        n_files = len(ours.page_files)
+        if ours.digest in theirs.digests and ours.page_files == theirs.page_files[:n_files]:
+            return True
         raise another(self.target, ours.generation, self.source)
 
     # -- one generation ----------------------------------------------------------------------------
@@ -160,6 +171,29 @@ class _Fetching:
         store.sync_directory(part)
         store.rename(part, generation_name(number))
         store.sync_directory()
+
+    def _replace_generation(self, manifest: Manifest) -> None:
+        """Put what was merged there in the place of what is here, as `squash` does."""
+        store, number = self._store, manifest.generation
+        encoded = read_encoded(self.source, manifest)
+        n_own = len(self.target.manifest(number).page_files)
+        names = [page_file_name(file) for file in range(n_own, len(manifest.page_files))]
+        temporary, home = replacement_name(number), generation_name(number)
+        store.make_directory(temporary)
+        try:
+            store.sync_directory()
+            for file, name in enumerate(names, n_own):
+                self._fetch_pages(manifest, temporary, file, name)
+            store.write_file(temporary, MANIFEST_NAME, data=encoded)
+            for name in names:
+                store.rename(f"{temporary}/{name}", f"{home}/{name}")
+            store.sync_directory(home)
+            store.rename(f"{temporary}/{MANIFEST_NAME}", f"{home}/{MANIFEST_NAME}")
+            store.sync_directory(home)
+        finally:
+            self.target.forget()
+            self.target.remove_leftover(temporary)
+        self.tally.add(len(encoded))
 
     def _fetch_pages(self, manifest: Manifest, part: str, file: int, name: str) -> None:
         store, size = self._store, manifest.page_files[file].size_bytes

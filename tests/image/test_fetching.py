@@ -13,12 +13,14 @@ from ckpt.image.chain import Chain
 from ckpt.image.fetching import PART_PREFIX, fetch
 from ckpt.image.format import encode_manifest
 from ckpt.image.objects import Objects, Stored
+from ckpt.image.reader import PageReader
 from ckpt.image.remote import open_remote
 from ckpt.image.sending import send
 from ckpt.image.squash import squash
 from ckpt.image.store import Store
 from ckpt.image.verify import verify
 from tests.image.bucket import (
+    ALL,
     Bucket,
     Stopped,
     assert_replays,
@@ -26,7 +28,15 @@ from tests.image.bucket import (
     flipped,
     make_original,
 )
-from tests.image.chain_model import add_generation, data, hard_page, new_chain, parent
+from tests.image.chain_model import (
+    add_generation,
+    data,
+    hard_page,
+    new_chain,
+    pages_by_frames,
+    parent,
+    replay,
+)
 from tests.plugins.tree import TOP
 
 STEPS = ("make_root", "make_directory", "create_file", "append", "sync_file", "close_file")
@@ -280,20 +290,46 @@ def test_a_generation_that_is_another_here_is_refused_before_anything_comes(buck
     assert files_of(tmp_path / "back") == before
 
 
-def test_merged_generations(bucket, image, tmp_path):
-    """Merged here: it reads the same, so it stays. Merged there: it is refused."""
+def test_what_was_merged_here_stays(bucket, tmp_path):
     back = tmp_path / "back"
     fetch(bucket.chain(), back, 3)
     squash(Chain.open(back), 3)
     assert fetch(bucket.chain(), back).copied == (0, 1, 2, 4)
     assert_replays(Chain.open(back), range(5))
-    other = tmp_path / "other"
-    fetch(bucket.chain(), other)
+
+
+def test_what_was_merged_there_takes_the_place_of_the_old_one_at_any_stop(
+    bucket, image, tmp_path, monkeypatch
+):
+    old = tmp_path / "old"
+    fetch(bucket.chain(), old)
     squash(image, 3)
+    add_generation(image, {"mm": [parent(0, 11)]}, 3)
     send(image, bucket)
-    with pytest.raises(ImageUnusable, match="has merged generation 3 with others"):
-        fetch(bucket.chain(), other)
-    assert fetch(bucket.chain(), tmp_path / "new", 3).copied == (3,)
+    with Chain.open(old).in_use(), pytest.raises(ImageBusy):
+        fetch(bucket.chain(), old)
+    back = tmp_path / "counted"
+    shutil.copytree(old, back)
+    with steps(monkeypatch, None, None) as counted:
+        result = fetch(bucket.chain(), back)
+    assert (result.replaced, result.copied) == ((3,), (5,))
+    assert files_of(image.path).items() <= files_of(back).items()
+    seen = set()
+    for stop_at in range(len(counted)):
+        back = tmp_path / f"stopped-{stop_at}"
+        shutil.copytree(old, back)
+        with steps(monkeypatch, stop_at, Stopped()), pytest.raises(Stopped):
+            fetch(bucket.chain(), back)
+        chain = Chain.open(back)
+        seen.add((chain.manifest(3).kind, 5 in chain.generations()))
+        assert verify(chain) == []
+        for number in range(5):
+            assert pages_by_frames(PageReader(chain, number), "mm") == replay(ALL, number)["mm"]
+        fetch(bucket.chain(), back)
+        assert files_of(image.path).items() <= files_of(back).items()
+        assert verify(Chain.open(back)) == []
+        assert not list(back.glob(".*"))
+    assert seen == {("delta", False), ("full", False), ("full", True)}
 
 
 def test_a_delta_on_what_is_another_there_is_found(bucket, image, tmp_path):
