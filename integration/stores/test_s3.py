@@ -6,6 +6,8 @@ The store is an S3 server of ours (moto's), to which real requests go.
 import json
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -15,7 +17,7 @@ import pytest
 
 from ckpt.image.keys import PrivateKey, write_private_key
 from integration.errors.refusals import nobody_left, refused
-from integration.harness import Restored, become_subreaper, ckpt, dump
+from integration.harness import CKPT, Restored, become_subreaper, ckpt, dump
 from integration.stores.names import BUCKET, KEYS
 from integration.workloads.driver import Program
 
@@ -129,6 +131,21 @@ def test_encrypted(tmp_path, scratch):
     with Restored(url, "--trust-image", "--identity", str(tmp_path / "key")) as work:
         assert work.ask("check") == "ok"
     assert list(scratch.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", [("restore", "--trust-image", URL), ("copy", URL, "back")])
+def test_interrupted_while_the_store_is_silent(tmp_path, scratch, monkeypatch, command):
+    with socket.create_server(("127.0.0.1", 0)) as silent, nobody_left():
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with subprocess.Popen(
+            [*CKPT, *command], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+        ) as process:
+            with silent.accept()[0]:
+                process.send_signal(signal.SIGINT)
+                assert process.wait(60) == 130
+            assert process.stderr.read() == "ckpt: interrupted\n"
+    assert list(scratch.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [scratch]
 
 
 def test_troubles_have_their_codes(tmp_path, monkeypatch):
