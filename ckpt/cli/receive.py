@@ -5,9 +5,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ckpt.cli.keys import encrypt_to_option
 from ckpt.cli.output import emit_json, json_option, note, say
 from ckpt.cli.peers import listen_options, parse_listen, read_certificates
-from ckpt.errors import CkptError
+from ckpt.errors import CkptError, UsageError
+from ckpt.image.keys import Recipient
 
 if TYPE_CHECKING:
     from ckpt.migrate.listen import Listener
@@ -43,6 +45,7 @@ Example:
 @click.option(
     "--no-cgroups", is_flag=True, help="Leave what arrives in the control groups of this command."
 )
+@encrypt_to_option
 @json_option
 def command(
     listen: str | None,
@@ -57,6 +60,7 @@ def command(
     on_arrival: str,
     on_return: str,
     no_cgroups: bool,
+    encrypt_to: tuple[Recipient, ...],
     as_json: bool,
 ) -> int:
     """Take trees of processes from other hosts, and run them here.
@@ -66,6 +70,8 @@ def command(
     makes its own, and prints a token that is as good as a key: a source that has it can run
     programs here.
     """
+    if encrypt_to and not image_dir:
+        raise UsageError("--encrypt-to is for what is kept: give --image-dir, too")
     certificates = read_certificates(tls_cert, tls_key, tls_ca)
     address = parse_listen(listen, stdio, token_file, certificates)
     from ckpt.migrate.arrival import ReceiveOptions
@@ -73,6 +79,7 @@ def command(
 
     options = ReceiveOptions(
         image_dir=image_dir,
+        encrypt_to=encrypt_to,
         on_arrival=on_arrival,
         on_return=on_return,
         no_cgroups=no_cgroups,

@@ -2,7 +2,12 @@
 
 The frames are kept as they come, in one page file; those that nobody will read again (their pages
 have been put in place already) leave a hole. The manifest comes last and must tell of exactly these
-frames. Neighbours: `writer` makes generations here, `reader` reads this one like any other.
+frames.
+
+In an encrypted chain every frame is sealed before it is stored, under the key of the generation,
+which is made here; the manifest is then written with the frames as they are stored, and sealed.
+
+Neighbours: `writer` makes generations here, `reader` reads this one like any other.
 """
 
 import os
@@ -12,10 +17,11 @@ from typing import Self
 
 import attrs
 
-from ckpt.errors import ImageCorrupt, ImageUnusable
+from ckpt.errors import ImageCorrupt
 from ckpt.image.chain import Chain
 from ckpt.image.format import (
     MANIFEST_NAME,
+    SEALED_VERSION,
     TEMPORARY_PREFIX,
     Manifest,
     PageFile,
@@ -24,7 +30,8 @@ from ckpt.image.format import (
     generation_name,
     page_file_name,
 )
-from ckpt.image.pages import EncodedFrame, FrameTable
+from ckpt.image.pages import EncodedFrame, FrameTable, seal_encoded
+from ckpt.image.sealing import Seal
 from ckpt.units import GenerationNo
 
 NUMBER = GenerationNo(0)
@@ -41,14 +48,17 @@ class Arriving:
         State: inside `Chain.lock`.
 
         Raises:
-            HostFull, ImageUnusable: no room for a file; or the chain is encrypted, and nothing
-                readable may come into it.
+            HostFull, ImageUnusable: no room for a file.
+            ImageCorrupt: nobody can be a recipient of the chain.
         """
-        if chain.recipients:
-            raise ImageUnusable(str(chain.path), "what arrives cannot be encrypted: take another")
         self._chain = chain
         self._store = chain.store
-        self._frames = FrameTable()
+        self._sealed = chain.seal_new(NUMBER)
+        self._came = FrameTable()
+        """As the source tells of them."""
+        self._came_bytes = 0
+        self._frames = FrameTable() if self._sealed else self._came
+        """As they are stored."""
         self._size_bytes = 0
         self._has_hole = False
         """The file ends before what has arrived does."""
@@ -59,16 +69,31 @@ class Arriving:
     def append(self, frame: EncodedFrame, n_pages: int, *, keep: bool) -> None:
         """Take the next frame, whose checksum was found right.
 
+        What is encrypted is kept in any case.
+
         Raises:
+            ImageCorrupt: it is of an encoding that cannot be sealed.
             HostFull, ImageUnusable: it cannot be written.
         """
+        self._came.append(n_pages, frame)
+        self._came_bytes += len(frame.stored)
+        if self._sealed is not None and self._sealed.seal is not None:
+            frame = self._seal(frame, self._sealed.seal)
+            self._frames.append(n_pages, frame)
+            keep = True
         if keep:
             self._end_hole()
             self._store.append(self._fd, frame.stored)
         else:
             self._has_hole = True
-        self._frames.append(n_pages, frame)
         self._size_bytes += len(frame.stored)
+
+    def _seal(self, frame: EncodedFrame, seal: Seal) -> EncodedFrame:
+        number = len(self._frames)
+        try:
+            return seal_encoded(frame.stored, frame.encoding, seal, number)
+        except ValueError as error:
+            raise ImageCorrupt("what came", f"frame {number}: {error}") from error
 
     def _end_hole(self) -> None:
         if self._has_hole:
@@ -90,13 +115,21 @@ class Arriving:
             HostFull, ImageUnusable: it cannot be written.
         """
         manifest = decode_manifest(encoded, name)
-        files = () if not len(self._frames) else (PageFile(self._size_bytes, self._frames),)
-        if manifest.page_files != files or manifest.parent is not None:
+        came = () if not len(self._came) else (PageFile(self._came_bytes, self._came),)
+        if manifest.page_files != came or manifest.parent is not None:
             raise ImageCorrupt(name, "it tells of other page frames than came")
         if (manifest.chain_id, manifest.generation) != (self._chain.chain_id, NUMBER):
             raise ImageCorrupt(name, "it belongs to another chain")
         if records is not None:
             manifest = attrs.evolve(manifest, records=dict(records))
+        if self._sealed is not None:
+            manifest = attrs.evolve(
+                manifest,
+                format_version=SEALED_VERSION,
+                sealed=self._sealed,
+                page_files=(PageFile(self._size_bytes, self._frames),) if came else (),
+            )
+        if records is not None or self._sealed is not None:
             encoded, digest = encode_manifest(manifest)
             manifest = attrs.evolve(manifest, digest=digest)
         self._end_hole()
@@ -106,6 +139,8 @@ class Arriving:
         self._store.rename(_TEMPORARY, generation_name(NUMBER))
         self._store.sync_directory()
         self._committed = True
+        if self._sealed is not None:
+            self._chain.remember(manifest)
         return manifest
 
     def __enter__(self) -> Self:

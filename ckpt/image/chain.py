@@ -430,14 +430,19 @@ class Chain:
             self._store,
             identity,
             options or WriterOptions(),
-            sealed=self._make_sealed(number),
+            sealed=self.seal_new(number),
             check_spaces=lambda spaces: self._check_spaces(parent, spaces),
             on_close=self._writer_closed,
         )
         self._writing = True
         return writer
 
-    def _make_sealed(self, number: GenerationNo) -> Sealed | None:
+    def seal_new(self, number: GenerationNo) -> Sealed | None:
+        """Return the key of a new generation, never the same again; None: it is not encrypted.
+
+        Raises:
+            ImageCorrupt: a recipient of the chain is none that anybody can be.
+        """
         if not self.recipients:
             return None
         try:
@@ -470,7 +475,11 @@ class Chain:
     def _writer_closed(self, manifest: Manifest | None) -> None:
         self._writing = False
         if manifest is not None:
-            self._manifests[manifest.generation] = manifest
+            self.remember(manifest)
+
+    def remember(self, manifest: Manifest) -> None:
+        """Keep what was just committed: it can be read, though no private key was given."""
+        self._manifests[manifest.generation] = manifest
 
 
 def _describe(numbers: list[GenerationNo]) -> str:

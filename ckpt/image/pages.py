@@ -266,9 +266,22 @@ def encode_frame(
     """
     stored, encoding = _compress(raw, level)
     if seal is not None:
-        encoding = _SEALED[encoding]
-        stored = seal.seal_frame(stored, number, encoding)
+        return seal_encoded(stored, encoding, seal, number)
     return EncodedFrame(stored, encoding, zlib.crc32(stored))
+
+
+def seal_encoded(
+    stored: bytes | memoryview, encoding: int, seal: FrameSeal, number: int
+) -> EncodedFrame:
+    """Encrypt what is encoded already, as the frame of that number of its generation.
+
+    Raises:
+        UnknownEncoding: it is encrypted already, or we cannot decode it.
+    """
+    require_known(encoding)
+    outer = _SEALED[Encoding(encoding)]
+    sealed = seal.seal_frame(stored, number, outer)
+    return EncodedFrame(sealed, outer, zlib.crc32(sealed))
 
 
 def _compress(raw: memoryview, level: int | None) -> tuple[bytes | memoryview, Encoding]:

@@ -38,6 +38,7 @@ from ckpt.errors import (
 from ckpt.image.arriving import NUMBER, Arriving
 from ckpt.image.chain import Chain
 from ckpt.image.format import Manifest, decode_manifest
+from ckpt.image.keys import Recipient
 from ckpt.image.reader import PageReader
 from ckpt.image.workers import count_free_threads
 from ckpt.kernel.features import probe_features
@@ -94,6 +95,8 @@ class ReceiveOptions:
 
     image_dir: str = ""
     """Keep what arrives there as a chain; empty: nowhere."""
+    encrypt_to: tuple[Recipient, ...] = ()
+    """Who can read that chain; one that is encrypted already, and empty, must be of the same."""
     on_arrival: str = ""
     """A command that is run before the tree's sockets are made, when its network is held; it gives
     this host the addresses of the tree."""
@@ -157,7 +160,8 @@ def receive_tree(
     with contextlib.ExitStack() as stack:
         # By the heir, too: whoever of the two is left.
         stack.callback(shutil.rmtree, private, ignore_errors=True)
-        chain = Chain.create_or_open(Path(options.image_dir or private))
+        kept = Path(options.image_dir or private)
+        chain = Chain.create_or_open(kept, encrypt_to=options.encrypt_to)
         stack.enter_context(chain.lock())
         if chain.generations():
             raise ImageUnusable(options.image_dir, _NOT_EMPTY)

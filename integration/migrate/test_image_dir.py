@@ -5,6 +5,10 @@ import os
 
 import pytest
 
+from ckpt.image.access import Access
+from ckpt.image.chain import Chain
+from ckpt.image.keys import PrivateKey, write_private_key
+from ckpt.image.verify import verify
 from integration.harness import CKPT
 from integration.migrate.hosts import last_json
 from integration.migrate.moving import Receiving, restore
@@ -59,3 +63,28 @@ def test_a_chain_that_is_there_is_not_overwritten(hosts, tmp_path):
     assert sorted(os.walk(image)) == before
     assert work.ask("still here") == "still here"
     work.close()
+
+
+def test_what_has_arrived_may_be_encrypted(hosts, tmp_path):
+    image, key = tmp_path / "image", PrivateKey.generate()
+    write_private_key(tmp_path / "key", key)
+    how = ("--image-dir", str(image), "--encrypt-to", str(key.recipient))
+    work = hosts.a.start([build("s_unix_tree")], cwd=tmp_path)
+    assert work.line() == "ready"
+    with Receiving(hosts.b, tmp_path / "token", *how) as there:
+        moved = migrate(work, there, tmp_path)
+        assert moved.returncode == 0, moved.stderr
+        there.arrive(work.pid)
+        assert there.ask("check").startswith("ok")
+        delta = dump(hosts.b, work.pid, image, "--kill")
+        assert (delta["generation"], delta["kind"]) == (1, "delta"), "it takes no key"
+        assert there.wait() == 128 + 9
+    work.wait()
+    work.close()
+    assert verify(Chain.open(image, Access(private=(key,)))) == []
+    folder = str(tmp_path).encode()
+    assert not [path for path in image.rglob("*") if path.is_file() and folder in path.read_bytes()]
+    for options in (["--at", "0"], []):
+        back = restore(hosts.b, image, work.pid, "--identity", tmp_path / "key", *options)
+        assert back.ask("check").startswith("ok")
+        back.close()

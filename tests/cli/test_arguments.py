@@ -9,10 +9,12 @@ import shutil
 import pytest
 
 from ckpt.cli.main import COMMANDS, cli, run
+from ckpt.image.keys import PrivateKey
 from tests.plugins.tree import TOP
 
 GOLDEN = TOP / "images" / "golden" / "format-1.0"
 BROKEN = TOP / "images" / "broken"
+SOMEBODY = str(PrivateKey(bytes(range(32))).recipient)
 
 
 @pytest.mark.parametrize(
@@ -67,6 +69,8 @@ BROKEN = TOP / "images" / "broken"
         (["dump", "--pid", "1", "--encrypt-to", "ckpt1abc", "IMAGES"], "ckpt1abc"),
         (["dump", "--pid", "1", "--encrypt-to", "NONE", "IMAGES"], "NONE"),
         (["restore", "--identity", "NONE", "IMAGES"], "NONE"),
+        (["receive", "--stdio", "--encrypt-to", SOMEBODY], "--image-dir"),
+        (["run", "--encrypt-to", SOMEBODY, "--restart", "on-failure", "D", "true"], "--identity"),
         (["check", "--pid", "0"], "--pid"),
         (["verify"], "IMAGE_DIR"),
         (["squash", "--to", "-1", "IMAGES"], "--to"),

@@ -5,6 +5,7 @@ import shutil
 import zlib
 from pathlib import Path
 
+import attrs
 import pytest
 
 from ckpt.errors import ImageCorrupt, ImageError, ImageSealed, ImageUnusable, ImageVersion
@@ -15,7 +16,7 @@ from ckpt.image.codec import pack, unpack
 from ckpt.image.format import FORMAT_VERSION, SEALED_VERSION, Kind, encode_manifest
 from ckpt.image.header import encode_header
 from ckpt.image.keys import PrivateKey, Recipient
-from ckpt.image.pages import FrameTable, decode_frame, encode_frame
+from ckpt.image.pages import EncodedFrame, Encoding, FrameTable, decode_frame, encode_frame
 from ckpt.image.reader import PageReader
 from ckpt.image.sealing import Seal
 from ckpt.image.squash import squash
@@ -137,10 +138,61 @@ def test_what_is_added_later_is_encrypted_without_being_asked(tmp_path):
         Chain.create_or_open(plain, encrypt_to=(KEY.recipient,))
 
 
-def test_what_arrives_readably_stays_out(tmp_path):
+def arrive(source, chain, *, keep=True):
+    """Send generation 0 of a chain as a migration does; return what was committed."""
+    manifest = source.manifest(0)
+    reader = PageReader(source, 0)
+    with Arriving(chain) as arriving:
+        for file in manifest.page_files:
+            table = file.frames
+            for frame, n_pages in zip(stored_frames(source, manifest), table.n_pages, strict=True):
+                arriving.append(frame, n_pages, keep=keep)
+        told = attrs.evolve(manifest, chain_id=chain.chain_id)
+        committed = arriving.commit(encode_manifest(told)[0], "what came", {"came": 1})
+        here = PageReader(chain, 0)
+        for space in manifest.spaces:
+            assert pages_by_frames(here, space) == pages_by_frames(reader, space)
+    return committed
+
+
+def stored_frames(chain, manifest):
+    (file,) = manifest.page_files
+    raw = (chain.path / "gen-000000" / "pages-0").read_bytes()
+    at = 0
+    columns = zip(
+        file.frames.stored_bytes, file.frames.encodings, file.frames.checksums, strict=True
+    )
+    for n_bytes, encoding, checksum in columns:
+        yield EncodedFrame(memoryview(raw)[at : at + n_bytes], Encoding(encoding), checksum)
+        at += n_bytes
+
+
+def test_what_arrives_is_sealed_as_it_comes(tmp_path):
+    plain = Chain.create_or_open(tmp_path / "plain")
+    add_generation(plain, {"mm-1": [data(0, soft_page(1)), data(8, hard_page(2))]})
     chain = Chain.create_or_open(tmp_path / "chain", encrypt_to=(KEY.recipient,))
-    with chain.lock(), pytest.raises(ImageUnusable, match="what arrives"):
-        Arriving(chain)
+    with chain.lock():
+        committed = arrive(plain, chain, keep=False)
+    again = Chain.open(tmp_path / "chain", OPEN)
+    assert verify(again) == verify(Chain.open(tmp_path / "chain")) == []
+    assert again.manifest(0).records == {"came": 1}
+    assert again.manifest(0).digest == committed.digest
+    assert Chain.open(tmp_path / "chain").manifest(0).is_locked
+    pages = pages_by_frames(PageReader(plain, 0), "mm-1")
+    assert pages_by_frames(PageReader(again, 0), "mm-1") == pages
+    stored = (tmp_path / "chain" / "gen-000000" / "pages-0").read_bytes()
+    assert not [
+        one for one in stored_frames(plain, plain.manifest(0)) if bytes(one.stored) in stored
+    ]
+    add_generation(Chain.open(tmp_path / "chain"), {"mm-1": [data(0, soft_page(2))]}, 0)
+    assert verify(Chain.open(tmp_path / "chain", OPEN)) == []
+
+
+def test_what_arrives_encrypted_already_is_refused(tmp_path):
+    chain = Chain.create_or_open(tmp_path / "chain", encrypt_to=(KEY.recipient,))
+    frame = EncodedFrame(bytes(4096 + 28), Encoding.SEALED_RAW, 0)
+    with chain.lock(), Arriving(chain) as arriving, pytest.raises(ImageCorrupt, match="frame 0"):
+        arriving.append(frame, 1, keep=True)
     assert chain.generations() == []
 
 
