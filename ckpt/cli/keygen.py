@@ -10,6 +10,7 @@ Example:
   ckpt keygen /root/ckpt.key                               prints ckpt1...
   ckpt dump --pid 4711 --encrypt-to ckpt1... /var/ckpt/job
   ckpt restore --identity /root/ckpt.key /var/ckpt/job
+  ckpt dump --pid 4711 --encrypt-to /root/ckpt.key /var/ckpt/job    one file for both
 """
 
 

@@ -40,7 +40,8 @@ encrypt_to_option = click.option(
     callback=_parse_recipients,
     metavar="RECIPIENT|FILE",
     help="Encrypt a new IMAGE_DIR, and all that is ever added to it, to a recipient that 'ckpt"
-    " keygen' printed (ckpt1...), or to those in FILE; may be repeated. To add to it takes no key.",
+    " keygen' printed (ckpt1...), or to those in FILE (a private key there: to its recipient);"
+    " may be repeated. To add to it takes no key.",
 )
 
 
