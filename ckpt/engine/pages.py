@@ -10,8 +10,6 @@ Nothing here runs once per page: fates come in runs. `copying` moves the pages.
 """
 
 from bisect import bisect_left
-from itertools import compress, count, islice
-from operator import ne
 
 import attrs
 
@@ -132,11 +130,14 @@ def build_runs(memory: MemoryRecord, copies: Copies, parent: Spans, page_size: i
             index += 1
         behind = bisect_left(pieces, (vma.end,), index)
         own = pieces[index:behind]
+        rest = Fate.FILE if vma.file >= 0 else Fate.ZERO
         if own:
             own[0] = _cut(own[0], vma.start, own[0][1], page_size)
             own[-1] = _cut(own[-1], own[-1][0], vma.end, page_size)
-        rest = Fate.FILE if vma.file >= 0 else Fate.ZERO
-        _add(builder, own, (vma.start, vma.end), rest)
+            starts, ends, sources = zip(*own, strict=True)
+            builder.fill((vma.start, vma.end), rest, starts, ends, sources)
+        else:
+            builder.add_pages(vma.start, vma.end, rest)
         index = max(index, behind - 1)
     return builder.build()
 
@@ -152,22 +153,3 @@ def _cut(piece: tuple[int, int, int], start: int, end: int, page_size: int) -> t
     if source != _IN_PARENT:
         source += (start - first) // page_size
     return start, end, source
-
-
-def _add(builder: RunTableBuilder, pieces: Copies, span: tuple[int, int], rest: Fate) -> None:
-    """Add the runs of one mapping: pieces of it, and `rest` between them.
-
-    There are many, and all of this falls into the downtime of a migration: those without a hole
-    between them are added at once.
-    """
-    at, end = span
-    if pieces:
-        starts, ends, sources = zip(*pieces, strict=True)
-        holes = compress(count(1), map(ne, islice(starts, 1, None), ends))
-        first = 0
-        for behind in (*holes, len(pieces)):
-            builder.add_pages(at, starts[first], rest)
-            part = slice(first, behind)
-            builder.extend(starts[part], ends[part], sources[part])
-            at, first = ends[behind - 1], behind
-    builder.add_pages(at, end, rest)

@@ -17,8 +17,8 @@ import enum
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import compress, islice
-from operator import add, gt
+from itertools import chain, compress, count, islice, repeat
+from operator import add, floordiv, gt, sub
 from typing import Self
 
 import attrs
@@ -256,26 +256,52 @@ class RunTableBuilder:
         """Append a run without pages in the stream, up to an address; an empty one is ignored."""
         self.add(start, (end - start) // self._table.page_size, fate)
 
-    def extend(self, starts: Sequence[int], ends: Sequence[int], sources: Sequence[int]) -> None:
-        """Append runs that follow each other without a hole; only the first is joined to others.
+    def fill(
+        self,
+        span: tuple[int, int],
+        rest: Fate,
+        starts: Sequence[int],
+        ends: Sequence[int],
+        sources: Sequence[int],
+    ) -> None:
+        """Append all pages of a span: some runs in it, and `rest` where there is none.
+
+        There may be very many, and a tree may stand still meanwhile: no Python for each of them.
+        Only the first is joined to what is before it.
 
         Args:
-            starts: byte addresses.
+            span: byte addresses.
+            rest: a fate without pages in the stream.
+            starts: byte addresses of the runs, ascending, at least one.
             ends: byte addresses.
             sources: as for `add`, of `DATA`; negative: `PARENT`.
         """
         table = self._table
-        size = table.page_size
-        fates = [_PARENT if source < 0 else _DATA for source in sources]
-        if _PARENT in fates:
-            sources = [max(source, 0) for source in sources]
-        self.add(starts[0], (ends[0] - starts[0]) // size, Fate(fates[0]), sources[0])
-        rest = islice(zip(starts, ends, strict=True), 1, None)
-        table.n_pages.extend([(end - start) // size for start, end in rest])
-        table.starts.extend(islice(starts, 1, None))
-        table.fates.extend(islice(fates, 1, None))
-        table.sources.extend(islice(sources, 1, None))
-        self._end = ends[-1]
+        n_runs = len(starts)
+        # Every other one is a gap, most of them empty: gap, run, gap, run, gap.
+        firsts = array("Q", bytes(8 * (2 * n_runs + 1)))
+        firsts[0], firsts[1::2], firsts[2::2] = span[0], array("Q", starts), array("Q", ends)
+        fates = array("B", bytes([rest])) * len(firsts)
+        found = array("q", sources)
+        first_pages = array("Q", bytes(8 * len(firsts)))
+        if min(found) < 0:
+            fates[1::2] = array("B", (_PARENT if source < 0 else _DATA for source in found))
+            first_pages[1::2] = array("Q", (max(source, 0) for source in found))
+        else:
+            fates[1::2] = array("B", bytes([_DATA])) * n_runs
+            first_pages[1::2] = array("Q", sources)
+        behind = chain(islice(firsts, 1, None), span[1:])
+        n_pages = list(map(floordiv, map(sub, behind, firsts), repeat(table.page_size)))
+        if firsts[0] < self._end or min(n_pages) < 0:
+            raise ValueError(f"runs overlap in {span[0]:#x}-{span[1]:#x}, or with those before")
+        at = next(compress(count(), n_pages))
+        self.add(firsts[at], n_pages[at], Fate(fates[at]), first_pages[at])
+        n_pages[: at + 1] = [0] * (at + 1)
+        table.starts.extend(compress(firsts, n_pages))
+        table.fates.extend(compress(fates, n_pages))
+        table.sources.extend(compress(first_pages, n_pages))
+        table.n_pages.extend(filter(None, n_pages))
+        self._end = span[1]
 
     def build(self) -> RunTable:
         """Return the table; the builder must not be used afterwards."""

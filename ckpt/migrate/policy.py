@@ -40,7 +40,7 @@ _ENOUGH_BYTES = 16 << 20
 _UNKNOWN_BYTES_PER_S = 100e6
 """Of a link that has carried nothing yet: 1 Gbit/s, less its headers."""
 _LITTLE_MS = 2.0
-_LITTLE_SHARE = 0.25
+_LITTLE_SHARE = 0.05
 """Of all else that the downtime has: sending the rest in so little time is not worth a round."""
 _PATIENCE = 3
 """Rounds without a new best until rounds are said not to help: a burst may pass."""
