@@ -101,6 +101,11 @@ class Contents:
         if record.kind in (ContentKind.POSIX_SHM, ContentKind.DIRECTORY):
             self.paths[record.path] = path
 
+    @property
+    def wait_for_pages(self) -> bool:
+        """Tell whether any of them has content that is not there before `fill`."""
+        return any(map(_has_pages, self._records))
+
     def resolve(self, reader: PageReader) -> list[ResolvedRuns]:
         """Return all runs of all contents, for a caller that checks only what it names."""
         return [reader.resolve(record.space) for record in self._records if _has_pages(record)]

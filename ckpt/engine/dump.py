@@ -187,7 +187,7 @@ def _dump(
                     steps.release()
                 steps.done("freezing and taking", frozen_ms=round(taking.stopped_ms, 3))
                 manifest = writer.commit(
-                    spaces=taken.spaces,
+                    spaces=taken.spaces(),
                     records=encode_tree(taken.image),
                     host=_host_facts(members),
                     tracker=tracker,

@@ -15,12 +15,13 @@ from pathlib import Path
 import attrs
 
 from ckpt.engine.building import Building, Part, part_at_once
+from ckpt.engine.expecting import contents_of, expecting
 from ckpt.engine.guard import Lazy
 from ckpt.engine.lazy import plan_lazy
 from ckpt.engine.lazy_pages import ImagePages
 from ckpt.engine.postponing import alone_in_memory
 from ckpt.engine.records import ProcessImage, TreeImage, decode_tree
-from ckpt.engine.standing import contents_of, standing
+from ckpt.engine.standing import standing
 from ckpt.engine.steps import Steps
 from ckpt.errors import NoGeneration
 from ckpt.image.access import Access
@@ -101,7 +102,11 @@ def restore(
             options = attrs.evolve(options, contents=contents.paths)
             if lazy:
                 verify_frames(chain, reader, contents.resolve(reader))
-            with steps.held(), standing(building, contents, options) as stands:
+            with (
+                steps.held(),
+                expecting(tree, building.features, contents, options) as site,
+                standing(building, site) as stands,
+            ):
                 steps.done("building")
                 stands.finish()
                 stands.arm(chain.chain_id)

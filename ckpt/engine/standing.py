@@ -6,13 +6,14 @@ open          files, by us, to be inherited
 plant         the seed makes the embryo of the root, with the pid of the image
 build         all processes, threads, and what they have (`building`)
 
-    with standing(building, contents, options) as stands:
+    with expecting(tree, features, contents, options) as site, standing(building, site) as stands:
         stands.finish()         what the rest of the host can see: connections wake, names appear
         stands.arm(chain_id)    the next dump can be a delta on this generation
         stands.let_go()
 
-Until it is let go, any failure and our own end leave nothing behind. Neighbours: `building` makes
-the processes, `restore` and migration come to the end of it each in its own time.
+Until it is let go, any failure and our own end leave nothing behind. Neighbours: `expecting` has
+what comes before the building, `building` makes the processes; `restore` and migration come to the
+end of it each in its own time.
 """
 
 import contextlib
@@ -25,13 +26,13 @@ import attrs
 
 from ckpt.engine.building import Building, Part
 from ckpt.engine.content_files import Contents
+from ckpt.engine.expecting import Site
 from ckpt.engine.ground import Ground
-from ckpt.engine.home import Home, home_of
+from ckpt.engine.home import Home
 from ckpt.engine.identity import read_exec_id
 from ckpt.engine.layout import choose_arena, number_inherited, spans_of
 from ckpt.engine.pages import own_mappings
-from ckpt.engine.preparing import Files, arriving, check_host, opened
-from ckpt.engine.records import TreeImage
+from ckpt.engine.preparing import Files
 from ckpt.engine.tracking import Tracking, attach_each, drop_epoch, tracking
 from ckpt.errors import (
     CkptError,
@@ -52,9 +53,8 @@ from ckpt.process.seed import Embryo, plant, see_off
 from ckpt.process.singles import Single, run_singles
 from ckpt.process.task import Task
 from ckpt.process.tree import read_identity
-from ckpt.resources.base import RestoreOptions, run_all
-from ckpt.resources.content import CONTENTS
-from ckpt.resources.registry import clock_offsets, entered, highest_fd
+from ckpt.resources.base import run_all
+from ckpt.resources.registry import clock_offsets, highest_fd
 from ckpt.tracker.base import TrackerName
 from ckpt.tracker.choose import choose_tracker
 from ckpt.tracker.epoch import advance_each, read_epoch
@@ -117,42 +117,19 @@ class Standing:
             server.start()
 
 
-def contents_of(tree: TreeImage) -> Contents:
-    """Return the files that the image of a tree holds the content of, not made yet."""
-    return Contents(
-        [one for process in tree.processes for one in process.resources[CONTENTS.name].contents]
-    )
-
-
 @contextlib.contextmanager
-def standing(
-    building: Building,
-    contents: Contents,
-    options: RestoreOptions,
-    ground: Ground | None = None,
-) -> Iterator[Standing]:
+def standing(building: Building, site: Site, ground: Ground | None = None) -> Iterator[Standing]:
     """Build the tree, on what is there of it already; end all of it unless it was let go.
 
-    Whoever gives the ground has checked this host.
-
     Raises:
-        PidTaken, HostMismatch, FileChanged, HookFailed: it cannot run here; nothing was made.
+        PidTaken: a number is in use.
         RestoreFailed: the kernel refused something.
         ImageCorrupt: a frame does not decode.
     """
-    tree = building.tree
-    # What the root has of its own (host name, IPC, network) is made by us, and inherited.
+    tree, contents, home = site.tree, site.contents, site.home
     with contextlib.ExitStack() as stack:
-        stack.enter_context(entered(tree.root.resources))
-        opening = stack.enter_context(arriving(tree, options))
-        if ground is None:
-            check_host(tree, building.features, options)
-        else:
-            opening.embryos = ground.nursery.embryos
         contents.fill(building.reader)
-        home = stack.enter_context(home_of(tree, options))
-        with home.entered():
-            files = stack.enter_context(opened(tree, opening))
+        files = site.open()
         stack.callback(_close_servers, building)
         highest = highest_fd(process.resources for process in tree.processes)
         if ground is not None:

@@ -8,7 +8,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import attrs
 
@@ -30,8 +30,8 @@ class Taken:
     tree: Tree
     """Of the capture."""
     image: TreeImage
-    spaces: Mapping[str, RunTable]
-    """Where each page of each page space is in the stream."""
+    spaces: Callable[[], Mapping[str, RunTable]]
+    """Tells where each page of each page space is in the stream; that is some work."""
     left: tuple[tuple[str, Pid, Spans], ...] = ()
     """Page space, process, and its pages that were not copied (see `Taking.leave`)."""
 

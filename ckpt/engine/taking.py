@@ -15,7 +15,7 @@ it, `dump` says what becomes of it.
 import contextlib
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 
 import attrs
 
@@ -256,19 +256,14 @@ class Taking:
                 self._warn_of(n_bytes)
             if captured is None:
                 image = settle(image)
-            members = {one.number: one for one in self.members.by_pid.values()}
-            memory = {
-                members[process.pid].space: self._build_runs(process, members[process.pid])
-                for process in image.processes
-                if process.has_memory
-            }
+            spaces = partial(self._build_tables, image, contents)
             if numbers is not None:
                 image = renumber(image, numbers)
             left = (
                 (one.member.space, one.member.pid, intersect(one.scan.populated, one.left))
                 for one in parts
             )
-            yield Taken(frozen, tree, image, memory | contents.tables(), tuple(left))
+            yield Taken(frozen, tree, image, spaces, tuple(left))
 
     def preview(self) -> TreeImage:
         """Stop the tree for a moment and return all but its memory; nothing is copied.
@@ -446,6 +441,15 @@ class Taking:
         if wanted:
             copied = self.copy.read_whole(member.space, pid, wanted, pool, drop, gently=gently)
             member.held.add(copied)
+
+    def _build_tables(self, image: TreeImage, contents: ContentCopy) -> dict[str, RunTable]:
+        members = {one.number: one for one in self.members.by_pid.values()}
+        memory = {
+            members[process.pid].space: self._build_runs(process, members[process.pid])
+            for process in image.processes
+            if process.has_memory
+        }
+        return memory | contents.tables()
 
     def _build_runs(self, process: ProcessImage, member: Member) -> RunTable:
         """Return where each page of a process is."""

@@ -21,10 +21,11 @@ from typing import TypeVar
 import attrs
 
 from ckpt.engine.building import Building, Part, part_at_once
+from ckpt.engine.expecting import contents_of, expecting
 from ckpt.engine.ground import Ground, prepared
 from ckpt.engine.preparing import check_host
 from ckpt.engine.records import TreeImage, decode_tree, encode_tree
-from ckpt.engine.standing import Standing, contents_of, standing
+from ckpt.engine.standing import Standing, standing
 from ckpt.errors import (
     CkptError,
     ImageUnusable,
@@ -258,7 +259,7 @@ def _lies_of(work: _Work) -> Iterator[None]:
         raise ProtocolError(peer=work.channel.peer, reason=error.message()) from error
 
 
-L = TypeVar("L", Tree, State)
+L = TypeVar("L", Tree, Departed, State)
 
 
 def _take_until(work: _Work, taking: Taking, last: type[L]) -> L | None:
@@ -285,7 +286,7 @@ def _take_until(work: _Work, taking: Taking, last: type[L]) -> L | None:
 def _built(
     work: _Work, tree: TreeImage, taking: Taking, ground: Ground | None
 ) -> Iterator[Standing]:
-    """Check this host while the last pages come, then build the tree.
+    """Make this host ready while the last pages come, then build the tree.
 
     Raises:
         _Kept: it goes on there.
@@ -296,21 +297,26 @@ def _built(
         if ground is not None:
             coming = attrs.evolve(options, addresses_come=bool(options.on_arrival))
             check_host(tree, features, coming, ground.nursery.embryos)
-        state = _take_until(work, taking, State)
-        if state is None:
-            raise _Kept
-        with _lies_of(work):
-            records = encode_tree(tree) if work.options.image_dir else None
-            taking.arriving.commit(state.manifest, "what came", records)
-        reader = PageReader(work.chain, NUMBER, threads=count_free_threads())
-        parts = _parts(work, tree, reader, state)
-        building = Building(tree, parts, reader, features, work.warnings.append)
-        if isinstance(work.channel.receive(Departed, Abort), Abort):
+        if _take_until(work, taking, Departed) is None:
             raise _Kept
         work.notes.arriving(tree.root.pid)
         with contextlib.ExitStack() as stack:
             with work.channel.kept_alive():
-                stands = stack.enter_context(standing(building, contents, options, ground))
+                site = stack.enter_context(expecting(tree, features, contents, options, ground))
+                if not contents.wait_for_pages:
+                    # The source is still at work on the run tables.
+                    site.open()
+            state = _take_until(work, taking, State)
+            if state is None:
+                raise _Kept
+            with _lies_of(work):
+                records = encode_tree(tree) if work.options.image_dir else None
+                taking.arriving.commit(state.manifest, "what came", records)
+            reader = PageReader(work.chain, NUMBER, threads=count_free_threads())
+            parts = _parts(work, tree, reader, state)
+            building = Building(tree, parts, reader, features, work.warnings.append)
+            with work.channel.kept_alive():
+                stands = stack.enter_context(standing(building, site, ground))
             if work.late is not None:
                 work.late.courier.begin()
             yield stands

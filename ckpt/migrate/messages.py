@@ -223,7 +223,7 @@ class Tree(Message):
 @message(30)
 @attrs.frozen
 class Departed(Message):
-    """S: the addresses of the tree have left this host; comes after the `State`."""
+    """S: the addresses of the tree have left this host; comes before the `State`."""
 
 
 @message(28)

@@ -224,14 +224,15 @@ def migrate(
             departing.undone_at_failure(),
             contextlib.ExitStack() as at_last,
         ):
+            departing.finish()
+            spaces = taken.spaces()
             sender.flush()
             files = (PageFile(sender.n_bytes, sender.frames),) if len(sender.frames) else ()
             missing = tuple(Missing(space, pack_spans(s)) for space, _, s in taken.left if s)
-            channel.send(State(work.manifest({}, taken.spaces, files), missing))
+            channel.send(State(work.manifest({}, spaces, files), missing))
             serving = at_last.enter_context(
                 Serving(dialer, [Kept(*left) for left in taken.left], options.compression)
             )
-            departing.finish()
             waiting = partial(await_complete, channel, dialer, serving, tell)
             running, downtime_ms = hand_over(
                 channel, dialer, taken, witness, tell, waiting if options.lazy else None

@@ -14,27 +14,27 @@ LOST = {54}
 CUTS_AT_SOURCE = {
     KEPT: (
         "send:Offer received:Accepted received:Ready sent:Pages send:RoundEnds#2 sent:RoundEnds#2"
-        " send:Tree sent:Tree departing send:State sent:State departed sent:Departed"
+        " send:Tree sent:Tree departing departed sent:Departed send:State sent:State"
     ),
     MOVED: "received:Prepared send:Go sent:Go received:Running send:Done",
 }
 CUTS_AT_DESTINATION = {
     KEPT: (
         "received:Offer send:Accepted sent:Accepted send:Ready received:Pages send:RoundEnds#2"
-        " received:Tree received:State received:Departed send:Prepared"
+        " received:Tree received:Departed received:State send:Prepared"
     ),
     MOVED: "sent:Prepared received:Go send:Running sent:Running received:Done",
 }
 KILLS_OF_SOURCE = {
     KEPT: (
-        "sent:Offer received:Ready sent:Pages#2 received:RoundEnds#2 sent:Tree departing sent:State"
-        " departed sent:Departed received:Prepared"
+        "sent:Offer received:Ready sent:Pages#2 received:RoundEnds#2 sent:Tree departing departed"
+        " sent:Departed sent:State received:Prepared"
     ),
     MOVED: "doomed send:Go sent:Go received:Running sent:Done",
 }
 KILLS_OF_WORKER = {
     KEPT: (
-        "received:Offer sent:Ready received:Pages#2 received:Tree received:State received:Departed"
+        "received:Offer sent:Ready received:Pages#2 received:Tree received:Departed received:State"
         " built sent:Prepared received:Go"
     ),
     MOVED: "let-go send:Running sent:Running received:Done",

@@ -22,7 +22,7 @@ from ckpt.migrate import handshake
 from ckpt.migrate.channel import Channel
 from ckpt.migrate.destination import Address, SshTarget
 from ckpt.migrate.dial import Dialer
-from ckpt.migrate.handshake import PREFACE_BYTES, pack_preface
+from ckpt.migrate.handshake import NEWEST_VERSION, PREFACE_BYTES, pack_preface
 from ckpt.migrate.messages import Challenge, Hello, Proof, Welcome
 from ckpt.migrate.pairing import Token
 from ckpt.migrate.tls import CertificateFiles, accept_tls, load_identity, make_identity
@@ -102,7 +102,7 @@ def test_a_receiver_that_does_not_know_the_secret_is_not_trusted():
         connection.recv(PREFACE_BYTES, socket.MSG_WAITALL)
         with Channel(accept_tls(connection.dup(), identity, "x", 5.0), patience=PATIENT) as channel:
             channel.receive(Hello)
-            channel.send(Challenge(version=1, nonce=os.urandom(32)))
+            channel.send(Challenge(version=NEWEST_VERSION, nonce=os.urandom(32)))
             channel.receive(Proof)
             channel.send(Welcome(mac=os.urandom(32), session_id=b"i" * 16, session_key=b"k" * 32))
             channel.is_readable(5.0)
@@ -192,14 +192,14 @@ def test_nobody_listens(paired):
         Dialer(address, paired.token).open()
 
 
-@pytest.mark.parametrize(("oldest", "newest"), [(2, 3), (0, 0), (3, 2), (-1, -1)])
+@pytest.mark.parametrize(("oldest", "newest"), [(3, 4), (0, 1), (4, 3), (-1, -1)])
 def test_versions_without_a_common_one_are_told_apart(paired, monkeypatch, oldest, newest):
     dialer = dialer_to(paired)
     monkeypatch.setattr(handshake, "OLDEST_VERSION", oldest)
     monkeypatch.setattr(handshake, "NEWEST_VERSION", newest)
     with pytest.raises(PeerVersion) as raised:
         dialer.open()
-    assert raised.value.theirs == "1"
+    assert raised.value.theirs == "2"
 
 
 # Certificates of an authority.
