@@ -19,6 +19,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
+from ckpt import fault
 from ckpt.errors import TargetGone
 from ckpt.kernel import ioctl
 from ckpt.kernel.failures import proc_failures_of
@@ -100,7 +101,7 @@ class pm_scan_arg(ctypes.Structure):  # noqa: N801
     )
 
 
-PAGEMAP_SCAN: Final = ioctl.iowr("f", 16, pm_scan_arg)
+PAGEMAP_SCAN: Final = fault.number("pagemap-scan", ioctl.iowr("f", 16, pm_scan_arg))
 
 _REGION = struct.Struct("=QQQ")
 _VEC_REGIONS = 4096

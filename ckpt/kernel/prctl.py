@@ -12,6 +12,7 @@ import enum
 from collections.abc import Iterator
 from typing import Final
 
+from ckpt import fault
 from ckpt.kernel.arch import NR
 from ckpt.kernel.libc import syscall
 
@@ -58,7 +59,7 @@ class Prctl(enum.IntEnum):
     GET_MDWE = 66
     SET_MEMORY_MERGE = 67
     GET_MEMORY_MERGE = 68
-    TIMER_CREATE_RESTORE_IDS = 77
+    TIMER_CREATE_RESTORE_IDS = fault.number("timer-ids", 77)
     """6.15: lets timer_create take the id that it is given."""
     GET_AUXV = 0x41555856
     SET_VMA = 0x53564D41

@@ -20,6 +20,7 @@ from typing import TypeVar
 
 import attrs
 
+from ckpt import fault
 from ckpt.engine.building import Building, Part, part_at_once
 from ckpt.engine.expecting import contents_of, expecting
 from ckpt.engine.ground import Ground, prepared
@@ -43,7 +44,6 @@ from ckpt.image.keys import Recipient
 from ckpt.image.reader import PageReader
 from ckpt.image.workers import count_free_threads
 from ckpt.kernel.features import probe_features
-from ckpt.migrate import fault
 from ckpt.migrate.arriving_late import Late
 from ckpt.migrate.carrying import Carried
 from ckpt.migrate.channel import Channel

@@ -20,8 +20,8 @@ from typing import Self, TypeVar
 
 import attrs
 
+from ckpt import fault
 from ckpt.errors import CkptError, Finding, PeerLost, PeerRefused, ProtocolError, printable
-from ckpt.migrate import fault
 from ckpt.migrate.frames import HEADER_BYTES, Header
 from ckpt.migrate.message import FrameMessage, Message, decode, encode, find_kind
 from ckpt.migrate.messages import KeepAlive, Refusal

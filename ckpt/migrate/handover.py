@@ -36,9 +36,9 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 
+from ckpt import fault
 from ckpt.engine.taken import Taken
 from ckpt.errors import CkptError, NotMoved, PeerLost, PeerRefused, TreeLost
-from ckpt.migrate import fault
 from ckpt.migrate.channel import Channel
 from ckpt.migrate.dial import Dialer
 from ckpt.migrate.message import Message

@@ -20,9 +20,9 @@ from collections.abc import Callable
 
 import attrs
 
+from ckpt import fault
 from ckpt.errors import CkptError, PeerLost, PeerRefused
 from ckpt.kernel.pidfd import pidfd_open
-from ckpt.migrate import fault
 from ckpt.migrate.channel import Channel
 from ckpt.migrate.fates import (
     Fates,

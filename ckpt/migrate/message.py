@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import attrs
 
+from ckpt import fault
 from ckpt.image.codec import pack, unpack
 from ckpt.image.pages import EncodedFrame, Encoding, require_known
 from ckpt.migrate.frames import Header, make_header
@@ -79,6 +80,15 @@ def message(
         return kind
 
     return register
+
+
+def require_known_fault() -> None:
+    """Refuse a fault at a message that is none of those that were registered.
+
+    Raises:
+        UsageError: see `fault.require_message`.
+    """
+    fault.require_message({kind.__name__ for kind in _KINDS.values()})
 
 
 def find_kind(number: int) -> type[Message] | None:

@@ -9,7 +9,13 @@ import enum
 import attrs
 
 from ckpt.errors import Finding
-from ckpt.migrate.message import MAX_FIELD_BYTES, FrameMessage, Message, message
+from ckpt.migrate.message import (
+    MAX_FIELD_BYTES,
+    FrameMessage,
+    Message,
+    message,
+    require_known_fault,
+)
 
 
 class Purpose(enum.StrEnum):
@@ -287,3 +293,6 @@ class FilePart(Message):
     """S: the next bytes of it."""
 
     data: bytes = attrs.field(repr=False)
+
+
+require_known_fault()

@@ -18,6 +18,7 @@ from functools import partial
 
 import attrs
 
+from ckpt import fault
 from ckpt.engine.capture import Looked, examine
 from ckpt.engine.convergence import Rest, Round, Verdict
 from ckpt.engine.copying import Copy
@@ -33,7 +34,6 @@ from ckpt.image.format import FORMAT_VERSION, Kind, Manifest, PageFile, encode_m
 from ckpt.image.pipeline import PRESSED_LEVEL, Compression
 from ckpt.image.runs import RunTable
 from ckpt.kernel.features import Features, probe_features
-from ckpt.migrate import fault
 from ckpt.migrate.carrying import Carrier
 from ckpt.migrate.channel import Channel
 from ckpt.migrate.clocks import answer_clocks

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Iterator
 
 import attrs
 
+from ckpt import fault
 from ckpt.kernel.pidfd import pidfd_open
-from ckpt.migrate import fault
 from ckpt.migrate.fates import Fates, Member, pack_members, unpack_members, wait_until_ended
 from ckpt.units import Fd, Pid
 

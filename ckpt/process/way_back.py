@@ -22,6 +22,7 @@ from collections.abc import Iterator, Sequence
 
 import attrs
 
+from ckpt import fault
 from ckpt.errors import TargetGone
 from ckpt.kernel.arch import x86_64 as arch
 from ckpt.kernel.procfs import maps
@@ -62,6 +63,8 @@ def find_way_back(task: Task, vmas: Sequence[maps.Vma]) -> WayBack | None:
     gadgets = find_gadgets(vmas)
     stack = next((vma for vma in vmas if vma.path == _MAIN_STACK), None)
     if gadgets is None or stack is None or _SHADOW_STACK in task.status_text:
+        return None
+    if fault.is_off("way-back"):
         return None
     own = int(task.registers.rsp)
     end = own - arch.RED_ZONE - _BELOW_RED_ZONE

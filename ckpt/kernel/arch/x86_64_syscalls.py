@@ -1,10 +1,13 @@
 """System call numbers of x86-64, up to Linux 6.18 (arch/x86/entry/syscalls/syscall_64.tbl).
 
 A table and nothing else; `ckpt.kernel.arch` picks the one of the running machine. A number in
-here does not mean that the running kernel has the call: `ckpt.kernel.features` finds that out.
+here does not mean that the running kernel has the call: `ckpt.kernel.features` finds that out, and
+`ckpt.fault` can make it one that no kernel has.
 """
 
 import enum
+
+from ckpt import fault
 
 
 class NR(enum.IntEnum):
@@ -320,9 +323,9 @@ class NR(enum.IntEnum):
     sendmmsg = 307
     setns = 308
     getcpu = 309
-    process_vm_readv = 310
-    process_vm_writev = 311
-    kcmp = 312
+    process_vm_readv = fault.number("process-vm", 310)
+    process_vm_writev = fault.number("process-vm", 311)
+    kcmp = fault.number("kcmp", 312)
     finit_module = 313
     sched_setattr = 314
     sched_getattr = 315
@@ -333,7 +336,7 @@ class NR(enum.IntEnum):
     kexec_file_load = 320
     bpf = 321
     execveat = 322
-    userfaultfd = 323
+    userfaultfd = fault.number("userfaultfd", 323)
     membarrier = 324
     mlock2 = 325
     copy_file_range = 326
@@ -358,10 +361,10 @@ class NR(enum.IntEnum):
     fsmount = 432
     fspick = 433
     pidfd_open = 434
-    clone3 = 435
+    clone3 = fault.number("clone3", 435)
     close_range = 436
     openat2 = 437
-    pidfd_getfd = 438
+    pidfd_getfd = fault.number("pidfd-getfd", 438)
     faccessat2 = 439
     process_madvise = 440
     epoll_pwait2 = 441
@@ -385,7 +388,7 @@ class NR(enum.IntEnum):
     lsm_get_self_attr = 459
     lsm_set_self_attr = 460
     lsm_list_modules = 461
-    mseal = 462
+    mseal = fault.number("mseal", 462)
     setxattrat = 463
     getxattrat = 464
     listxattrat = 465
