@@ -14,6 +14,7 @@ from typing import Any
 
 import attrs
 
+from ckpt import fault
 from ckpt.engine.fill import fill
 from ckpt.engine.growing import Growing, end_leader
 from ckpt.engine.guard import Lazy, Server, start_server, watching
@@ -101,19 +102,27 @@ class Building:
         """
         self.seen_as = nursery.seen_as
         Growing(self.tree, nursery).grow(self._give_memory, self._give_terminal)
+        fault.reach("restore-born")
         parts = list(self.parts.values())
         run_in_rounds(map(self._finish, parts))
-        for stage in (Stage.FILES, Stage.PROCESS):
-            self._restore_processes(parts, stage)
+        fault.reach("restore-finished")
+        self._restore_processes(parts, Stage.FILES)
+        fault.reach("restore-files")
+        self._restore_processes(parts, Stage.PROCESS)
+        fault.reach("restore-processes")
         _make_threads(parts)
+        fault.reach("restore-threads")
         self._restore_threads(parts, Stage.THREAD)
-        for stage in (Stage.LATE, Stage.CREDENTIALS):
-            if stage is Stage.CREDENTIALS:
-                # Before its children get signals for the end of the thread that has made them.
-                for part in parts:
-                    end_leader(part.image, part.embryo)
-            self._restore_processes(parts, stage)
-            self._restore_threads(parts, stage)
+        fault.reach("restore-states")
+        self._restore_processes(parts, Stage.LATE)
+        self._restore_threads(parts, Stage.LATE)
+        fault.reach("restore-late")
+        # Before its children get signals for the end of the thread that has made them.
+        for part in parts:
+            end_leader(part.image, part.embryo)
+        self._restore_processes(parts, Stage.CREDENTIALS)
+        self._restore_threads(parts, Stage.CREDENTIALS)
+        fault.reach("restore-credentials")
 
     def _give_memory(self, born: Sequence[tuple[ProcessImage, Embryo]]) -> None:
         parts = [self.parts[image.pid] for image, _ in born]
@@ -127,6 +136,7 @@ class Building:
             if maker and maker.image.owns(MEMORY) and not (part.lazy or maker.lazy):
                 part.inheritance = inheritance(maker.image.resources["memory"], maker.at_once)
         self._restore_processes(parts, Stage.MEMORY)
+        fault.reach("restore-mapped")
         for _, embryo in born:
             embryo.has_memory = True
 

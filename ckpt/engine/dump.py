@@ -16,6 +16,7 @@ from pathlib import Path
 
 import attrs
 
+from ckpt import fault
 from ckpt.engine.capture import examine
 from ckpt.engine.convergence import DEFAULT_BUDGET_MS, Budget, Round
 from ckpt.engine.copying import Copy
@@ -152,15 +153,18 @@ def _dump(
             ),
         )
         stack.callback(looked.tree.forget)
+        fault.reach("dump-looked")
         steps.done("looking", processes=len(looked.targets))
         chain = Chain.create_or_open(directory, options.access, encrypt_to=options.encrypt_to)
         stack.enter_context(chain.lock())
+        fault.reach("dump-locked")
         members = Members(root, tracker, features, stack)
         of_memory = looked.tree.memory_owners()
         for each in looked.targets:
             if each not in of_memory:
                 members.add(each)
         plan = members.decide(chain, incremental=options.incremental)
+        fault.reach("dump-decided")
         with chain.begin(plan.parent, options=_WRITING) as writer:
             parent = None
             if plan.parent is not None:
@@ -177,6 +181,7 @@ def _dump(
                 freeze_timeout_s=options.freeze_timeout_s,
             )
             stack.callback(taking.forget)
+            fault.reach("dump-begun")
             taking.remove_leftovers()
             # Nobody waits for a process that ends with its dump.
             outcome = taking.rounds().run(None if options.kill else Budget(options.max_freeze_ms))
@@ -195,11 +200,14 @@ def _dump(
                     freeze_ms=taking.stopped_ms + (taken.standing_ms if options.kill else 0),
                     wall_ms=(time.monotonic() - started_s) * 1000,
                 )
+                fault.reach("dump-committed")
                 steps.done("committing", bytes=manifest.stored_bytes)
                 if options.kill:
                     run_hook("--on-departure", options.on_departure, _STAYS, CKPT_PID=root)
                     taken.doom()
+                    fault.reach("dump-doomed")
                     taken.kill()
+                    fault.reach("dump-killed")
             if not options.kill:
                 _advance(taking, chain, manifest)
     return _result_of(manifest, outcome.rounds, taking.warnings)
@@ -213,10 +221,12 @@ def _advance(taking: Taking, chain: Chain, manifest: Manifest) -> None:
         with contextlib.suppress(TargetGone):
             tracking = member.tracking
             epochs.append(tracking.epoch(chain.chain_id, manifest.generation, manifest.digest))
+    fault.reach("dump-kept")
     try:
         advance_each(epochs)
     except HostFull as error:
         taking.warnings.append(str(error))
+    fault.reach("dump-advanced")
 
 
 def _host_facts(members: Members) -> dict[str, object]:

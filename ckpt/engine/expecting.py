@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import attrs
 
+from ckpt import fault
 from ckpt.engine.content_files import Contents
 from ckpt.engine.ground import Ground
 from ckpt.engine.home import Home, home_of
@@ -76,9 +77,11 @@ def expecting(
     with contextlib.ExitStack() as stack:
         stack.enter_context(entered(tree.root.resources))
         opening = stack.enter_context(arriving(tree, options))
+        fault.reach("restore-arrived")
         if ground is None:
             check_host(tree, features, options)
         else:
             opening.embryos = ground.nursery.embryos
+        fault.reach("restore-checked")
         home = stack.enter_context(home_of(tree, options))
         yield Site(tree, contents, home, opening, stack)

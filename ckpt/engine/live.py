@@ -19,6 +19,7 @@ from typing import TypeVar
 
 import attrs
 
+from ckpt import fault
 from ckpt.engine.convergence import Policy, Rest, Round, Verdict
 from ckpt.engine.copying import Copy, Pool
 from ckpt.engine.members import Member, Members
@@ -142,6 +143,7 @@ class Rounds:
         if self.members.tracker not in LIVE or all(self._on_each(_watches_all)):
             return
         with self.stop() as tree:
+            fault.reach("dump-watching")
             # What has come since the look may share memory too.
             known = self.members.by_pid.keys() == tree.processes.keys()
             of_memory = {} if known else find_memory_owners(tuple(tree.processes))
@@ -153,6 +155,7 @@ class Rounds:
             _attach_all(each)
             for member, frozen in each:
                 member.tracking.watch(read_own_mappings(frozen.pid))
+        fault.reach("dump-watched")
 
     def _copy_all(self, pool: Pool, throttle: float) -> None:
         started_s = time.monotonic()
@@ -161,6 +164,7 @@ class Rounds:
             n_bytes = self._copy_round(pool)
         ms = (time.monotonic() - started_s) * 1000
         self._rounds.append(Round(n_bytes // self.page_size, ms))
+        fault.reach("dump-round")
 
     def _copy_round(self, pool: Pool) -> int:
         scans = dict(self._on_each(self._ask))
@@ -179,6 +183,7 @@ class Rounds:
         with nullcontext() if running else self.stop():
             own = read_own_mappings(member.pid)
             scan = member.tracking.collect(own, member.likely, running=running)
+        fault.reach("dump-asked")
         member.likely = scan.populated
         member.held.see(scan, [])
         return member.pid, scan

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import attrs
 
+from ckpt import fault
 from ckpt.engine.building import Building, Part, part_at_once
 from ckpt.engine.expecting import contents_of, expecting
 from ckpt.engine.guard import Lazy
@@ -91,6 +92,7 @@ def restore(
     with chain.in_use() as use:
         number = _number(chain, at)
         reader, tree, parts = _verify(chain, number, ahead, use if lazy else None)
+        fault.reach("restore-verified")
         steps.done("verifying", generation=number, processes=len(tree.processes))
         building = Building(tree, parts, reader, probe_features(), warnings.append)
         if has_own_mounts(tree.root.resources):
@@ -112,7 +114,9 @@ def restore(
                 stands.arm(chain.chain_id)
                 if announce is not None:
                     announce(stands.root)
+                fault.reach("restore-announced")
                 stands.let_go()
+                fault.reach("restore-let-go")
                 steps.done("finishing")
     restore_ms = (time.monotonic() - started_s) * 1000
     return RestoreResult(stands.root, number, restore_ms, tuple(warnings))

@@ -24,6 +24,7 @@ from collections.abc import Iterator, Sequence
 
 import attrs
 
+from ckpt import fault
 from ckpt.engine.building import Building, Part
 from ckpt.engine.content_files import Contents
 from ckpt.engine.expecting import Site
@@ -86,6 +87,7 @@ class Standing:
         with self.home.entered():
             self.files.run_at_last()
         self.contents.finish()
+        fault.reach("restore-seen")
 
     def arm(self, chain_id: str) -> None:
         """Arm the trackers, so that the next dump into the chain can be a delta on this generation.
@@ -101,8 +103,11 @@ class Standing:
         _forget_epochs(parts)
         with contextlib.ExitStack() as stack:
             armed = [] if lazy else _attach_trackers(self.building, parts, stack)
+            fault.reach("restore-attached")
             _unmap_arenas(parts)
+            fault.reach("restore-bare")
             _arm(self.building, armed, chain_id)
+            fault.reach("restore-advanced")
 
     def let_go(self) -> None:
         """Let all threads run, with or without their trackers armed."""
@@ -129,8 +134,10 @@ def standing(building: Building, site: Site, ground: Ground | None = None) -> It
     tree, contents, home = site.tree, site.contents, site.home
     with contextlib.ExitStack() as stack:
         contents.fill(building.reader)
+        fault.reach("restore-contents")
         files = site.open()
         stack.callback(_close_servers, building)
+        fault.reach("restore-opened")
         highest = highest_fd(process.resources for process in tree.processes)
         if ground is not None:
             highest = max(highest, ground.highest_on_the_way(len(files.by_key)))
@@ -150,6 +157,7 @@ def standing(building: Building, site: Site, ground: Ground | None = None) -> It
         )
         offsets = clock_offsets(tree.root.resources)
         with plant(tree.root.pid, fds, offsets, arena_at, home.space) as nursery:
+            fault.reach("restore-planted")
             building.build(nursery)
             yield Standing(building, files, contents, home)
 
@@ -191,6 +199,7 @@ def _arm(building: Building, armed: Sequence[tuple[Part, Tracking]], chain_id: s
     manifest = building.reader.manifest
     for part, lent in armed:
         lent.collect(own_mappings(part.image.resources["memory"]), [])
+    fault.reach("restore-armed")
     try:
         advance_each(
             [lent.epoch(chain_id, manifest.generation, manifest.digest) for _, lent in armed]
@@ -243,10 +252,12 @@ def _let_go(parts: list[Part]) -> None:
             stopping.append(part.embryo)
         else:
             others.append(part.embryo)
+    fault.reach("restore-put-back")
     for part in parts:
         # From here on our own end lets them run, too: no part of a tree is left without the rest.
         for task in part.embryo.tasks.values():
             ptrace.set_options(task.tid, ptrace.Option.NONE)
+    fault.reach("restore-released")
     for embryo in stopping:
         _detach(embryo)
     _await_stops(stopping)

@@ -19,6 +19,7 @@ from functools import cached_property, partial
 
 import attrs
 
+from ckpt import fault
 from ckpt.engine.capture import (
     Capturing,
     Looked,
@@ -229,12 +230,14 @@ class Taking:
         ):
             urgent.enter_context(urgently())
             frozen = stack.enter_context(self.stop())
+            fault.reach("dump-frozen")
             targets = retarget(frozen, self.looked, self.features)
             tree = targets[self.root].tree
             stack.callback(run_all, tree.at_thaw)
             at_end.callback(run_all, tree.at_end)
             wanted = twins if self._wants_twin(outcome) else None
             images, parts = self._capture(frozen, targets, wanted)
+            fault.reach("dump-captured")
             zombies = capture_zombies(frozen, tree)
             numbers = read_numbers(frozen)
             refuse_unplannable(images, zombies)
@@ -245,13 +248,16 @@ class Taking:
             leave = self.leave(image) if self.leave else {}
             n_bytes = self._copy_frozen(parts, pool, leave)
             contents.read(tree.notes.get(NOTE, ()))
+            fault.reach("dump-copied")
             if not self.kill:
                 stack.close()
+                fault.reach("dump-thawed")
             urgent.close()
             self.copy.store_all()
             self._copy_twins(parts, pool)
             twins.close()
             contents.store()
+            fault.reach("dump-stored")
             if not outcome.fits:
                 self._warn_of(n_bytes)
             if captured is None:
@@ -259,6 +265,7 @@ class Taking:
             spaces = partial(self._build_tables, image, contents)
             if numbers is not None:
                 image = renumber(image, numbers)
+            fault.reach("dump-settled")
             left = (
                 (one.member.space, one.member.pid, intersect(one.scan.populated, one.left))
                 for one in parts
@@ -325,13 +332,17 @@ class Taking:
         self.members.keep_only(owners)
         members = {pid: self.members.by_pid.get(pid) or self.members.add(pid) for pid in owners}
         each = frozen.processes.values()
+        fault.reach("dump-read")
         with arenas([(one.pid, one.tgid, one.leader) for one in each], of_memory) as lent:
+            fault.reach("dump-arenas")
             images = finish_all(capturing, lent)
+            fault.reach("dump-called")
             attach_each(
                 (members[arena.pid].tracking, arena, frozen.processes[arena.pid].leader)
                 for arena in lent
                 if arena.pid in members
             )
+            fault.reach("dump-attached")
             parts = {
                 pid: Part(members[pid], image, None)
                 for pid, image in zip(frozen.processes, images, strict=True)
@@ -365,6 +376,7 @@ class Taking:
             obstacle = find_obstacle(frozen.processes[arena.pid], adopts_orphans=adopts)
             if not obstacle:
                 part.twin = twins.enter_context(twin(arena, frozen.processes[arena.pid]))
+                fault.reach("dump-cloned")
             if part.twin is None:
                 self.obstacle = obstacle or "the kernel refused to clone it"
 
@@ -377,6 +389,7 @@ class Taking:
             own = own_mappings(part.memory)
             part.scan = part.member.tracking.collect(own, part.member.likely)
             part.left = postpone(leave.get(part.image.pid, []), part.scan.populated)
+        fault.reach("dump-armed")
         if self.sharing.is_unsettled:
             for part in parts:
                 part.see()

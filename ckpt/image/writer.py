@@ -11,6 +11,7 @@ from typing import Self
 
 import attrs
 
+from ckpt import fault
 from ckpt.errors import ImageUnusable
 from ckpt.image.format import (
     FORMAT_VERSION,
@@ -139,9 +140,15 @@ class GenerationWriter:
         self._on_close = on_close
         self._temporary = TEMPORARY_PREFIX + generation_name(identity.generation)
         store.make_directory(self._temporary)
-        self._files = FrameFiles(store, self._temporary, options.page_file_bytes)
-        seal = sealed.seal if sealed else None
-        self._pipeline = FramePipeline(self._files, identity.page_size, options, seal)
+        try:
+            fault.reach("image-made")
+            self._files = FrameFiles(store, self._temporary, options.page_file_bytes)
+            seal = sealed.seal if sealed else None
+            self._pipeline = FramePipeline(self._files, identity.page_size, options, seal)
+        except BaseException:
+            # Nobody is there yet who could leave us.
+            store.remove_temporary(self._temporary)
+            raise
         self._closed = False
 
     @property
@@ -223,6 +230,7 @@ class GenerationWriter:
         """
         self.flush()
         self._files.finish()
+        fault.reach("image-pages")
         identity = self._identity
         manifest = Manifest(
             format_version=SEALED_VERSION if self._sealed else FORMAT_VERSION,
@@ -260,7 +268,9 @@ class GenerationWriter:
         store = self._store
         store.write_file(self._temporary, MANIFEST_NAME, data=encoded)
         store.sync_directory(self._temporary)
+        fault.reach("image-manifest")
         store.rename(self._temporary, generation_name(self.generation))
+        fault.reach("image-renamed")
         store.sync_directory()
 
     def abort(self) -> None:
