@@ -61,7 +61,6 @@ DUMP: Mapping[str, str] = {
     "dump-committed": "the generation is there",
     "dump-doomed": "the tree, which is to be killed, ends with us; it stands still",
     "dump-killed": "the tree that was to be killed is",
-    "dump-kept": "keepers hold what tracks; the epoch does not say so yet",
     "dump-advanced": "the epoch says so",
 }
 """In the order in which a dump comes by."""
@@ -72,6 +71,12 @@ IMAGE: Mapping[str, str] = {
     "image-manifest": "its manifest is on the disk, under the temporary name",
     "image-renamed": "it has its name, which a power cut might still take away",
 }
+"""Whoever writes it."""
+
+EPOCH: Mapping[str, str] = {
+    "epoch-noted": "what holds a tracker is named in /run/ckpt; that it counts is not said yet",
+}
+"""After a dump, and after a restore."""
 
 RESTORE: Mapping[str, str] = {
     "restore-verified": "all that is used of the image was checked",
@@ -110,7 +115,7 @@ MIGRATE: Mapping[str, str] = {
     "departed": "all of it was sent",
 }
 
-POINTS: Mapping[str, str] = {**DUMP, **IMAGE, **RESTORE, **MIGRATE}
+POINTS: Mapping[str, str] = {**DUMP, **IMAGE, **EPOCH, **RESTORE, **MIGRATE}
 """Each with what is true when it is reached."""
 
 FEATURES: Mapping[str, str] = {

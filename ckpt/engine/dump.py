@@ -11,7 +11,7 @@ advance       the epoch is now the new generation
 import contextlib
 import os
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import attrs
@@ -41,7 +41,7 @@ from ckpt.process.tree import reachable_as, refuse_untouchable
 from ckpt.resources.base import CaptureOptions
 from ckpt.resources.registry import beside, reachable
 from ckpt.tracker.choose import AUTO, choose_tracker
-from ckpt.tracker.epoch import advance_each
+from ckpt.tracker.epoch import Epoch, advance_each
 from ckpt.units import GenerationNo, Pid
 
 _WRITING = WriterOptions(pressed_level=PRESSED_LEVEL)
@@ -215,18 +215,19 @@ def _dump(
 
 def _advance(taking: Taking, chain: Chain, manifest: Manifest) -> None:
     """Note of every process that its tracker is armed against this generation."""
-    epochs = []
-    for member in taking.members.by_pid.values():
-        # It may have ended after the thaw: nobody will ask for what its tracker knows.
-        with contextlib.suppress(TargetGone):
-            tracking = member.tracking
-            epochs.append(tracking.epoch(chain.chain_id, manifest.generation, manifest.digest))
-    fault.reach("dump-kept")
     try:
-        advance_each(epochs)
+        advance_each(_iter_epochs(taking, chain, manifest))
     except HostFull as error:
         taking.warnings.append(str(error))
     fault.reach("dump-advanced")
+
+
+def _iter_epochs(taking: Taking, chain: Chain, manifest: Manifest) -> Iterator[Epoch]:
+    """Yield the epochs; each is to be written before the next: it names a keeper that runs."""
+    for member in taking.members.by_pid.values():
+        # It may have ended after the thaw: nobody will ask for what its tracker knows.
+        with contextlib.suppress(TargetGone):
+            yield member.tracking.epoch(chain.chain_id, manifest.generation, manifest.digest)
 
 
 def _host_facts(members: Members) -> dict[str, object]:

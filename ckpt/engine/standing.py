@@ -58,7 +58,7 @@ from ckpt.resources.base import run_all
 from ckpt.resources.registry import clock_offsets, highest_fd
 from ckpt.tracker.base import TrackerName
 from ckpt.tracker.choose import choose_tracker
-from ckpt.tracker.epoch import advance_each, read_epoch
+from ckpt.tracker.epoch import advance_each, read_epoch, read_void
 from ckpt.units import Pid, Tid
 
 
@@ -170,7 +170,8 @@ def _close_servers(building: Building) -> None:
 def _forget_epochs(parts: Sequence[Part]) -> None:
     """Remove the epochs of processes that had these numbers before."""
     for part in parts:
-        old = read_epoch(part.embryo.reachable_as)
+        pid = part.embryo.reachable_as
+        old = read_epoch(pid) or read_void(pid)
         if old is not None:
             drop_epoch(old)
 

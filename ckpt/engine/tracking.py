@@ -15,7 +15,7 @@ from ckpt.process.keeper import start_keeper, stop_keeper, take_userfaultfd
 from ckpt.process.task import Task
 from ckpt.process.tree import Identity
 from ckpt.tracker.base import Scan, Tracker, TrackerName
-from ckpt.tracker.epoch import Epoch, invalidate
+from ckpt.tracker.epoch import Epoch, forget, invalidate, read_void
 from ckpt.tracker.spans import Own, Spans
 from ckpt.tracker.writeprotect import WriteProtect, create_each_inside
 from ckpt.units import GenerationNo, Pid
@@ -43,6 +43,8 @@ class Tracking:
         """Take the tracker's state that an earlier dump left; False if it is lost."""
         if self.name is not TrackerName.WRITEPROTECT:
             return True
+        # Of a dump that failed, or was killed, nothing can be believed, but its keeper holds on.
+        epoch = epoch or read_void(self.pid)
         if epoch is None or epoch.process != self.process or epoch.exec_id != self.exec_id:
             return False
         fd = take_userfaultfd(epoch.keeper) if epoch.keeper else None
@@ -182,6 +184,8 @@ def tracking(
 
 def drop_epoch(epoch: Epoch) -> None:
     """End the tracking that an epoch stands for: its process is gone, or another tracker comes."""
+    # While the keeper lives, there is something that names it.
     invalidate(epoch.process.pid)
     if epoch.keeper is not None:
         stop_keeper(epoch.keeper)
+    forget(epoch.process.pid)

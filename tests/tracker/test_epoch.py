@@ -2,16 +2,18 @@
 
 import json
 import os
+import select
 import stat
 
 import attrs
 import pytest
 
+from ckpt import fault
 from ckpt.errors import HostFull
 from ckpt.process.tree import Identity, read_identity
 from ckpt.tracker import epoch as module
 from ckpt.tracker.base import TrackerName
-from ckpt.tracker.epoch import Epoch, advance, invalidate, read_epoch
+from ckpt.tracker.epoch import Epoch, advance, forget, invalidate, read_epoch, read_void
 from ckpt.units import GenerationNo, Pid
 from tests.kernel.children import running
 
@@ -115,7 +117,39 @@ def test_a_state_directory_that_is_none(state):
     assert read_epoch(PID) is None
 
 
-def test_a_failed_write_leaves_nothing_behind(state):
+def test_what_was_invalidated_still_names_its_keeper():
+    advance(EPOCH)
+    invalidate(PID)
+    invalidate(PID)
+    assert read_epoch(PID) is None
+    assert read_void(PID) == EPOCH
+    forget(PID)
+    assert read_void(PID) is None
+
+
+def test_a_keeper_that_is_named_no_more_is_ended():
+    with running("wait()") as keeper:
+        pidfd = os.pidfd_open(keeper.pid)
+        advance(attrs.evolve(EPOCH, keeper=read_identity(Pid(keeper.pid))))
+        invalidate(PID)
+        advance(EPOCH)
+        assert select.select([pidfd], [], [], 60)[0]
+        os.close(pidfd)
+
+
+def test_a_kill_in_a_write_leaves_what_names_the_keeper(state):
+    child = os.fork()
+    if child == 0:
+        fault.plan("epoch-noted=kill")
+        advance(EPOCH)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -9
+    assert read_epoch(PID) is None
+    assert read_void(PID) == EPOCH
+    assert len(list(state.iterdir())) == 1
+
+
+def test_a_failed_write_leaves_nothing_but_what_names_the_keeper(state):
     """Something is in the way of the rename: the whole content was written by then."""
     advance(EPOCH)
     in_the_way = state / "4712.epoch"
@@ -123,7 +157,7 @@ def test_a_failed_write_leaves_nothing_behind(state):
     other = attrs.evolve(EPOCH, process=Identity("boot", Pid(4712), 1))
     with pytest.raises(HostFull, match="Is a directory"):
         advance(other)
-    assert {path.name for path in state.iterdir()} == {f"{PID}.epoch", "4712.epoch"}
+    assert {path.name for path in state.iterdir()} == {f"{PID}.epoch", "4712.epoch", "4712.void"}
     assert list(in_the_way.iterdir()) == []
     assert read_epoch(PID) == EPOCH
 
@@ -149,6 +183,7 @@ def test_what_ended_processes_leave_is_removed_with_the_next_epoch(state):
     layout = state / f"{gone.pid}.layout"
     ended = [written(state, gone), frames_of(state, gone.pid), written(state, used_again), layout]
     layout.write_text("1000 2000 rw-p\n")
+    ended += [written(state, gone, f"{gone.pid}.{kind}") for kind in ("void", "writing")]
     advance(EPOCH)
     assert not [path.name for path in ended if path.exists()]
     assert read_epoch(PID) == EPOCH
