@@ -79,7 +79,10 @@ def _compare_process(reader, process):
     ]
     with opened_pagemap(process.pid) as fd:
         there = scan_populated(fd, own, probe_features())
-    assert not subtract(intersect(there, own.all), stored), "the image lacks pages"
+    for start, end in subtract(intersect(there, own.all), stored):
+        live = bytearray(end - start)
+        process_vm.read_mem(process.pid, [addr_range(start, end - start)], live)
+        assert not any(live), f"the image lacks {start:#x}-{end:#x}"
     wrong, n_pages = [], 0
 
     def compare(raw, pieces):
