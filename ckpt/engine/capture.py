@@ -22,7 +22,7 @@ from ckpt.engine.records import (
     ZombieImage,
     with_shared,
 )
-from ckpt.errors import CkptError, Finding, TargetGone, UnsupportedState
+from ckpt.errors import CkptError, FeatureMissing, Finding, TargetGone, UnsupportedState
 from ckpt.kernel.features import Features
 from ckpt.kernel.procfs.held import HeldFiles
 from ckpt.kernel.procfs.stat import Stat, read_stat
@@ -77,6 +77,7 @@ def examine(root: Pid, features: Features, options: CaptureOptions) -> Looked:
 
     Raises:
         UnsupportedState: it owns what cannot be captured; all findings at once.
+        FeatureMissing: this kernel does not tell what must be known.
     """
     looked, findings = _look(root, features, options)
     if findings:
@@ -101,6 +102,7 @@ def _look_once(
 ) -> tuple[Looked, list[Finding]]:
     tree = Tree(tuple(list_tree(root)), options)
     tree.numbers = dict(_iter_numbers(tree.pids))
+    _require_seen(tree, features)
     if features.kcmp:
         clones = tree.notes[_CLONES] = Clones(tree.pids)
         tree.shares = clones.confirm(tree.pids)
@@ -111,6 +113,14 @@ def _look_once(
         tree.forget()
         raise
     return Looked(tree, targets), findings
+
+
+def _require_seen(tree: Tree, features: Features) -> None:
+    """Refuse processes that may share (clone(2)) what this kernel does not tell of."""
+    if not features.kcmp and len(tree.pids) > 1:
+        raise FeatureMissing(
+            "kcmp, which tells what processes share", "use a kernel with CONFIG_KCMP"
+        )
 
 
 def _iter_all_findings(
@@ -239,6 +249,7 @@ def retarget(frozen: FrozenTree, looked: Looked, features: Features) -> dict[Pid
     tree = Tree(tuple(frozen.processes), looked.tree.options, looked.tree.notes)
     tree.at_forgotten = looked.tree.at_forgotten
     tree.numbers = {pid: one.number for pid, one in frozen.processes.items()}
+    _require_seen(tree, features)
     if features.kcmp:
         clones: Clones = tree.notes.get(_CLONES) or Clones(tree.pids)
         tree.shares = clones.confirm(tree.pids)

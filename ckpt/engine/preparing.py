@@ -17,7 +17,7 @@ from ckpt.engine.family import family_of
 from ckpt.engine.home import wants_own_numbers
 from ckpt.engine.hooks import run_hook, run_return
 from ckpt.engine.records import ProcessImage, TreeImage
-from ckpt.errors import FileChanged, HostMismatch
+from ckpt.errors import FeatureMissing, FileChanged, HostMismatch
 from ckpt.kernel.features import Features
 from ckpt.process.holder import taken
 from ckpt.resources.base import Opened, Opening, Resource, RestoreOptions, run_all
@@ -45,10 +45,15 @@ def check_host(
         ours: processes of it that are made already.
 
     Raises:
+        FeatureMissing: no process could have its number.
         PidTaken: the number of a process, a thread or a group is in use.
         HostMismatch: this host lacks something.
         FileChanged: files are missing, or not what they were.
     """
+    if not features.set_tid and "sys_admin" in features.capabilities:
+        raise FeatureMissing(
+            "clone3 with a number to choose (Linux 5.5)", "use a newer or more complete kernel"
+        )
     for number in () if wants_own_numbers(tree, options) else _iter_numbers(tree):
         if number not in ours and os.path.exists(f"/proc/{number}"):
             raise taken(Tid(number))

@@ -20,7 +20,7 @@ def choose_tracker(wanted: str, features: Features) -> TrackerName:
         FeatureMissing: this kernel does not have the one that was asked for.
     """
     if wanted == AUTO:
-        if features.uffd_wp_async:
+        if features.uffd_wp_async and features.pidfd_getfd:
             return TrackerName.WRITEPROTECT
         return TrackerName.SOFTDIRTY if features.soft_dirty else TrackerName.COMPARE
     name = TrackerName(wanted)
@@ -28,6 +28,9 @@ def choose_tracker(wanted: str, features: Features) -> TrackerName:
         raise FeatureMissing("soft-dirty bits (CONFIG_MEM_SOFT_DIRTY)", _REMEDY)
     if name is TrackerName.WRITEPROTECT and not features.uffd_wp_async:
         raise FeatureMissing("asynchronous write-protection (Linux 6.7)", _REMEDY)
+    if name is TrackerName.WRITEPROTECT and not features.pidfd_getfd:
+        # It is made in the target, and brought to us that way.
+        raise FeatureMissing("pidfd_getfd (Linux 5.6)", _REMEDY)
     return name
 
 

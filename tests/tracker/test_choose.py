@@ -21,14 +21,18 @@ def features(**those):
     return Features(**nothing | those)
 
 
+WATCHING = {"uffd_wp_async": True, "pidfd_getfd": True}
+
+
 # -- which tracker ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("has", "best"),
     [
-        ({"uffd_wp_async": True, "soft_dirty": True}, TrackerName.WRITEPROTECT),
-        ({"uffd_wp_async": True}, TrackerName.WRITEPROTECT),
+        (WATCHING | {"soft_dirty": True}, TrackerName.WRITEPROTECT),
+        (WATCHING, TrackerName.WRITEPROTECT),
+        ({"uffd_wp_async": True}, TrackerName.COMPARE),
         ({"soft_dirty": True}, TrackerName.SOFTDIRTY),
         ({}, TrackerName.COMPARE),
     ],
@@ -40,7 +44,7 @@ def test_auto_takes_the_best_that_works(has, best):
 @pytest.mark.parametrize(
     ("wanted", "has"),
     [
-        ("writeprotect", {"uffd_wp_async": True}),
+        ("writeprotect", WATCHING),
         ("softdirty", {"soft_dirty": True}),
         ("compare", {}),
         ("full", {}),
@@ -55,6 +59,7 @@ def test_a_tracker_that_is_asked_for_is_used(wanted, has):
     [
         ("softdirty", {"uffd_wp_async": True}, "CONFIG_MEM_SOFT_DIRTY"),
         ("writeprotect", {"soft_dirty": True}, "Linux 6.7"),
+        ("writeprotect", {"uffd_wp_async": True}, "pidfd_getfd"),
     ],
 )
 def test_a_tracker_that_this_kernel_lacks_is_refused(wanted, has, feature):
