@@ -64,7 +64,7 @@ random-cuts: $(STAMP) ## Cut or kill 100 migrations at random (ARGS="--runs 1000
 .PHONY: fault
 fault: $(STAMP) ## Kill ckpt a thousand times, stop it at each step, fail each call of a restore (an hour)
 	@$(PACKAGES) $(TEST_PACKAGES)
-	@CKPT_KILLS=1000 $(BIN)/python -m pytest --timeout 7200 -s integration/process/test_killed_tracer.py \
+	@CKPT_KILLS=1000 $(BIN)/python -m pytest --timeout 7200 integration/process/test_killed_tracer.py \
 		integration/process/test_kill_points.py integration/process/test_killed_restore.py \
 		integration/fault tests/image/test_crash.py tests/image/test_crash_keeping.py
 

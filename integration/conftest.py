@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.plugins import skips
+from tests.plugins import promises, skips
 
 # A shell starts what runs in the background with this ignored, which children inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -19,6 +19,7 @@ HERE = Path(__file__).parent
 
 def pytest_configure(config):
     skips.register(config)
+    promises.register(config)
 
 
 def pytest_collection_modifyitems(items):

@@ -4,7 +4,7 @@ import os
 
 import hypothesis
 
-from tests.plugins import skips
+from tests.plugins import promises, skips
 
 # A slow machine is no failure; the time limit of a test is pytest-timeout's.
 # In CI the examples are always the same: red there means the change, not luck. Elsewhere they are
@@ -17,3 +17,4 @@ hypothesis.settings.load_profile("ckpt")
 
 def pytest_configure(config):
     skips.register(config)
+    promises.register(config)

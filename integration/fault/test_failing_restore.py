@@ -81,7 +81,8 @@ CASES += [(command, "left", NEW_PIDS) for command in ("s_unix_tree", "s_leader k
 
 
 @pytest.mark.parametrize(("command", "names", "options"), CASES)
-def test_nothing_is_left_behind(command, names, options, tmp_path, monkeypatch):
+def test_nothing_is_left_behind(command, names, options, tmp_path, monkeypatch, promise):
+    kept = promise("a restore of which a step fails leaves nothing")
     image = tmp_path / "image"
     work = tmp_path / "work"
     work.mkdir()
@@ -104,6 +105,7 @@ def test_nothing_is_left_behind(command, names, options, tmp_path, monkeypatch):
         if back is not None:
             break
         n_faults += 1
+        kept.try_once()
         reap()
         assert not [pid for pid in family if os.path.exists(f"/proc/{pid}")], faults.fail_at
         assert outside(work, program.pid) == before, faults.fail_at

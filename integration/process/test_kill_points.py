@@ -67,13 +67,15 @@ PROGRAMS = [["s_signals"], ["s_threads"], ["writer", "--mib", "16", "--rate", "2
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program[0])
-def test_a_kill_behind_any_call_harms_nobody(program, tmp_path):
+def test_a_kill_behind_any_call_harms_nobody(program, tmp_path, promise):
+    kept = promise("a target goes on when its tracer is killed between two calls of an arena")
     with Program(*program, cwd=tmp_path) as target:
         n_calls = _FAR - map_and_unmap(target.pid, _FAR)
         # Twice: a frame written, registers and mask set, let go on two times, all of it put back.
         assert n_calls > 16
         n_arenas = [0]
         for k in range(1, n_calls + 1):
+            kept.try_once()
             map_and_unmap(target.pid, k)
             assert target.ask("check") == "ok", f"behind call {k} of {n_calls}"
             n_arenas.append(count_arenas(target.pid))

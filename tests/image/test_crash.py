@@ -116,11 +116,13 @@ def temporaries(path):
     return [entry.name for entry in path.iterdir() if entry.name.startswith(".tmp-")]
 
 
-def test_a_kill_at_any_step_leaves_the_old_chain_or_the_new_one(tmp_path):
+def test_a_kill_at_any_step_leaves_the_old_chain_or_the_new_one(tmp_path, promise):
+    kept = promise("a kill at any step of a writer leaves the old chain or the new one")
     n_steps = count_steps(tmp_path)
     assert n_steps > 8
     seen = set()
     for stop_at in range(n_steps):
+        kept.try_once()
         path = tmp_path / f"killed-{stop_at}"
         add_generation(new_chain(path), HISTORY[0][1])
         status = run_in_child(partial(second_generation, opened(path, DyingStore, stop_at)))
@@ -139,8 +141,10 @@ def test_a_kill_at_any_step_leaves_the_old_chain_or_the_new_one(tmp_path):
     assert seen == {1, 2}, "before the rename and after it"
 
 
-def test_an_error_at_any_step_leaves_nothing_behind(tmp_path):
+def test_an_error_at_any_step_leaves_nothing_behind(tmp_path, promise):
+    kept = promise("an error at any step of a writer leaves nothing behind")
     for stop_at in range(count_steps(tmp_path)):
+        kept.try_once()
         path = tmp_path / f"failed-{stop_at}"
         add_generation(new_chain(path), HISTORY[0][1])
         failing = opened(path, SteppingStore, stop_at)

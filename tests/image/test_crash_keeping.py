@@ -151,13 +151,15 @@ def iter_stopped(original, tmp_path, kind, job):
 @pytest.mark.parametrize("name", JOBS)
 @pytest.mark.parametrize("kind", [KilledStore, PowerCutStore, DisorderStore])
 def test_stopped_at_any_step_everything_that_is_kept_is_whole(
-    original, tmp_path, monkeypatch, kind, name
+    original, tmp_path, monkeypatch, promise, kind, name
 ):
+    stays = promise("what is kept is whole, stopped at any step of removing the rest")
     if kind is not KilledStore:
         monkeypatch.setattr(placing, "LINK_FROM_BYTES", 1)
     job, kept = JOBS[name]
     seen = set()
     for path, stopped in iter_stopped(original, tmp_path, kind, job):
+        stays.try_once()
         assert run_in_child(stopped) == 9
         present = Chain.open(path).generations()
         assert kept <= set(present)
@@ -174,9 +176,11 @@ def test_stopped_at_any_step_everything_that_is_kept_is_whole(
 
 
 @pytest.mark.parametrize("name", JOBS)
-def test_an_error_at_any_step_leaves_nothing_behind(original, tmp_path, name):
+def test_an_error_at_any_step_leaves_nothing_behind(original, tmp_path, promise, name):
+    stays = promise("an error at any step of removing generations harms none that is kept")
     job, kept = JOBS[name]
     for path, failing in iter_stopped(original, tmp_path, SteppingStore, job):
+        stays.try_once()
         with pytest.raises(HostFull):
             failing()
         present = Chain.open(path).generations()
