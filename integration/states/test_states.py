@@ -9,6 +9,7 @@ import pytest
 
 from integration.harness import Restored, become_subreaper, dump
 from integration.procview import lasting_differences, view
+from integration.trackers import warm
 from integration.workloads.catalog import STATES
 from integration.workloads.driver import Dialogue, Program
 
@@ -42,15 +43,15 @@ def test_state_comes_back(program: str, tracker: str, tmp_path: Path) -> None:
         dump(work.pid, image, "--tracker", tracker)
         for number in range(3):
             take(work, steps[number % len(steps)] if steps else None)
-            result = dump(work.pid, image, "--tracker", tracker)
-            assert result["kind"] == ("full" if tracker == "full" else "delta"), result["reason"]
+            result = warm.dump(work.pid, image, tracker)
+            assert result.kind == ("full" if tracker == "full" else "delta"), result.reason
         before = view(work.pid)
         assert work.ask("check") == "ok", "the dumps have changed the living"
     with Restored(image) as work:
         assert not lasting_differences(before, work.pid)
         assert work.ask("check") == "ok"
         take(work, steps[0] if steps else None)
-        assert dump(work.pid, image, "--tracker", tracker)["kind"] == result["kind"]
+        assert dump(work.pid, image, "--tracker", tracker)["kind"] == result.kind
         assert work.ask("check") == "ok"
         assert work.quit() == 0
     with Restored(image, "--at", "1") as work:
