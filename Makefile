@@ -77,6 +77,11 @@ fuzz: $(STAMP) ## Look for bytes that break a decoder, by coverage (ARGS="600 ma
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(FUZZ_REQUIREMENTS)
 	@$(BIN)/python -m tests.fuzz $(ARGS)
 
+.PHONY: soak
+soak: $(STAMP) ## 10,000 dumps of a busy redis; nothing may pile up (ARGS="--dumps 1000 --minutes 10")
+	@$(PACKAGES) $(TEST_PACKAGES)
+	@$(BIN)/python -m integration.soak $(ARGS)
+
 .PHONY: kernels
 kernels: $(STAMP) ## Run the tracker tests under other kernels, in qemu
 	@$(PACKAGES) $(KERNELS_PACKAGES)
