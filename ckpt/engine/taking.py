@@ -35,12 +35,7 @@ from ckpt.engine.family import refuse_unplannable
 from ckpt.engine.live import Outcome, Rounds
 from ckpt.engine.members import Member, Members
 from ckpt.engine.numbering import read_numbers, renumber
-from ckpt.engine.pages import (
-    build_runs,
-    own_mappings,
-    spans_without_twin,
-    untrusted_spans,
-)
+from ckpt.engine.pages import build_runs, own_mappings, spans_without_twin, untrusted_spans
 from ckpt.engine.postponing import postpone
 from ckpt.engine.records import ProcessImage, TreeImage
 from ckpt.engine.sharing import Found, Sharing, Wanting
