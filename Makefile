@@ -62,7 +62,7 @@ random-cuts: $(STAMP) ## Cut or kill 100 migrations at random (ARGS="--runs 1000
 	@$(BIN)/python -m integration.migrate.random_cuts $(ARGS)
 
 .PHONY: fault
-fault: $(STAMP) ## Kill ckpt a thousand times, stop it at each step, fail each call of a restore (an hour)
+fault: $(STAMP) ## Kill ckpt a thousand times and behind each step, fail each, fill the disk (an hour)
 	@$(PACKAGES) $(TEST_PACKAGES)
 	@CKPT_KILLS=1000 $(BIN)/python -m pytest --timeout 7200 integration/process/test_killed_tracer.py \
 		integration/process/test_kill_points.py integration/process/test_killed_restore.py \

@@ -65,6 +65,7 @@ def test_it_is_done_another_way(feature, tmp_path, monkeypatch):
     with Restored(image) as back:
         assert not lasting_differences(before, back.pid)
         assert back.ask("check") == "ok"
+    print(f"without {feature}: a dump and a restore of {program}, 0 lost")
 
 
 def test_many_pages_are_filled_another_way(tmp_path, monkeypatch):
