@@ -46,6 +46,9 @@ class Job:
     """Where its standard output and error led when it was started, as /proc shows it."""
     ended: int | None = None
     """With which exit status, as a shell tells it; None: it has not ended by itself."""
+    newest: GenerationNo | None = None
+    """The last checkpoint that was taken, noted after it was on the disk: if that is not there any
+    more, somebody has taken it away. Notes of older versions do not have it."""
 
     def runs(self) -> bool:
         """Tell whether that very process still lives, whoever started it."""
@@ -126,6 +129,7 @@ def _parse(raw: dict[str, Any]) -> Job:
     if raw["version"] != _VERSION:
         raise ValueError("of another version")
     command, streams, ended = raw["command"], raw["streams"], raw["ended"]
+    newest = raw.get("newest")
     if not command or not all(isinstance(word, str) for word in [*command, *streams]):
         raise ValueError("no command")
     out, err = streams
@@ -137,6 +141,7 @@ def _parse(raw: dict[str, Any]) -> Job:
         start_ticks=int(raw["start_ticks"]),
         streams=(out, err),
         ended=None if ended is None else int(ended),
+        newest=None if newest is None else GenerationNo(int(newest)),
     )
 
 

@@ -189,6 +189,7 @@ class _Supervisor:
     def _take_over(self, pid: Pid) -> None:
         """End a tree that goes on without a supervisor, by a checkpoint to bring it back from."""
         made = dump(pid, self._chain.path, self._options.dump_options(kill=True))
+        self._job = attrs.evolve(self._job, newest=made.generation)
         self._say(
             "taken-over",
             f"the command has been running on as process {pid}, and is taken over",
@@ -211,6 +212,7 @@ class _Supervisor:
 
     def _revive(self) -> None:
         """Bring it back from the newest generation that is whole; anew if it has none at all."""
+        self._tell_what_is_gone()
         revival = Revival(
             directory=self._chain.path,
             first=self._job.first,
@@ -235,6 +237,12 @@ class _Supervisor:
             restore_ms=round(result.restore_ms, 3),
             warnings=list(result.warnings),
         )
+
+    def _tell_what_is_gone(self) -> None:
+        """The newest is never removed by us, nor is it undone by a crash."""
+        noted, newest = self._job.newest, self._chain.newest()
+        if noted is not None and (newest is None or newest < noted):
+            self._say("gone", f"generation {noted} was here, and is gone", generation=noted)
 
     def _pass_over(self, number: GenerationNo, error: ImageError) -> None:
         self._say(
@@ -322,6 +330,7 @@ class _Supervisor:
             return
         self._n_restarts = 0
         self._last_failure = ""
+        self._write(attrs.evolve(self._job, newest=result.generation))
         self._say_made(result)
         if attempt.kills:
             self._code_of_stop = EXIT_STOPPED

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 
 import pytest
@@ -134,6 +135,25 @@ def test_what_is_damaged_is_passed_over(tmp_path):
     with Supervised(WRITER, image, *NEVER, cwd=tmp_path) as work:
         assert work.event("restored")["generation"] == 5
         assert work.ask("check") == "ok"
+
+
+def test_that_the_newest_was_taken_away_is_told(tmp_path):
+    image = tmp_path / "image"
+    with started(image, tmp_path, *NEVER, "--checkpoint-on", "SIGUSR1") as work:
+        assert [checkpointed(work) for _ in range(2)] == [0, 1]
+        work.signal(signal.SIGTERM)
+        assert work.event("stopped")["generation"] == 2
+    shutil.rmtree(image / "gen-000002")
+    with Supervised(WRITER, image, *NEVER, "--checkpoint-on", "SIGUSR1", cwd=tmp_path) as work:
+        assert work.event("gone", "restored")["generation"] == 2
+        assert work.event("restored")["generation"] == 1
+        assert work.ask("check") == "ok"
+        assert checkpointed(work) == 2
+        work.signal(signal.SIGTERM)
+        assert work.wait() == 75
+        assert "generation 2 was here, and is gone" in work.said_at_end()
+    with Supervised(WRITER, image, *NEVER, cwd=tmp_path) as work:
+        assert work.event("gone", "restored")["event"] == "restored"
 
 
 def test_the_newest_checkpoints_are_kept(tmp_path):

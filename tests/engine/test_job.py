@@ -19,6 +19,7 @@ JOB = Job(
     start_ticks=12,
     streams=("/var/log/job", "pipe:[1]"),
     ended=137,
+    newest=GenerationNo(5),
 )
 
 
@@ -35,6 +36,15 @@ def test_what_is_written_is_read(tmp_path):
     assert note.read() is None
 
 
+def test_a_note_of_an_older_version_is_read(tmp_path):
+    note = Note(tmp_path)
+    note.write(JOB)
+    raw = json.loads((tmp_path / NOTE_NAME).read_text())
+    del raw["newest"]
+    (tmp_path / NOTE_NAME).write_text(json.dumps(raw))
+    assert note.read() == attrs.evolve(JOB, newest=None)
+
+
 DAMAGES = {
     "nothing": "",
     "no JSON": "{",
@@ -45,6 +55,7 @@ DAMAGES = {
     "one stream": {"streams": ["a"]},
     "no number": {"pid": "x"},
     "a status that is none": {"ended": "x"},
+    "a newest that is none": {"newest": "x"},
 }
 
 
