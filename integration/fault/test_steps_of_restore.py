@@ -64,7 +64,8 @@ def restore_until(image, options, planned):
 
 
 @pytest.mark.parametrize(("program", "options"), CASES)
-def test_a_restore_ends_behind_any_step(program, options, tmp_path):
+def test_a_restore_ends_behind_any_step(program, options, tmp_path, promise):
+    kept = promise("a restore that ends behind a step leaves nothing")
     image, work = tmp_path / "image", tmp_path / "work"
     work.mkdir()
     with Program(program, cwd=work) as target:
@@ -75,9 +76,9 @@ def test_a_restore_ends_behind_any_step(program, options, tmp_path):
     steps = [("epoch-noted", "kill"), *itertools.product(fault.RESTORE, ("fail", "kill"))]
     for point, action in steps:
         planned = f"{point}={action}"
+        kept.try_once()
         with restorer(lambda: restore_until(image, options, planned)) as one:  # noqa: B023
             end_at(one, point, action)
         assert host(work, target.pid) == before, planned
     with Restored(image) as back:
         assert back.ask("check") == "ok"
-    print(f"{program}: {len(steps)} last steps of restores, 0 left something behind")
