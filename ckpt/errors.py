@@ -19,13 +19,22 @@ class CkptError(Exception):
     code: ClassVar[str] = "error"
     """A stable name for programs that read `--json`."""
 
+    sentence: ClassVar[str] = ""
+    """The message, a format of the error itself; or the class builds it from its fields."""
+
     def __str__(self) -> str:
         """The one clear sentence."""
         return self.message()
 
+    def as_plain(self) -> dict[str, str | int]:
+        """Return what a program is told of it."""
+        return {"code": self.code, "message": self.message(), "exit_code": self.exit_code}
+
     def message(self) -> str:
-        """Return the one clear sentence; each class builds it from its fields."""
-        raise TypeError(f"{type(self).__name__} has no message")
+        """Return the one clear sentence."""
+        if not self.sentence:
+            raise TypeError(f"{type(self).__name__} has no message")
+        return self.sentence.format(self)
 
 
 @attrs.frozen(eq=False, repr=False, str=False)
@@ -54,12 +63,9 @@ class FeatureMissing(HostError):
 
     exit_code = 11
     code = "feature-missing"
+    sentence = "this kernel has no {0.feature}: {0.remedy}"
     feature: str
     remedy: str
-
-    def message(self) -> str:
-        """See `CkptError.message`."""
-        return f"this kernel has no {self.feature}: {self.remedy}"
 
 
 @attrs.frozen(eq=False, repr=False, str=False)
@@ -68,12 +74,9 @@ class NotPermitted(HostError):
 
     exit_code = 12
     code = "not-permitted"
+    sentence = "not permitted to {0.action}: {0.remedy}"
     action: str
     remedy: str
-
-    def message(self) -> str:
-        """See `CkptError.message`."""
-        return f"not permitted to {self.action}: {self.remedy}"
 
 
 @attrs.frozen(eq=False, repr=False, str=False)
@@ -82,12 +85,9 @@ class HostFull(HostError):
 
     exit_code = 13
     code = "host-full"
+    sentence = "{0.what}: {0.remedy}"
     what: str
     remedy: str
-
-    def message(self) -> str:
-        """See `CkptError.message`."""
-        return f"{self.what}: {self.remedy}"
 
 
 @attrs.frozen(eq=False, repr=False, str=False)
@@ -187,12 +187,9 @@ class TargetRefused(TargetError):
 
     exit_code = 23
     code = "target-refused"
+    sentence = "process {0.pid} {0.reason}"
     pid: Pid | Tid
     reason: str
-
-    def message(self) -> str:
-        """See `CkptError.message`."""
-        return f"process {self.pid} {self.reason}"
 
 
 @attrs.frozen(eq=False, repr=False, str=False)
@@ -201,12 +198,22 @@ class TargetDamaged(TargetError):
 
     exit_code = 24
     code = "target-damaged"
+    sentence = "process {0.pid} goes on, but {0.what}"
     pid: Pid | Tid
     what: str
 
-    def message(self) -> str:
-        """See `CkptError.message`."""
-        return f"process {self.pid} goes on, but {self.what}"
+
+@attrs.frozen(eq=False, repr=False, str=False)
+class DumpTimeout(TargetError):
+    """It took longer than it may; the process was let go."""
+
+    exit_code = 25
+    code = "dump-timeout"
+    sentence = "process {0.pid} has no checkpoint after {0.timeout_s:g} s, and goes on: {0.outcome}"
+    pid: Pid
+    timeout_s: float
+    outcome: str
+    """What has become of the chain."""
 
 
 class ImageError(CkptError):
@@ -236,12 +243,9 @@ class ImageCorrupt(ImageError):
 
     exit_code = 31
     code = "image-corrupt"
+    sentence = "{0.path} is damaged: {0.reason}"
     path: str
     reason: str
-
-    def message(self) -> str:
-        """See `CkptError.message`."""
-        return f"{self.path} is damaged: {self.reason}"
 
 
 @attrs.frozen(eq=False, repr=False, str=False)
@@ -291,11 +295,8 @@ class ImageBusy(ImageError):
 
     exit_code = 35
     code = "image-busy"
+    sentence = "{0.path} is in use by another ckpt: wait until it has ended"
     path: str
-
-    def message(self) -> str:
-        """See `CkptError.message`."""
-        return f"{self.path} is in use by another ckpt: wait until it has ended"
 
 
 @attrs.frozen(eq=False, repr=False, str=False)

@@ -1,17 +1,20 @@
 """`ckpt dump`: add a checkpoint of a running process to an image directory."""
 
+import functools
 import os
 
 import attrs
 import click
 
 from ckpt.cli.capturing import ghost_limit_option, pid_option, tracker_option
+from ckpt.cli.duration import parse_optional_duration
 from ckpt.cli.keys import access_of, encrypt_to_option, identity_option
 from ckpt.cli.metrics import Metrics, metrics_option
 from ckpt.cli.names import parse_external
 from ckpt.cli.output import emit_json, json_option, note, say
 from ckpt.engine.convergence import DEFAULT_BUDGET_MS
 from ckpt.engine.dump import DumpOptions, DumpResult, dump
+from ckpt.errors import DumpTimeout
 from ckpt.image.keys import PrivateKey, Recipient
 
 _EXAMPLE = """\b
@@ -52,6 +55,14 @@ Example:
     help="How long copying may take while the process stands still. Memory is copied while it runs,"
     " again and again, until the rest fits; where it does not shrink, that is said.",
 )
+@click.option(
+    "--timeout",
+    "timeout_s",
+    callback=parse_optional_duration,
+    metavar="TIME",
+    help="Give up if the checkpoint is not on disk after TIME (500ms, 30s, 5m): the process goes on"
+    " as it was, and the chain is as it was.",
+)
 @ghost_limit_option
 @click.option(
     "--external",
@@ -81,6 +92,7 @@ def command(
     tcp_close: bool,
     tracker: str,
     max_freeze_ms: float,
+    timeout_s: float | None,
     ghost_limit_bytes: int,
     external: tuple[str, ...],
     on_departure: str,
@@ -101,6 +113,8 @@ def command(
         tcp_close=tcp_close,
         tracker=tracker,
         max_freeze_ms=max_freeze_ms,
+        timeout_s=timeout_s,
+        if_stuck=functools.partial(_end_at_once, as_json=as_json),
         ghost_limit_bytes=ghost_limit_bytes,
         external=external,
         on_departure=on_departure,
@@ -124,6 +138,16 @@ def command(
         emit_json(_as_json(result))
     else:
         say(_describe(result, image_dir))
+
+
+def _end_at_once(error: DumpTimeout, *, as_json: bool) -> None:
+    """Tell it and end, where the way out leads through a call that does not return."""
+    try:
+        note(error.message(), "error")
+        if as_json:
+            emit_json({"error": error.as_plain()})
+    finally:
+        os._exit(error.exit_code)
 
 
 def _as_json(result: DumpResult) -> dict[str, object]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from ckpt.cli.duration import parse_duration
+from ckpt.cli.duration import parse_optional_duration
 from ckpt.cli.keys import access_of, identity_option
 from ckpt.cli.output import emit_json, json_option, list_numbers, say
 from ckpt.image.chain import Chain
@@ -18,10 +18,6 @@ Example:
 """
 
 
-def _parse_optional(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
-    return None if value is None else parse_duration(ctx, param, value)
-
-
 @click.command("prune", epilog=_EXAMPLE)
 @click.option(
     "--keep-last",
@@ -32,7 +28,7 @@ def _parse_optional(ctx: click.Context, param: click.Parameter, value: str | Non
 @click.option(
     "--keep-every",
     "keep_every_s",
-    callback=_parse_optional,
+    callback=parse_optional_duration,
     metavar="DURATION",
     help="Keep the newest checkpoint of each period of this length (90s, 15m, 1h, 7d), counted from"
     " 1970 in UTC.",

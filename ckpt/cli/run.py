@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ckpt.cli.duration import parse_duration
+from ckpt.cli.duration import parse_duration, parse_optional_duration
 from ckpt.cli.keys import access_of, encrypt_to_option, identity_option
 from ckpt.cli.metrics import Metrics, metrics_of_each_option
 from ckpt.cli.names import Inherit, parse_external, parse_inherit
@@ -77,6 +77,14 @@ def _parse_signals(
     callback=parse_duration,
     metavar="TIME",
     help="How often a checkpoint is taken: 500ms, 30s, 5m, 1h.",
+)
+@click.option(
+    "--timeout",
+    "timeout_s",
+    callback=parse_optional_duration,
+    metavar="TIME",
+    help="Give a checkpoint up that is not on disk after TIME, and try again when the next is due;"
+    " the last one, when this command is told to stop, takes as long as it takes.",
 )
 @click.option(
     "--keep",
@@ -153,6 +161,7 @@ def _parse_signals(
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def command(
     every_s: float,
+    timeout_s: float | None,
     keep: int | None,
     keep_all: bool,
     checkpoint_on: frozenset[int],
@@ -199,6 +208,7 @@ def command(
         restart_on_failure=restart == "on-failure",
         again=again,
         dumping=DumpOptions(
+            timeout_s=timeout_s,
             tcp_close=tcp_close,
             external=external,
             encrypt_to=encrypt_to,

@@ -18,7 +18,7 @@ import attrs
 
 from ckpt.engine.dump import DumpOptions, DumpResult, dump
 from ckpt.engine.making_room import Keeping
-from ckpt.errors import CkptError
+from ckpt.errors import CkptError, DumpTimeout
 from ckpt.kernel.prctl import Prctl, prctl
 from ckpt.units import GenerationNo, Pid
 
@@ -87,14 +87,22 @@ class Attempt:
             code = _EXIT_BUG
             try:
                 _end_with(parent, ours)
-                answer = _try(root, directory, options, keeping)
-                os.write(self._answer, json.dumps(answer).encode())
+                options = attrs.evolve(options, if_stuck=self._give_up)
+                self._say(_try(root, directory, options, keeping))
                 code = 0
             except BaseException:
                 traceback.print_exc()
             finally:
                 # Nothing of the parent's own ending may run here too.
                 os._exit(code)
+
+    def _say(self, answer: dict[str, Any]) -> None:
+        os.write(self._answer, json.dumps(answer).encode())
+
+    def _give_up(self, error: DumpTimeout) -> None:
+        """In the child: end at once, see `DumpOptions.if_stuck`."""
+        self._say(_failed(error))
+        os._exit(0)
 
     def end(self) -> None:
         """Ask it to end; what is half done in the tree is finished first, in milliseconds."""
@@ -133,11 +141,15 @@ def _try(
             options, reason = keeping.adapt(directory, options)
         made = _shortened(dump(root, directory, options))
     except CkptError as error:
-        return {"failure": attrs.asdict(Failure(error.code, error.message(), error.exit_code))}
+        return _failed(error)
     made = attrs.evolve(made, reason=made.reason or reason)
     if keeping is not None:
         made = _make_room(directory, keeping, made)
     return {"made": attrs.asdict(made)}
+
+
+def _failed(error: CkptError) -> dict[str, Any]:
+    return {"failure": error.as_plain()}
 
 
 def _make_room(directory: Path, keeping: Keeping, made: Made) -> Made:

@@ -11,7 +11,7 @@ advance       the epoch is now the new generation
 import contextlib
 import os
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import attrs
@@ -25,7 +25,7 @@ from ckpt.engine.members import Members
 from ckpt.engine.records import encode_tree
 from ckpt.engine.steps import Steps
 from ckpt.engine.taking import Taking
-from ckpt.errors import HostFull, TargetGone, UsageError
+from ckpt.errors import DumpTimeout, HostFull, TargetGone, UsageError
 from ckpt.image.access import ANYBODYS, Access
 from ckpt.image.chain import Chain
 from ckpt.image.format import Kind, Manifest
@@ -37,6 +37,7 @@ from ckpt.image.writer import WriterOptions
 from ckpt.kernel.features import probe_features
 from ckpt.kernel.procfs.mountinfo import Mount
 from ckpt.process.freezer import DEFAULT_TIMEOUT_S
+from ckpt.process.time_limit import TimeIsUp, TimeLimit, time_limit
 from ckpt.process.tree import reachable_as, refuse_untouchable
 from ckpt.resources.base import CaptureOptions
 from ckpt.resources.registry import beside, reachable
@@ -49,6 +50,7 @@ _BEGIN_COMPARING_MS = 1.0
 """What copying must cost at least, for comparing to be done after the thaw."""
 
 _WORTH_TELLING_BYTES = 1 << 20
+_STUCK = "something does not answer (a disk?); the next dump removes what this one has begun"
 _STAYS = "the process goes on here, and its checkpoint is on disk"
 """What a command of `--on-departure` that fails has done to the target."""
 
@@ -63,6 +65,11 @@ class DumpOptions:
     """Connections are not kept: they come back closed, and no packet is held for them."""
     tracker: str = AUTO
     freeze_timeout_s: float = DEFAULT_TIMEOUT_S
+    timeout_s: float | None = None
+    """How long all of it may take, until it is on the disk; None: as long as it takes."""
+    if_stuck: Callable[[DumpTimeout], None] | None = None
+    """Called by another thread if not even giving up comes to an end, since a disk does not answer;
+    it ends this process. None: that is waited for."""
     max_freeze_ms: float = DEFAULT_BUDGET_MS
     """How long copying may take while the target stands, if it can be helped."""
     ghost_limit_bytes: int = 1 << 20
@@ -115,7 +122,8 @@ def dump(pid: int, directory: str | Path, options: DumpOptions | None = None) ->
     State:  any; the target is stopped for a part of the call, see `DumpResult.freeze_ms`.
 
     Raises:
-        TargetError: the process is gone, may not be touched, or owns something unsupported.
+        TargetError: the process is gone, may not be touched, or owns something unsupported; or the
+            time is over (`DumpTimeout`).
         HostError: this kernel or this user cannot do it.
         ImageError: the directory is no chain, is busy, or damaged.
     """
@@ -123,17 +131,38 @@ def dump(pid: int, directory: str | Path, options: DumpOptions | None = None) ->
     options = options or DumpOptions()
     if options.on_departure and not options.kill:
         raise UsageError("--on-departure is for a process that leaves: give --kill too")
-    root = reachable_as(Pid(pid))
-    refuse_untouchable(root)
-    # From a mount namespace of the tree's own, only a relative path leads back here.
-    found_from_there = reachable(directory)
-    with beside(root) as mounts:
-        chain_at = found_from_there if mounts else Path(directory)
-        return _dump(root, chain_at, options, mounts, started_s)
+    try:
+        with _limited(pid, options) as limit:
+            root = reachable_as(Pid(pid))
+            refuse_untouchable(root)
+            # From a mount namespace of the tree's own, only a relative path leads back here.
+            found_from_there = reachable(directory)
+            with beside(root) as mounts:
+                chain_at = found_from_there if mounts else Path(directory)
+                return _dump(root, chain_at, options, mounts, started_s, limit)
+    except TimeIsUp:
+        raise _too_long(pid, options) from None
+
+
+def _limited(pid: int, options: DumpOptions) -> "contextlib.AbstractContextManager[TimeLimit]":
+    if_stuck = options.if_stuck
+    if if_stuck is None:
+        return time_limit(options.timeout_s)
+    error = _too_long(pid, options, _STUCK)
+    return time_limit(options.timeout_s, lambda: if_stuck(error))
+
+
+def _too_long(pid: int, options: DumpOptions, left: str = "nothing was added") -> DumpTimeout:
+    return DumpTimeout(Pid(pid), options.timeout_s or 0.0, left)
 
 
 def _dump(
-    root: Pid, directory: Path, options: DumpOptions, mounts: tuple[Mount, ...], started_s: float
+    root: Pid,
+    directory: Path,
+    options: DumpOptions,
+    mounts: tuple[Mount, ...],
+    started_s: float,
+    limit: TimeLimit,
 ) -> DumpResult:
     """Do so from where the paths of the tree lead."""
     steps = Steps("dump")
@@ -199,6 +228,7 @@ def _dump(
                     reason=plan.reason,
                     freeze_ms=taking.stopped_ms + (taken.standing_ms if options.kill else 0),
                     wall_ms=(time.monotonic() - started_s) * 1000,
+                    at_last=limit.settle,
                 )
                 fault.reach("dump-committed")
                 steps.done("committing", bytes=manifest.stored_bytes)

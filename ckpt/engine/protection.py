@@ -46,7 +46,9 @@ class RunOptions:
 
     def dump_options(self, *, kill: bool) -> DumpOptions:
         """Return how the next checkpoint is taken; with `kill` it is the last."""
-        return attrs.evolve(self.dumping, incremental=True, kill=kill)
+        # Without a last one, all since the one before would be lost.
+        timeout_s = None if kill else self.dumping.timeout_s
+        return attrs.evolve(self.dumping, incremental=True, kill=kill, timeout_s=timeout_s)
 
     def keeping(self, chain: Chain) -> Keeping | None:
         """Return how room is made for the next one; None: not at all."""

@@ -373,7 +373,7 @@ class Chain:
                     if name.startswith(TEMPORARY_PREFIX):
                         self.remove_leftover(name)
                 yield
-            except CkptError:
+            except (CkptError, KeyboardInterrupt):
                 if self._fresh and not self.generations():
                     self._store.remove_fresh(root=self._fresh_root)
                 raise

@@ -86,7 +86,7 @@ def make_header(
                 return False
             try:
                 _create_header(store, header or _new_header(encrypt_to))
-            except CkptError:
+            except (CkptError, KeyboardInterrupt):
                 store.remove_fresh(root=made_root)
                 raise
     except HostFull:

@@ -102,7 +102,9 @@ class Workers:
         for _ in self._threads:
             self._jobs.put(None)
         for thread in self._threads:
-            thread.join()
+            # One whose start was interrupted cannot be joined; it finds its end in the queue.
+            with contextlib.suppress(RuntimeError):
+                thread.join()
         self._threads.clear()
 
     def __enter__(self) -> Self:

@@ -204,6 +204,7 @@ class GenerationWriter:
         wall_ms: float = 0.0,
         created_s: float | None = None,
         extra: Mapping[str, object] | None = None,
+        at_last: Callable[[], None] = lambda: None,
     ) -> Manifest:
         """Make the generation real: flush, manifest, sync, one rename, sync.
 
@@ -220,6 +221,7 @@ class GenerationWriter:
             wall_ms: see `Manifest`.
             created_s: now, if not given.
             extra: fields that this version does not know, to be kept.
+            at_last: called when all is on the disk, before the rename; if it raises, this does.
 
         Returns:
             The manifest, with its digest.
@@ -259,16 +261,17 @@ class GenerationWriter:
                 f" {MAX_MANIFEST_BYTES}: take a full generation while less is scattered",
             )
         self._check_spaces(spaces)
-        self._publish(encoded)
+        self._publish(encoded, at_last)
         manifest = attrs.evolve(manifest, digest=digest)
         self._close(manifest)
         return manifest
 
-    def _publish(self, encoded: bytes) -> None:
+    def _publish(self, encoded: bytes, at_last: Callable[[], None]) -> None:
         store = self._store
         store.write_file(self._temporary, MANIFEST_NAME, data=encoded)
         store.sync_directory(self._temporary)
         fault.reach("image-manifest")
+        at_last()
         store.rename(self._temporary, generation_name(self.generation))
         fault.reach("image-renamed")
         store.sync_directory()

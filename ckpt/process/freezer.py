@@ -176,8 +176,7 @@ def _prepare(pid: Pid, options: ptrace.Option) -> Frozen:
     gadgets.learn(pid)
     ids = status.read_status(pid)
     is_our_child = read_stat(pid).ppid == os.getpid()
-    prepared = _Prepared(list_tids(pid), options)
-    children = Children(pid)
+    prepared, children = _Prepared(list_tids(pid), options), Children(pid)
     asleep, (*outer, own) = sleeping.look(pid), ids.ns_tgid
     return Frozen(pid, ids.tgid, own, is_our_child, asleep, children, prepared, bool(outer))
 
@@ -249,6 +248,7 @@ class _Prepared:
         self.stops = StopBurst(tids)
         self.states = StateReading(tids)
 
+    @uninterrupted()  # or nobody would know whom to let go
     def ask_to_stop(self, frozen: Frozen) -> list[Tid]:
         """Ask the threads to stop, all in one go; return those that will."""
         results = self._asking.run()

@@ -30,6 +30,7 @@ from ckpt.kernel.procfs import status
 from ckpt.process.arena import Arena
 from ckpt.process.freezer import Frozen
 from ckpt.process.task import look_at
+from ckpt.process.uninterrupted import uninterrupted
 from ckpt.units import Pid, Tid
 
 _BYTES_PER_MS = 82_000_000
@@ -82,7 +83,8 @@ def twin(arena: Arena, frozen: Frozen) -> Iterator[Twin | None]:
     try:
         yield Twin(Pid(pid)) if _seize(Tid(pid)) else None
     finally:
-        _end(Pid(pid))
+        with uninterrupted():
+            _end(Pid(pid))
 
 
 def _seize(tid: Tid) -> bool:

@@ -11,6 +11,8 @@ import threading
 from collections.abc import Iterator
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+alarms: set[int] = set()
+"""Signals that end us too, for as long as they are in here: see `time_limit`."""
 
 
 @contextlib.contextmanager
@@ -27,7 +29,7 @@ def uninterrupted() -> Iterator[list[int]]:
         return
     came: list[int] = []
     # None: set by somebody who is not Python.
-    held = [n for n in _SIGNALS if signal.getsignal(n) not in (signal.SIG_IGN, None)]
+    held = [n for n in (*_SIGNALS, *alarms) if signal.getsignal(n) not in (signal.SIG_IGN, None)]
     before = {n: signal.signal(n, lambda number, _frame: came.append(number)) for n in held}
     try:
         yield came
