@@ -22,6 +22,7 @@ from integration.fault.stepping import (
     ending_of,
     in_child,
     n_keepers,
+    settle,
     temporaries,
 )
 from integration.harness import Restored, become_subreaper
@@ -87,6 +88,7 @@ class Steps:
 
     def go_on(self, what):
         """Dump to the end, and compare each page."""
+        settle(self.target.pid)
         dump(self.target.pid, self.image, IN_ROUNDS)
         self._expect_nothing_left(what)
         assert n_keepers(self.target.pid) == 1, what
