@@ -16,7 +16,7 @@ import attrs
 from ckpt.engine.stream import Copies
 from ckpt.image.runs import Fate, RunTable, RunTableBuilder
 from ckpt.kernel.procfs import maps
-from ckpt.resources.memory import MemoryRecord, iter_own_vmas
+from ckpt.resources.memory import KERNEL_VMAS, MemoryRecord, iter_own_vmas
 from ckpt.tracker.base import Scan
 from ckpt.tracker.spans import Own, Spans, intersect, join, subtract
 from ckpt.units import Pid
@@ -24,7 +24,11 @@ from ckpt.units import Pid
 
 def read_own_mappings(pid: Pid) -> Own:
     """Return the mappings of a running process whose pages can be its own; soon out of date."""
-    vmas = [vma for vma in iter_own_vmas(maps.read_maps(pid)) if not vma.shared]
+    vmas = [
+        vma
+        for vma in iter_own_vmas(maps.read_maps(pid))
+        if not vma.shared and vma.path not in KERNEL_VMAS
+    ]
     return Own(
         anonymous=join((v.span.start, v.span.end) for v in vmas if not v.is_file),
         mapped=join((v.span.start, v.span.end) for v in vmas if v.is_file),

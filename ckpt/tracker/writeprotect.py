@@ -34,6 +34,7 @@ from ckpt.kernel.pagemap import (
     Region,
 )
 from ckpt.kernel.pagemap_burst import ScanBurst
+from ckpt.kernel.procfs import maps
 from ckpt.kernel.userfaultfd import UffdFeature
 from ckpt.process.arena import Arena
 from ckpt.process.task import Task
@@ -64,15 +65,20 @@ class WriteProtect:
         """Close our descriptor; tracking goes on as long as a keeper has another."""
         os.close(self.fd)
 
-    def _register(self, pid: Pid, span: AddrRange) -> None:
-        try:
-            userfaultfd.register(self.fd, span, userfaultfd.UFFDIO_REGISTER_MODE_WP, pid=pid)
-        except TargetGone:
-            raise
-        except (OSError, CkptError):
-            # EBUSY, EINVAL: a mapping of the target's own userfaultfd, or one that cannot be
-            # watched. It is never believed to be clean, so nothing is lost.
-            return
+    def _register_single(self, pid: Pid, span: AddrRange) -> None:
+        """Watch each mapping of a span by itself: one that cannot be watched refuses them all."""
+        for vma in maps.read_maps(pid):
+            if vma.span.start < span.start or vma.span.end > span.end:
+                continue
+            try:
+                mode = userfaultfd.UFFDIO_REGISTER_MODE_WP
+                userfaultfd.register(self.fd, vma.span, mode, pid=pid)
+            except TargetGone:
+                raise
+            except (OSError, CkptError):
+                # EBUSY, EINVAL: a mapping of the target's own userfaultfd, or one that cannot be
+                # watched. It is never believed to be clean, so nothing is lost.
+                continue
 
     def peek(self, pid: Pid, own: Own) -> Spans:
         """See `base.Tracker.peek`."""
@@ -121,7 +127,7 @@ class WriteProtect:
         done = userfaultfd.try_register_each(self.fd, spans, mode)
         for span, is_done in zip(spans, done, strict=True):
             if not is_done:
-                self._register(pid, span)
+                self._register_single(pid, span)
 
     def collect(self, pid: Pid, own: Own, likely: Spans, *, running: bool = False) -> Scan:
         """See `base.Tracker.collect`."""
@@ -158,7 +164,7 @@ class WriteProtect:
     def _write_protect(self, pid: Pid, span: AddrRange, mode: int) -> None:
         # Not by PAGEMAP_SCAN, which would take stale marks (`_find_stale`) for protection. This
         # sets both, or takes both away.
-        with contextlib.suppress(OSError, NotPermitted):  # see _register
+        with contextlib.suppress(OSError, NotPermitted):  # see _register_single
             userfaultfd.write_protect(self.fd, span, mode, pid=pid)
 
 
