@@ -156,7 +156,7 @@ def test_the_image_layer_imports_nothing_heavy_and_nothing_above():
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = run.stdout.split()
-    below = ("ckpt.image", "ckpt.errors", "ckpt.units")
+    below = ("ckpt.image", "ckpt.fault", "ckpt.errors", "ckpt.units")
     assert "ckpt.image.chain" in loaded
     assert [name for name in loaded if not name.startswith(below)] == []
 
