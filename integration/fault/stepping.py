@@ -21,8 +21,9 @@ from ckpt.image.runs import Fate
 from ckpt.kernel import process_vm
 from ckpt.kernel.arch import NR
 from ckpt.kernel.features import probe_features
-from ckpt.process.keeper import NAME, PIDFD
+from ckpt.process.keeper import NAME, PIDFD, stop_keeper
 from ckpt.process.tree import list_tree
+from ckpt.tracker.epoch import read_epoch, read_void
 from ckpt.tracker.populated import opened_pagemap, scan_populated
 from ckpt.tracker.spans import intersect, subtract
 from ckpt.units import addr_range
@@ -58,6 +59,13 @@ def settle(pid):
     """Wait until a program that has answered waits for its next command, and changes nothing."""
     while not Path(f"/proc/{pid}/syscall").read_text().startswith(f"{int(NR.read)} 0x0 "):
         os.sched_yield()
+
+
+def stop_watching(pid):
+    """End what tracks a process between dumps, so that the next one begins anew."""
+    for epoch in (read_epoch(pid), read_void(pid)):
+        if epoch is not None and epoch.keeper is not None:
+            stop_keeper(epoch.keeper)
 
 
 def temporaries(image):

@@ -23,6 +23,7 @@ from integration.fault.stepping import (
     in_child,
     n_keepers,
     settle,
+    stop_watching,
     temporaries,
 )
 from integration.harness import Restored, become_subreaper
@@ -47,7 +48,6 @@ PROGRAMS = {
     **({"s_threads": "respawn", "s_files": "write", "s_forked": "write"} if EVERY else {}),
 }
 IN_ROUNDS = DumpOptions(incremental=True, max_freeze_ms=0)
-FROM_SCRATCH = DumpOptions(max_freeze_ms=0)
 THROUGH_TWIN = DumpOptions(tracker="full", max_freeze_ms=0)
 
 
@@ -73,10 +73,12 @@ class Steps:
         """Dump until there, and look at what that leaves."""
         what = f"{point}={action}"
         self.kept.try_once()
-        pid, options = self.target.pid, FROM_SCRATCH if point in FIRST else IN_ROUNDS
+        pid = self.target.pid
+        if point in FIRST:
+            stop_watching(pid)
         assert self.target.ask(f"step {self.step}").startswith("stepped")
         self.before, n_before = still(pid), len(Chain.open(self.image).generations())
-        ended = in_child(lambda: dump(pid, self.image, options), what)
+        ended = in_child(lambda: dump(pid, self.image, IN_ROUNDS), what)
         # That an epoch cannot be written is a warning: the next dump is full.
         assert ended == (0 if what == "epoch-noted=full" else ending_of(action)), what
         assert self.target.ask("check") == "ok", what
