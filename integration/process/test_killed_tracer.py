@@ -19,6 +19,7 @@ import random
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import attrs
@@ -55,6 +56,15 @@ class Tracer:
         assert os.waitstatus_to_exitcode(status) != LOST, "an interrupt came where Python drops it"
 
 
+def lose(unraisable):
+    """Say where an interrupt was dropped, and end."""
+    if isinstance(unraisable.exc_value, Exception):
+        return  # a warning that something was not closed, if the interrupt came before its block
+    os.write(2, f"{unraisable.err_msg}: {unraisable.object!r}\n".encode())
+    traceback.print_tb(unraisable.exc_traceback)
+    os._exit(LOST)
+
+
 def start(work):
     """Fork a tracer that does `work` over and over; it has done the first round."""
     reader, writer = os.pipe()
@@ -62,9 +72,11 @@ def start(work):
     if pid == 0:
         try:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            sys.unraisablehook = lambda _: os._exit(LOST)
-            # Of other tests' libraries: an interrupt that comes in one of these is dropped, too.
+            sys.unraisablehook = lose
+            # Of other tests' libraries: an interrupt that comes in one of these, or in a finalizer
+            # of what they have left for the collector, is dropped, too.
             gc.callbacks.clear()
+            gc.freeze()
             work()
             os.write(writer, b"x")
             while True:
