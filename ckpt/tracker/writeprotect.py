@@ -65,20 +65,15 @@ class WriteProtect:
         """Close our descriptor; tracking goes on as long as a keeper has another."""
         os.close(self.fd)
 
-    def _register_single(self, pid: Pid, span: AddrRange) -> None:
-        """Watch each mapping of a span by itself: one that cannot be watched refuses them all."""
-        for vma in maps.read_maps(pid):
-            if vma.span.start < span.start or vma.span.end > span.end:
-                continue
-            try:
-                mode = userfaultfd.UFFDIO_REGISTER_MODE_WP
-                userfaultfd.register(self.fd, vma.span, mode, pid=pid)
-            except TargetGone:
-                raise
-            except (OSError, CkptError):
-                # EBUSY, EINVAL: a mapping of the target's own userfaultfd, or one that cannot be
-                # watched. It is never believed to be clean, so nothing is lost.
-                continue
+    def _register(self, pid: Pid, span: AddrRange) -> None:
+        try:
+            userfaultfd.register(self.fd, span, userfaultfd.UFFDIO_REGISTER_MODE_WP, pid=pid)
+        except TargetGone:
+            raise
+        except (OSError, CkptError):
+            # EBUSY, EINVAL: a mapping of the target's own userfaultfd, or one that cannot be
+            # watched. It is never believed to be clean, so nothing is lost.
+            return
 
     def peek(self, pid: Pid, own: Own) -> Spans:
         """See `base.Tracker.peek`."""
@@ -125,9 +120,8 @@ class WriteProtect:
         spans = list(iter_ranges(own.all))
         mode = userfaultfd.UFFDIO_REGISTER_MODE_WP
         done = userfaultfd.try_register_each(self.fd, spans, mode)
-        for span, is_done in zip(spans, done, strict=True):
-            if not is_done:
-                self._register_single(pid, span)
+        for mapping in _refused(pid, spans, done):
+            self._register(pid, mapping)
 
     def collect(self, pid: Pid, own: Own, likely: Spans, *, running: bool = False) -> Scan:
         """See `base.Tracker.collect`."""
@@ -157,15 +151,27 @@ class WriteProtect:
     def _write_protect_all(self, pid: Pid, spans: Spans, mode: int) -> None:
         ranges = list(iter_ranges(spans))
         done = userfaultfd.try_write_protect_each(self.fd, ranges, mode)
-        for span, is_done in zip(ranges, done, strict=True):
-            if not is_done:
-                self._write_protect(pid, span, mode)
+        for mapping in _refused(pid, ranges, done):
+            self._write_protect(pid, mapping, mode)
 
     def _write_protect(self, pid: Pid, span: AddrRange, mode: int) -> None:
         # Not by PAGEMAP_SCAN, which would take stale marks (`_find_stale`) for protection. This
         # sets both, or takes both away.
-        with contextlib.suppress(OSError, NotPermitted):  # see _register_single
+        with contextlib.suppress(OSError, NotPermitted):  # see _register
             userfaultfd.write_protect(self.fd, span, mode, pid=pid)
+
+
+def _refused(pid: Pid, spans: list[AddrRange], done: list[bool]) -> Iterator[AddrRange]:
+    """Walk what lies in spans that were refused, mapping by mapping.
+
+    One that cannot be watched has its neighbours refused, too, or those behind it.
+    """
+    refused: Spans = [
+        (span.start, span.end) for span, is_done in zip(spans, done, strict=True) if not is_done
+    ]
+    if refused:
+        mappings: Spans = [(vma.span.start, vma.span.end) for vma in maps.read_maps(pid)]
+        yield from iter_ranges(intersect(mappings, refused))
 
 
 @attrs.frozen(slots=True, repr=False)

@@ -11,12 +11,13 @@ import pytest
 from ckpt.kernel.procfs.maps import read_smaps
 from integration.files.processes import opened_by
 from integration.harness import become_subreaper, ckpt, dump
+from integration.resources.droppable import MAP_DROPPABLE, can_be_dropped
 from integration.resources.embryos import FEATURES
 
 PAGE = mmap.PAGESIZE
 AT = 0x2345_6000_0000
 MADV_GUARD_INSTALL = 102
-MAP_FIXED, MAP_DROPPABLE, MAP_ANONYMOUS, MAP_PRIVATE = 0x10, 0x08, 0x20, 0x02
+MAP_FIXED, MAP_ANONYMOUS, MAP_PRIVATE = 0x10, 0x20, 0x02
 NR_MSEAL = 462
 libc = ctypes.CDLL(None, use_errno=True)
 libc.mmap.restype = ctypes.c_void_p
@@ -131,11 +132,6 @@ def test_sealed_memory_is_sealed_again(tmp_path):
 
 def map_droppable():
     map_pages(2, MAP_DROPPABLE)
-
-
-def can_be_dropped():
-    at = libc.mmap(None, PAGE, 3, MAP_DROPPABLE | MAP_ANONYMOUS, -1, 0)
-    return at != ctypes.c_void_p(-1).value and libc.munmap(ctypes.c_void_p(at), PAGE) == 0
 
 
 @pytest.mark.skipif(not can_be_dropped(), reason="kernel has no droppable memory")
