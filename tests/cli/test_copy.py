@@ -5,23 +5,10 @@ import shutil
 import subprocess
 import sys
 
-import pytest
-
-from ckpt.cli.main import cli, run
 from tests.image.bucket import files_of
 from tests.plugins.tree import TOP
 
 GOLDEN = TOP / "images" / "golden" / "format-1.0"
-
-
-@pytest.fixture
-def ckpt(capsys):
-    def call(*args):
-        code = run(cli, list(map(str, args)))
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
 
 
 def test_from_directory_to_directory(ckpt, tmp_path):

@@ -5,7 +5,6 @@ import shutil
 
 import pytest
 
-from ckpt.cli.main import cli, run
 from ckpt.cli.output import list_numbers
 from ckpt.image.chain import Chain
 from ckpt.image.verify import verify
@@ -24,16 +23,6 @@ def image(tmp_path):
         runs = {"mm": [data(0, soft_page(number)), parent(1, 8)]}
         add_generation(made, runs, number - 1, created_s=3000.0 + 600 * number)
     return made.path
-
-
-@pytest.fixture
-def ckpt(capsys):
-    def call(*args):
-        code = run(cli, list(map(str, args)))
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
 
 
 def test_a_good_chain(ckpt, image):
