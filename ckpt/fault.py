@@ -112,7 +112,7 @@ MIGRATE: Mapping[str, str] = {
     "let-go": "and it runs there",
     "doomed": "the tree of the source ends with its ckpt",
     "departing": "the tree stands still for the last time",
-    "departed": "all of it was sent",
+    "departed": "its addresses have left the source",
 }
 
 POINTS: Mapping[str, str] = {**DUMP, **IMAGE, **EPOCH, **RESTORE, **MIGRATE}

@@ -462,12 +462,10 @@ class Taking:
     def _build_runs(self, process: ProcessImage, member: Member) -> RunTable:
         """Return where each page of a process is."""
         stream, page_size = self.copy.stream, self.copy.page_size
-        held = member.held
-        copied, in_parent = (
-            (held.pages, [])  # by us, then
-            if self.parent is None
-            else held.tell_apart(all_copied(stream, member.space))
-        )
+        in_parent: Spans = []
+        copied = member.held.pages
+        if self.parent is not None:
+            copied, in_parent = member.held.tell_apart(all_copied(stream, member.space))
         copies = find_newest(stream, member.space, copied, page_size)
         return build_runs(process.resources["memory"], copies, in_parent, page_size)
 
