@@ -113,10 +113,12 @@ def _compare_process(reader, process):
             for start, end in intersect(rseqs, [(address, address + len_bytes)]):
                 live[start - address : end - address] = image[start - address : end - address]
             if image != live:
-                wrong.append(hex(address))
+                pairs = enumerate(zip(image, live, strict=True))
+                at, (was, now) = next(one for one in pairs if one[1][0] != one[1][1])
+                wrong.append(f"{address + at:#x}: {was:#x} is {now:#x}")
 
     reader.for_each_frame(runs, compare)
-    assert not wrong, f"the image has other pages at {wrong[:4]}"
+    assert not wrong, f"pages are not as in the image, first at {wrong[:4]}"
     return n_pages
 
 

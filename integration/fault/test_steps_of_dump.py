@@ -52,6 +52,7 @@ THROUGH_TWIN = DumpOptions(tracker="full", max_freeze_ms=0)
 
 
 def still(pid):
+    settle(pid)
     assert "TracerPid:\t0\n" in Path(f"/proc/{pid}/status").read_text()
     return view(pid)
 
