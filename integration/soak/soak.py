@@ -33,6 +33,8 @@ N_KEYS = 1000
 N_CLIENTS = 10
 N_REQUESTS = 2_000_000_000
 """More than it comes to: redis-benchmark makes new connections when it has done them."""
+WINDOW = 200
+"""So many dumps in a row must have found redis at work in between."""
 COUNTER = "acknowledged"
 _STATE_DIR = Path("/run/ckpt")
 
@@ -80,6 +82,7 @@ class Soak:
         self.outcome = Outcome()
         self.acknowledged: dict[int, int] = {}
         """What the counter was when a generation was taken."""
+        self._seen_requests = 0
 
     def dump(self, dumper: App, *, by_command: bool) -> None:
         """Take one more, and count what is left behind."""
@@ -87,7 +90,7 @@ class Soak:
         assert isinstance(counter, int)
         self.outcome.n_dumps += 1
         self.outcome.n_by_command += by_command
-        self.outcome.n_requests = self._count_requests()
+        self._see_load()
         made = self._by_command() if by_command else json.loads(dumper.ask("dump"))
         self._judge(made)
         if "generation" in made:
@@ -98,6 +101,17 @@ class Soak:
             times = {"all ms": made["all_ms"], "frozen ms": made["freeze_ms"]}
             self.outcome.times.take(times)
             self.outcome.held.take(self._count(dumper.pid))
+
+    def _see_load(self) -> None:
+        """Count what redis has answered; of nobody but us, the load stands still."""
+        self.outcome.n_requests = self._count_requests()
+        if self.outcome.n_dumps % WINDOW == 0:
+            of_others = self.outcome.n_requests - self._seen_requests - 2 * WINDOW
+            self._seen_requests = self.outcome.n_requests
+            if of_others < WINDOW:
+                self.outcome.errors.append(
+                    f"dump {self.outcome.n_dumps}: redis had {of_others} requests in {WINDOW} dumps"
+                )
 
     def _count_requests(self) -> int:
         return int(_field(str(self.client.ask("INFO", "stats")), "total_commands_processed"))
@@ -212,9 +226,11 @@ def soak(
         client = Redis(server.port)
         # It takes what processors have left over: the dumps are what is wanted.
         command = (
-            f"nice -n 19 redis-benchmark -p {server.port} -c {N_CLIENTS} -n {N_REQUESTS} -q -t set"
+            f"exec nice -n 19 redis-benchmark -p {server.port} -c {N_CLIENTS} -n {N_REQUESTS}"
+            # It tells how far it is all the time: who did not listen would stop it in the end.
+            f" -t set -r {N_KEYS} -d 100 -q >/dev/null"
         )
-        load = stack.enter_context(App([*command.split(), "-r", str(N_KEYS), "-d", "100"], folder))
+        load = stack.enter_context(App(["sh", "-c", command], folder))
         soaked = Soak(folder, server, client, load)
         who = [sys.executable, DUMPER, str(server.pid)]
         dumper = stack.enter_context(App([*who, soaked.image, str(KEEP)], folder))

@@ -15,4 +15,4 @@ def test_nothing_piles_up_while_a_busy_redis_is_dumped(tmp_path, record_property
     assert (outcome.n_dumps, outcome.n_by_command) == (N_DUMPS, N_DUMPS // BY_COMMAND)
     names = {grown.name for grown in outcome.held}
     assert {"redis: fds", "ckpt: fds", "ckpt: KiB", "chain: generations"} <= names
-    assert outcome.n_requests > N_DUMPS
+    assert outcome.n_requests > 10 * N_DUMPS
