@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from ckpt.cli.keys import access_of, identity_option
+from ckpt.cli.lost import warn_of_loss
 from ckpt.cli.output import emit_json, json_option, note, progress, say
 from ckpt.engine.core_file import export_core
 from ckpt.image.chain import Chain
@@ -53,6 +54,8 @@ def command(
     """
     path = Path(output) if output else None
     chain = Chain.open(Path(image_dir), access_of(private))
+    if at is None:
+        warn_of_loss(chain)
     with chain.in_use(), progress() as report:
         done = export_core(
             chain,

@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from ckpt.cli.keys import access_of, identity_option
+from ckpt.cli.lost import warn_of_loss
 from ckpt.cli.output import emit_json, json_option, say
 from ckpt.cli.replacing import replace_file, require_place
 from ckpt.engine.history import LEVELS, History, Life, Row, read_history
@@ -56,6 +57,7 @@ def command(
     """
     require_place("--output", output)
     chain = Chain.open(Path(image_dir), access_of(private))
+    warn_of_loss(chain)
     numbers = chain.generations()
     history = read_history(chain, numbers[-last:])
     page = make_page(_facts(chain, history, len(numbers) - len(history.manifests)))

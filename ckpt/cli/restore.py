@@ -176,11 +176,11 @@ def _name_of(place: str) -> str:
 
 def _begin_to_check(
     stack: contextlib.ExitStack, image_dir: str, at: int | None, access: Access
-) -> Ahead | None:
+) -> Ahead:
     chain = Chain.open(Path(image_dir), access)
     stack.enter_context(chain.in_use())
-    number = chain.newest() if at is None else GenerationNo(at)
-    return None if number is None else stack.enter_context(Ahead(chain, number))
+    number = chain.require(None if at is None else GenerationNo(at))
+    return stack.enter_context(Ahead(chain, number))
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import attrs
 import click
 
 from ckpt.cli.keys import access_of, identity_option
+from ckpt.cli.lost import warn_of_loss
 from ckpt.cli.output import emit_json, json_option, say
 from ckpt.cli.stores import open_image
 from ckpt.engine.dump import count_pages
@@ -54,6 +55,8 @@ def command(
     With any of the options but --json: one generation, the newest if --at is not given.
     """
     chain = open_image(image_dir, access_of(private))
+    if at is None:
+        warn_of_loss(chain)
     if at is not None or pid is not None or maps or files:
         _show_one(chain, at, pid, _Wanted(maps=maps, files=files, as_json=as_json))
     else:

@@ -51,6 +51,7 @@ _BEGIN_COMPARING_MS = 1.0
 
 _WORTH_TELLING_BYTES = 1 << 20
 _STUCK = "something does not answer (a disk?); the next dump removes what this one has begun"
+_UNNOTED = "the generation is there, and could not be noted as the newest: "
 _STAYS = "the process goes on here, and its checkpoint is on disk"
 """What a command of `--on-departure` that fails has done to the target."""
 
@@ -230,6 +231,8 @@ def _dump(
                     wall_ms=(time.monotonic() - started_s) * 1000,
                     at_last=limit.settle,
                 )
+                if writer.unnoted:
+                    taking.warnings.append(_UNNOTED + writer.unnoted)
                 fault.reach("dump-committed")
                 steps.done("committing", bytes=manifest.stored_bytes)
                 if options.kill:

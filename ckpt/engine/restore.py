@@ -24,7 +24,6 @@ from ckpt.engine.postponing import alone_in_memory
 from ckpt.engine.records import ProcessImage, TreeImage, decode_tree
 from ckpt.engine.standing import standing
 from ckpt.engine.steps import Steps
-from ckpt.errors import NoGeneration
 from ckpt.image.access import Access
 from ckpt.image.ahead import Ahead
 from ckpt.image.chain import Chain
@@ -78,8 +77,8 @@ def restore(
             is let go.
 
     Raises:
-        ImageError: the image is damaged, of a newer format, or has no such generation; or others
-            than we and root can write to it.
+        ImageError: the image is damaged, of a newer format, or has no such generation (`at` is not
+            given, and the newest is gone); or others than we and root can write to it.
         RestoreError: this host cannot run it as it was; nothing was left behind.
         HostError: the kernel or the user lacks something.
     """
@@ -90,7 +89,7 @@ def restore(
     options = attrs.evolve(options, warn=warnings.append)
     chain = Chain.open(Path(directory), access or Access())
     with chain.in_use() as use:
-        number = _number(chain, at)
+        number = chain.require(None if at is None else GenerationNo(at))
         reader, tree, parts = _verify(chain, number, ahead, use if lazy else None)
         fault.reach("restore-verified")
         steps.done("verifying", generation=number, processes=len(tree.processes))
@@ -120,13 +119,6 @@ def restore(
                 steps.done("finishing")
     restore_ms = (time.monotonic() - started_s) * 1000
     return RestoreResult(stands.root, number, restore_ms, tuple(warnings))
-
-
-def _number(chain: Chain, at: int | None) -> GenerationNo:
-    number = chain.newest() if at is None else GenerationNo(at)
-    if number is None:
-        raise NoGeneration(str(chain.path), GenerationNo(0), "none yet")
-    return number
 
 
 def _verify(

@@ -145,7 +145,7 @@ class _Supervisor:
                 " directory, or give --again to start the command beside them"
             )
         self._warn_of_no_key()
-        self._start(GenerationNo(0 if newest is None else newest + 1))
+        self._start(self._chain.next_number())
         return None
 
     def _warn_of_no_key(self) -> None:
@@ -240,8 +240,10 @@ class _Supervisor:
 
     def _tell_what_is_gone(self) -> None:
         """The newest is never removed by us, nor is it undone by a crash."""
-        noted, newest = self._job.newest, self._chain.newest()
-        if noted is not None and (newest is None or newest < noted):
+        newest, noted = self._chain.newest(), self._chain.next_number() - 1
+        if self._job.newest is not None:
+            noted = max(noted, self._job.newest)
+        if noted >= self._job.first and (newest is None or newest < noted):
             self._say("gone", f"generation {noted} was here, and is gone", generation=noted)
 
     def _pass_over(self, number: GenerationNo, error: ImageError) -> None:

@@ -10,6 +10,7 @@ which is made here; the manifest is then written with the frames as they are sto
 Neighbours: `writer` makes generations here, `reader` reads this one like any other.
 """
 
+import contextlib
 import os
 from collections.abc import Mapping
 from types import TracebackType
@@ -17,7 +18,7 @@ from typing import Self
 
 import attrs
 
-from ckpt.errors import ImageCorrupt
+from ckpt.errors import HostFull, ImageCorrupt, ImageUnusable
 from ckpt.image.chain import Chain
 from ckpt.image.format import (
     MANIFEST_NAME,
@@ -30,6 +31,7 @@ from ckpt.image.format import (
     generation_name,
     page_file_name,
 )
+from ckpt.image.newest import write_newest
 from ckpt.image.pages import EncodedFrame, FrameTable, seal_encoded
 from ckpt.image.sealing import Seal
 from ckpt.units import GenerationNo
@@ -153,9 +155,13 @@ class Arriving:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Remove what came; does nothing after a commit."""
+        """Remove what came; after a commit, note that it is there."""
         if self._fd >= 0:
             self._store.close_file(self._fd)
             self._fd = -1
         if not self._committed:
             self._store.remove_temporary(_TEMPORARY)
+            return
+        # Not within the commit: the tree stands still then, and this can wait.
+        with contextlib.suppress(HostFull, ImageUnusable):
+            write_newest(self._store, self._chain.chain_id, NUMBER)

@@ -41,6 +41,7 @@ from ckpt.image.format import (
 from ckpt.image.founding import make_header, require_agreed, require_no_strangers, require_own
 from ckpt.image.header import decode_header
 from ckpt.image.keys import Recipient
+from ckpt.image.newest import known_newest, require_newest
 from ckpt.image.runs import ResolvedRuns, RunTable, missing_below, overlay, unresolved
 from ckpt.image.sealing import Seal, Sealed, make_sealed
 from ckpt.image.store import InUse, Store
@@ -184,12 +185,18 @@ class Chain:
 
         Raises:
             NoGeneration: it is not there, or there is none.
+            ChainBroken, ImageCorrupt: it is not given, and `require_newest` of `newest` says so.
         """
+        wanted = require_newest(self._store, self.chain_id) if number is None else number
         available = self.generations()
-        wanted = GenerationNo(available[-1] if available else 0) if number is None else number
-        if wanted not in available:
-            raise NoGeneration(str(self.path), wanted, _describe(available))
+        if wanted is None or wanted not in available:
+            raise NoGeneration(str(self.path), wanted or GenerationNo(0), _describe(available))
         return wanted
+
+    def next_number(self) -> GenerationNo:
+        """Return the number of the next generation: one that none has, nor one that is gone had."""
+        known = known_newest(self._store, self.chain_id)
+        return GenerationNo(0 if known is None else known + 1)
 
     def manifest_path(self, number: GenerationNo) -> Path:
         """Return where the manifest of a generation is, for messages."""
@@ -421,8 +428,7 @@ class Chain:
         """
         if not self._locked or self._writing:
             raise RuntimeError("begin needs the lock of the chain, and one writer at a time")
-        newest = self.newest()
-        number = GenerationNo(0 if newest is None else newest + 1)
+        number = self.next_number()
         if number > MAX_GENERATION:
             raise ImageUnusable(str(self.path), f"it has had {number} generations: start another")
         identity = Identity(self.chain_id, number, self._parent_of(parent, page_size), page_size)
@@ -485,7 +491,7 @@ class Chain:
 def _describe(numbers: list[GenerationNo]) -> str:
     """Write which generations there are, in few words."""
     if not numbers:
-        return "none"
+        return "none yet"
     if len(numbers) == numbers[-1] - numbers[0] + 1 > 2:
         return f"{numbers[0]} to {numbers[-1]}"
     shown = ", ".join(str(number) for number in numbers[-10:])

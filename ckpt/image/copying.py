@@ -17,6 +17,7 @@ from ckpt.image.format import (
     generation_name,
     page_file_name,
 )
+from ckpt.image.newest import require_newest
 from ckpt.image.pages import (
     FrameIndex,
     FrameLocation,
@@ -58,7 +59,8 @@ class CopyResult:
         copied: generations that are there now and were not, ascending.
         replaced: those that were there as they had been before a merge.
         present: those that were there already.
-        copied_bytes: of the files that went over: pages, manifests, header.
+        copied_bytes: of the files that went over: pages, manifests, and what is beside them in
+            object storage.
         kept_bytes: of page files that an interrupted copy had brought there already.
     """
 
@@ -99,9 +101,11 @@ def choose(chain: Chain, number: GenerationNo | None) -> list[GenerationNo]:
 
     Raises:
         NoGeneration: there is none such.
+        ChainBroken: all are wanted, and the newest is gone.
         ImageError: the lineage is not whole.
     """
     if number is None:
+        require_newest(chain.store, chain.chain_id)
         return chain.generations()
     return sorted(manifest.generation for manifest in chain.lineage(chain.require(number)))
 

@@ -6,6 +6,7 @@ parents first, is checked as `ckpt verify` does while it comes, and appears in o
     .part-gen-N/    is made; page files are written there, each synced
     manifest        comes behind them, synced; then .part-gen-N is
     gen-N           is what it is renamed to: **this one step makes the generation exist**
+    newest          is written, once all of them are there
 
 What is interrupted leaves `.part-gen-N`, which readers ignore, and which the next fetch goes on
 with: of page files that are whole nothing is fetched again. A generation that was merged with
@@ -43,6 +44,7 @@ from ckpt.image.format import (
     page_file_name,
     replacement_name,
 )
+from ckpt.image.newest import is_noted, present_newest, write_newest
 from ckpt.image.store import InUse, Store
 from ckpt.image.verify import Lineages
 from ckpt.units import GenerationNo
@@ -113,6 +115,7 @@ class _Fetching:
                 self._replace_generation(manifest)
             else:
                 self._fetch_generation(manifest)
+        self._note_newest()
         return CopyResult(
             chain_id=self.target.chain_id,
             copied=tuple(missing),
@@ -121,6 +124,12 @@ class _Fetching:
             copied_bytes=self.tally.copied_bytes,
             kept_bytes=self.tally.kept_bytes,
         )
+
+    def _note_newest(self) -> None:
+        store, chain_id = self._store, self.target.chain_id
+        present = present_newest(store)
+        if present is not None and not is_noted(store, chain_id, present):
+            write_newest(store, chain_id, present)
 
     def _iter_manifests(self, numbers: list[GenerationNo]) -> Iterator[Manifest]:
         for n_done, number in enumerate(numbers):

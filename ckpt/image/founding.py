@@ -14,8 +14,6 @@ from ckpt.image.store import Store
 
 CHAIN_ID_BYTES = 16
 
-_TEMPORARY_HEADER = TEMPORARY_PREFIX + HEADER_NAME
-
 
 def require_no_strangers(store: Store, names: list[str]) -> None:
     """Refuse to make a chain among the files of somebody else.
@@ -85,7 +83,7 @@ def make_header(
             if HEADER_NAME in store.read_names():
                 return False
             try:
-                _create_header(store, header or _new_header(encrypt_to))
+                store.replace_file(HEADER_NAME, data=header or _new_header(encrypt_to))
             except (CkptError, KeyboardInterrupt):
                 store.remove_fresh(root=made_root)
                 raise
@@ -98,14 +96,3 @@ def make_header(
 
 def _new_header(encrypt_to: tuple[Recipient, ...]) -> bytes:
     return encode_header(os.urandom(CHAIN_ID_BYTES).hex(), encrypt_to)
-
-
-def _create_header(store: Store, header: bytes) -> None:
-    store.remove_temporary(_TEMPORARY_HEADER)
-    try:
-        store.write_file(_TEMPORARY_HEADER, data=header)
-        store.rename(_TEMPORARY_HEADER, HEADER_NAME)
-    except BaseException:
-        store.remove_temporary(_TEMPORARY_HEADER)
-        raise
-    store.sync_directory()

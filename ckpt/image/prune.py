@@ -17,6 +17,7 @@ import attrs
 
 from ckpt.errors import UsageError
 from ckpt.image.chain import Chain
+from ckpt.image.newest import require_newest
 from ckpt.image.squash import ancestors_of, fold, remove
 from ckpt.units import GenerationNo
 
@@ -121,8 +122,8 @@ def prune(
 
     Raises:
         UsageError: see `choose_kept`.
-        ImageError: a generation cannot be read, or what would be merged is damaged: nothing was
-            removed.
+        ImageError: a generation cannot be read, what would be merged is damaged, or the newest is
+            gone, which may be put back: nothing was removed.
         ImageBusy: the chain is being written, or its pages are being read.
         HostFull: no room to merge; nothing was removed.
     """
@@ -131,6 +132,7 @@ def prune(
             plan, stored_bytes = _plan(chain, retention, merges=merges)
         return PruneResult(plan, stored_bytes, None)
     with chain.lock(), chain.in_use() as use:
+        require_newest(chain.store, chain.chain_id)
         plan, before_bytes = _plan(chain, retention, merges=merges)
         if plan.removed:
             use.require_alone()

@@ -3,6 +3,7 @@
     s3://bucket/job/CKPT                          first
     s3://bucket/job/gen-000000/pages-0            in any order
     s3://bucket/job/gen-000000/manifest           last: **this object makes the generation exist**
+    s3://bucket/job/newest                        behind all generations
 
 A store has no directories, renames or locks, so a generation counts once its manifest is there.
 Names of the listing that are not exactly one of these are as good as absent. With a `RemoteStore`
@@ -22,6 +23,7 @@ from ckpt.image.format import (
     HEADER_NAME,
     LOCK_NAME,
     MANIFEST_NAME,
+    NEWEST_NAME,
     TEMPORARY_PREFIX,
     generation_name,
     parse_generation_name,
@@ -39,12 +41,16 @@ def key_of(number: GenerationNo, name: str) -> str:
 
 def _is_of_chain(key: str) -> bool:
     """Tell the names that a chain has from all others, which are never used."""
-    if key == HEADER_NAME:
+    if key in _BESIDE:
         return True
     folder, _, name = key.partition("/")
     if parse_generation_name(folder) is None:
         return False
     return name == MANIFEST_NAME or parse_page_file_name(name) is not None
+
+
+_BESIDE = frozenset({HEADER_NAME, NEWEST_NAME})
+"""What a chain has beside its generations."""
 
 
 class RemoteStore(Store):
@@ -66,7 +72,8 @@ class RemoteStore(Store):
         self.refresh()
 
     def refresh(self) -> None:
-        """List again."""
+        """List again, and remember nothing that was read."""
+        self._last = "", b""
         self._all = self.objects.list()
         self._listed = {key: one for key, one in self._all.items() if _is_of_chain(key)}
 
@@ -93,7 +100,7 @@ class RemoteStore(Store):
             return sorted(key[len(start) :] for key in self._listed if key.startswith(start))
         end = f"/{MANIFEST_NAME}"
         names = [key.removesuffix(end) for key in self._listed if key.endswith(end)]
-        return sorted([*names, HEADER_NAME] if HEADER_NAME in self._listed else names)
+        return sorted([*names, *(_BESIDE & self._listed.keys())])
 
     def read_file(self, *parts: str, max_bytes: int) -> bytes:
         """See `Store.read_file`."""

@@ -6,6 +6,7 @@ first:
     pages-0 ...   sent, or kept if they are there with the same content; each is read back, and its
                   digest compared with that of the file here, whose checksums were compared before
     manifest      sent last, only if there is still none, and read back
+    newest        sent when all of them are there
 
 So whatever is interrupted, and whenever: what is there is a chain, perhaps a shorter one, and the
 same command goes on. A generation that was merged with others since (`squash`, `prune`) is replaced
@@ -43,10 +44,12 @@ from ckpt.image.format import (
     HEADER_NAME,
     MANIFEST_NAME,
     MAX_HEADER_BYTES,
+    NEWEST_NAME,
     Manifest,
     generation_name,
     page_file_name,
 )
+from ckpt.image.newest import encode_newest, is_noted, present_newest
 from ckpt.image.objects import Objects, Stored
 from ckpt.image.remote import RemoteStore, key_of
 from ckpt.image.workers import iter_ahead
@@ -117,6 +120,7 @@ class _Sending:
             self._send_generation(manifest, standings[manifest.generation])
         if not missing and not found:
             self._found()
+        self._note_newest(wanted)
 
         def are(*kinds: Standing) -> tuple[GenerationNo, ...]:
             return tuple(one for one in wanted if standings[one] in kinds)
@@ -188,6 +192,20 @@ class _Sending:
         header = self.chain.store.read_file(HEADER_NAME, max_bytes=MAX_HEADER_BYTES)
         self._create(HEADER_NAME, header)
         self.tally.add(len(header))
+
+    def _note_newest(self, wanted: list[GenerationNo]) -> None:
+        """Note the newest that is there, unless that or a newer one is noted."""
+        chain_id, before = self.chain.chain_id, present_newest(self.there)
+        number = max(wanted if before is None else [*wanted, before], default=None)
+        if number is None or is_noted(self.there, chain_id, number):
+            return
+        data = encode_newest(chain_id, number)
+        self._objects.put(NEWEST_NAME, data)
+        self.there.refresh()
+        # Another copy may have noted a newer one since.
+        if not is_noted(self.there, chain_id, number):
+            raise self._not_arrived(NEWEST_NAME)
+        self.tally.add(len(data))
 
     def _send_generation(self, manifest: Manifest, standing: Standing) -> None:
         number = manifest.generation

@@ -91,6 +91,9 @@ class Store:
         with _errors(self.path, "find"):
             require_trusted_way(self.path)
 
+    def refresh(self) -> None:
+        """List anew from now on, where what was listed is remembered."""
+
     def read_names(self, *parts: str) -> list[str]:
         """Return the names in the directory, or in one below it, sorted.
 
@@ -299,6 +302,21 @@ class Store:
             self.sync_file(fd)
         finally:
             self.close_file(fd)
+
+    def replace_file(self, name: str, *, data: bytes) -> None:
+        """Have a small file with this content on the disk, in one step; no temporary is left.
+
+        State: inside `lock`.
+        """
+        temporary = TEMPORARY_PREFIX + name
+        self.remove_temporary(temporary)
+        try:
+            self.write_file(temporary, data=data)
+            self.rename(temporary, name)
+        except BaseException:
+            self.remove_temporary(temporary)
+            raise
+        self.sync_directory()
 
     def link_file(self, old: tuple[str, str], new: tuple[str, str]) -> bool:
         """Give a file another name; tell whether the file system can."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from ckpt.errors import ChainBroken, Finding, ImageError
 from ckpt.image.chain import Chain
 from ckpt.image.format import Manifest, generation_name, page_file_name, replacement_name
+from ckpt.image.newest import require_newest
 from ckpt.image.reader import Frame, PageReader, check_stored, read_frame
 from ckpt.image.runs import ResolvedRuns, missing_below
 from ckpt.image.workers import DEFAULT_THREADS, for_each, iter_ahead
@@ -102,7 +103,7 @@ def verify(
     Args:
         chain: where.
         generations: which, all of the chain if not given. Ancestors' frames are only read if the
-            ancestor is among them.
+            ancestor is among them. That the newest is gone is found in any case.
         threads: that decompress.
         report: called now and then with the stored bytes that were checked so far.
 
@@ -127,6 +128,7 @@ def verify(
             findings.append(_finding(number, broken))
         findings += _verify_names(chain, manifest)
         findings += _verify_frames(chain, manifest, threads, done)
+    findings += _verify_newest(chain)
     return findings
 
 
@@ -185,6 +187,14 @@ class Lineages:
                     f"it takes {gaps[0]} of {name!r} from its parent, which does not have it",
                 )
         return parent.generation
+
+
+def _verify_newest(chain: Chain) -> Iterator[Finding]:
+    """Yield that the newest generation is gone, or what says which it is."""
+    try:
+        require_newest(chain.store, chain.chain_id)
+    except ImageError as error:
+        yield Finding("newest generation", str(error))
 
 
 def _verify_names(chain: Chain, manifest: Manifest) -> Iterator[Finding]:

@@ -12,7 +12,7 @@ from typing import Self
 import attrs
 
 from ckpt import fault
-from ckpt.errors import ImageUnusable
+from ckpt.errors import HostFull, ImageUnusable
 from ckpt.image.format import (
     FORMAT_VERSION,
     MANIFEST_NAME,
@@ -27,6 +27,7 @@ from ckpt.image.format import (
     generation_name,
     page_file_name,
 )
+from ckpt.image.newest import write_newest
 from ckpt.image.pages import EncodedFrame, FrameTable
 from ckpt.image.pipeline import Compression, FramePipeline, Release
 from ckpt.image.runs import RunTable
@@ -150,6 +151,9 @@ class GenerationWriter:
             store.remove_temporary(self._temporary)
             raise
         self._closed = False
+        self.unnoted = ""
+        """Why it could not be noted as the newest (`newest`), which harms nothing: the next one
+        will be. Empty if it was."""
 
     @property
     def generation(self) -> GenerationNo:
@@ -206,7 +210,7 @@ class GenerationWriter:
         extra: Mapping[str, object] | None = None,
         at_last: Callable[[], None] = lambda: None,
     ) -> Manifest:
-        """Make the generation real: flush, manifest, sync, one rename, sync.
+        """Make the generation real: flush, manifest, sync, one rename, sync; and note that.
 
         If this raises, the generation is absent; in the one case that only the last sync failed it
         is there, whole, and a power cut might still take it away.
@@ -275,6 +279,12 @@ class GenerationWriter:
         store.rename(self._temporary, generation_name(self.generation))
         fault.reach("image-renamed")
         store.sync_directory()
+        try:
+            write_newest(store, self._identity.chain_id, self.generation)
+        except HostFull as error:
+            self.unnoted = error.what
+        except ImageUnusable as error:
+            self.unnoted = str(error)
 
     def abort(self) -> None:
         """Give up: release every buffer, end the threads, remove what was written."""

@@ -164,7 +164,7 @@ def receive_tree(
         kept = Path(options.image_dir or private)
         chain = Chain.create_or_open(kept, encrypt_to=options.encrypt_to)
         stack.enter_context(chain.lock())
-        if chain.generations():
+        if chain.next_number():
             raise ImageUnusable(options.image_dir, _NOT_EMPTY)
         carried = stack.enter_context(Carried(session.channel.peer))
         work = _Work(session, session.channel, options, chain, notes, carried)

@@ -69,6 +69,12 @@ DAMAGES = {
         33,
         "generation 1 was made against it",
     ),
+    "no newest generation": (
+        lambda image: shutil.rmtree(newest(image)),
+        33,
+        "it was the newest generation, and is gone: put it back, or take the newest that is left"
+        " with --at 0 (",
+    ),
     "a parent of the same number": (
         lambda image: shutil.copyfile(newest(image) / "manifest", oldest(image) / "manifest"),
         31,
@@ -94,6 +100,18 @@ def test_a_damaged_image(damage, dead):
 def test_a_generation_that_damage_did_not_reach_is_restored(dead):
     flip_bit(newest(dead[0]) / "pages-0", 40)
     with Restored(dead[0], "--at", "0") as work:
+        assert work.ask("check") == "ok"
+
+
+def test_a_newest_generation_that_is_gone_is_not_passed_over_unasked(dead):
+    image = dead[0]
+    shutil.rmtree(newest(image))
+    with Restored(image, "--at", "0") as work:
+        assert work.ask("check") == "ok"
+        made = dump(work.pid, image)
+        assert (made["generation"], made["kind"]) == (2, "delta"), "no number is given twice"
+    with Restored(image) as work:
+        assert work.said["generation"] == 2
         assert work.ask("check") == "ok"
 
 

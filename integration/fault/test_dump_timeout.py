@@ -108,7 +108,7 @@ def test_one_that_is_committed_does_not_fail_any_more(tmp_path, monkeypatch):
         limited = DumpOptions(incremental=True, timeout_s=ANSWER_S)
         assert dump(target.pid, image, limited).generation == 1
         monkeypatch.undo()
-        assert n_rung == ["gen-000001"]
+        assert n_rung == ["gen-000001", "newest"]
         assert str(dump(target.pid, image, WHOLE).kind) == "delta"
 
 

@@ -90,9 +90,8 @@ def test_there_and_back(server, tmp_path, scratch):
         dump(work.pid, image, "--kill")
     sent = copy(image, URL)
     assert (sent["copied"], sent["present"]) == ([3], [0, 1, 2])
-    assert sent["bytes_copied"] == sum(
-        file.stat().st_size for file in (image / "gen-000003").iterdir()
-    )
+    sent_files = [image / "newest", *(image / "gen-000003").iterdir()]
+    assert sent["bytes_copied"] == sum(file.stat().st_size for file in sent_files)
     with Restored(URL, "--trust-image") as work:
         assert work.said["generation"] == 3
         assert work.ask("check") == "ok"

@@ -20,6 +20,8 @@ def test_from_directory_to_directory(ckpt, tmp_path):
     assert code == 0
     said = json.loads(out)
     assert said == said | {"copied": [2], "replaced": [], "present": [0, 1], "bytes_kept": 0}
+    assert b"generation 000002" in (back / "newest").read_bytes(), "older versions have none"
+    (back / "newest").unlink()
     assert files_of(back) == files_of(GOLDEN)
     assert ckpt("copy", GOLDEN, back)[1] == f"nothing is new: {back} has 0 to 2\n"
     assert ckpt("verify", back)[:2] == (0, f"3 generations in {back}: all is well\n")

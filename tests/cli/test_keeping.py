@@ -59,6 +59,26 @@ def test_everything_that_is_wrong_is_listed(ckpt, image):
     ]
 
 
+def test_a_newest_that_is_gone(ckpt, image, tmp_path):
+    """Who restores or copies must say that an older one will do; who only looks is told."""
+    shutil.rmtree(image / "gen-000003")
+    gone = (
+        f"{image}/gen-000003/manifest: it was the newest generation, and is gone: put it back, or"
+        f" take the newest that is left with --at 2 (if it was removed on purpose, remove"
+        f" {image}/newest, too)"
+    )
+    assert ckpt("verify", image) == (31, f"wrong: newest generation: {gone}\n", "")
+    back = tmp_path / "back"
+    for line in (["restore", image], ["copy", image, back], ["prune", "--keep-last", 1, image]):
+        assert ckpt(*line) == (33, "", f"ckpt: {gone}\n")
+    assert ckpt("copy", "--at", 2, image, back)[0] == 0
+    code, out, err = ckpt("show", image)
+    assert (code, err) == (0, f"ckpt: {gone}\n")
+    assert [line.split()[0] for line in out.splitlines()[-3:]] == ["0", "1", "2"]
+    code, _, err = ckpt("report", image, "-o", tmp_path / "report.html")
+    assert (code, err) == (0, f"ckpt: {gone}\n")
+
+
 def test_verify_of_what_is_no_image(ckpt, tmp_path):
     code, out, err = ckpt("verify", tmp_path)
     assert (code, out) == (30, "")

@@ -63,6 +63,7 @@ def test_modes_keep_others_out_whatever_the_umask(tmp_path):
         "chain": 0o700,
         "chain/CKPT": 0o600,
         "chain/lock": 0o600,
+        "chain/newest": 0o600,
         "chain/gen-000000": 0o700,
         "chain/gen-000000/manifest": 0o600,
         "chain/gen-000000/pages-0": 0o600,
@@ -252,7 +253,7 @@ def test_the_manifest_is_the_one_that_commit_returned(chain):
 @pytest.mark.parametrize(
     ("present", "text"),
     [
-        ((), "it has none"),
+        ((), "it has none yet"),
         ((0,), "it has 0"),
         ((0, 1, 2), "it has 0 to 2"),
         ((0, 2), "it has 0, 2"),

@@ -8,6 +8,7 @@ import pytest
 
 from ckpt.errors import HostFull
 from ckpt.image.chain import Chain
+from ckpt.image.newest import read_newest
 from ckpt.image.reader import PageReader
 from ckpt.image.verify import verify
 from ckpt.image.writer import WriterOptions
@@ -39,6 +40,9 @@ STEPS = frozenset(
         "rename",
     }
 )
+
+N_STEPS_OF_NOTE = 6
+"""Behind the commit: the file is created, written, synced, closed, renamed, its name synced."""
 
 
 class Died(BaseException):
@@ -133,9 +137,10 @@ def test_a_kill_at_any_step_leaves_the_old_chain_or_the_new_one(tmp_path, promis
         assert verify(after) == []
         for number in present:
             assert_replays(path, number)
-        # The next writer tidies up, and gets the number that is free.
+        # The next writer tidies up, gets the number that is free, and notes it.
         written = second_generation(opened(path, NoSyncStore))
         assert written.generation == len(present)
+        assert read_newest(after.store, after.chain_id) == written.generation
         assert temporaries(path) == []
         assert verify(Chain.open(path)) == []
     assert seen == {1, 2}, "before the rename and after it"
@@ -143,7 +148,7 @@ def test_a_kill_at_any_step_leaves_the_old_chain_or_the_new_one(tmp_path, promis
 
 def test_an_error_at_any_step_leaves_nothing_behind(tmp_path, promise):
     kept = promise("an error at any step of a writer leaves nothing behind")
-    for stop_at in range(count_steps(tmp_path)):
+    for stop_at in range(count_steps(tmp_path) - N_STEPS_OF_NOTE):
         kept.try_once()
         path = tmp_path / f"failed-{stop_at}"
         add_generation(new_chain(path), HISTORY[0][1])
@@ -156,6 +161,26 @@ def test_an_error_at_any_step_leaves_nothing_behind(tmp_path, promise):
         # The same Chain goes on; the step that failed does not fail again.
         assert second_generation(failing).generation == len(present)
         assert_replays(path, 1)
+
+
+def test_an_error_behind_the_commit_leaves_a_chain_that_is_good(tmp_path, promise):
+    """Who cannot note what is newest has made a generation all the same."""
+    kept = promise("an error at any step of noting the newest leaves a good chain")
+    n_steps = count_steps(tmp_path)
+    seen = set()
+    for stop_at in range(n_steps - N_STEPS_OF_NOTE, n_steps):
+        kept.try_once()
+        path = tmp_path / f"failed-{stop_at}"
+        add_generation(new_chain(path), HISTORY[0][1])
+        failing = opened(path, SteppingStore, stop_at)
+        assert second_generation(failing).generation == 1
+        assert temporaries(path) == []
+        after = Chain.open(path)
+        seen.add(read_newest(after.store, after.chain_id))
+        assert (verify(after), after.require(None)) == ([], 1)
+        assert second_generation(failing).generation == 2
+        assert read_newest(after.store, after.chain_id) == 2
+    assert seen == {0, 1}, "before the rename and after it"
 
 
 def test_leaving_without_commit_leaves_nothing_behind(chain):
@@ -274,6 +299,10 @@ def test_the_order_of_writes_is_the_specified_one(chain):
         ("sync", "manifest"),
         ("sync", ".tmp-gen-000001"),
         ("rename", "gen-000001"),
+        ("sync", "."),
+        ("write", ".tmp-newest"),
+        ("sync", ".tmp-newest"),
+        ("rename", "newest"),
         ("sync", "."),
     ]
 

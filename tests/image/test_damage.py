@@ -130,13 +130,22 @@ def swap_generations(draw, path):
 
 
 def lose(draw, path):
-    draw.choice(files_of(path)).unlink()
+    target = draw.choice(files_of(path))
+    target.unlink()
+    # A chain of an older version has none.
+    return target.name == "newest"
 
 
 def lose_ancestor(draw, path):
-    """A newest generation that is gone as a whole leaves no trace; one that is needed does."""
+    """One that others need: any other might have been pruned."""
     needed = {above for number, (above, _) in enumerate(HISTORY) if number != 4} - {None}
     shutil.rmtree(path / f"gen-{draw.choice(sorted(needed)):06d}")
+
+
+def lose_newest(draw, path):
+    """Nothing is based on it, and it has a note of its own; so have several of them, and all."""
+    for one in generations_of(path)[-draw.randrange(1, len(HISTORY) + 1) :]:
+        shutil.rmtree(one)
 
 
 def copy_over(draw, path):
@@ -176,6 +185,7 @@ WAYS = [
     swap_generations,
     lose,
     lose_ancestor,
+    lose_newest,
     copy_over,
     copy_generation,
     copy_beside,

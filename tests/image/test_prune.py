@@ -121,6 +121,7 @@ def test_any_chain_that_is_pruned_reads_as_before(history, retention, data):
         assert {entry.name for entry in chain.path.iterdir()} == {
             "CKPT",
             "lock",
+            "newest",
             *(f"gen-{number:06d}" for number in plan.kept),
         }
 

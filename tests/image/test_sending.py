@@ -81,7 +81,8 @@ def test_all_of_it_arrives_and_then_there_is_nothing_to_do(image):
     again = Bucket(bucket.memory)
     assert send(image, again).present == (0, 1, 2, 3, 4)
     assert again.written == []
-    assert set(again.read_bytes.values()) == {32, len(here["CKPT"])}, "digests, no manifest"
+    beside = {len(here["CKPT"]), len(here["newest"])}
+    assert set(again.read_bytes.values()) == {32, *beside}, "digests, no manifest"
 
 
 def test_only_what_is_new_is_sent(image):
@@ -90,7 +91,11 @@ def test_only_what_is_new_is_sent(image):
     add_generation(image, {"mm": [data(0, hard_page(5)), parent(1, 10)]}, 4)
     again = Bucket(bucket.memory)
     assert send(image, again).copied == (5,)
-    assert [key for key, _ in again.written] == ["gen-000005/pages-0", "gen-000005/manifest"]
+    assert [key for key, _ in again.written] == [
+        "gen-000005/pages-0",
+        "gen-000005/manifest",
+        "newest",
+    ]
 
 
 def test_the_lineage_of_one_generation(image):
@@ -278,7 +283,9 @@ def test_an_encrypted_chain_is_sent_as_it_is(tmp_path):
     shutil.copytree(GOLDEN / "format-2.0", path)
     bucket = Bucket()
     send(Chain.open(path), bucket)
-    assert bucket.content() == files_of(path)
+    there = bucket.content()
+    assert b"generation 000002" in there.pop("newest"), "older versions have none"
+    assert there == files_of(path)
     chain = bucket.chain()
     assert chain.recipients == (KEY.recipient,)
     assert verify(chain) == []

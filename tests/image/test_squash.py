@@ -119,7 +119,8 @@ def test_a_chain_becomes_one_generation_that_later_ones_are_based_on(chain):
     result = squash.squash(chain)
     assert (result.generation, result.merged, result.removed) == (3, (0, 1, 2), (0, 1, 2))
     assert_replays(chain.path, HISTORY, [3])
-    assert sorted(entry.name for entry in chain.path.iterdir()) == ["CKPT", "gen-000003", "lock"]
+    names = ["CKPT", "gen-000003", "lock", "newest"]
+    assert sorted(entry.name for entry in chain.path.iterdir()) == names
     later = [*HISTORY, (3, {"mm": [parent(0, 3), data(3, soft_page(43)), parent(4, 7)]})]
     add_generation(chain, later[4][1], 3)
     assert_replays(chain.path, later, [3, 4])
