@@ -17,7 +17,7 @@ import attrs
 
 from ckpt import errors
 from ckpt.cli.output import ReportProgress, progress
-from ckpt.errors import CkptError, ImageUntrusted, ImageUnusable, UsageError
+from ckpt.errors import CkptError, ImageUntrusted, UsageError
 from ckpt.image.access import Access
 from ckpt.image.chain import Chain
 from ckpt.image.objects import WHOSE, is_url, open_objects, parse_place
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from ckpt.image.copying import CopyResult
 
 _EXIT_BUG = 70
-_TEMPORARY = "/var/tmp"
-"""For big files that nobody keeps; /tmp is often memory."""
 
 
 def open_image(place: str, access: Access) -> Chain:
@@ -95,23 +93,12 @@ def local_image(
         return
     if not trusts_anybody:
         raise ImageUntrusted(parsed, WHOSE)
+    from ckpt.cli.scratch import private_directory
+
     with contextlib.ExitStack() as stack:
-        directory = keep_in or stack.enter_context(_private_directory())
+        directory = keep_in or os.path.join(stack.enter_context(private_directory()), "image")
         number = None if at is None else GenerationNo(at)
         yield Fetched(directory, _fetch_in_child(parsed, number, directory))
-
-
-@contextlib.contextmanager
-def _private_directory() -> Iterator[str]:
-    import tempfile
-
-    folder = os.environ.get("TMPDIR") or _TEMPORARY
-    try:
-        private = tempfile.TemporaryDirectory(prefix="ckpt-restore-", dir=folder)
-    except OSError as error:
-        raise ImageUnusable(folder, f"nothing can be fetched to there: {error.strerror}") from error
-    with private as path:
-        yield os.path.join(path, "image")
 
 
 def _fetch_in_child(url: str, number: GenerationNo | None, directory: str) -> int:

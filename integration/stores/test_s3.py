@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from ckpt.image.keys import PrivateKey, write_private_key
-from integration.errors.refusals import nobody_left, refused
+from integration.errors.refusals import children, nobody_left, refused
 from integration.harness import CKPT, Restored, become_subreaper, ckpt, dump
 from integration.stores.names import BUCKET, KEYS
 from integration.workloads.driver import Program
@@ -145,6 +145,39 @@ def test_interrupted_while_the_store_is_silent(tmp_path, scratch, monkeypatch, c
             assert process.stderr.read() == "ckpt: interrupted\n"
     assert list(scratch.iterdir()) == []
     assert list(tmp_path.iterdir()) == [scratch]
+
+
+def test_what_a_killed_restore_left_goes_with_the_next(scratch):
+    """One that still fetches keeps its own; so does another user."""
+    other = scratch / "ckpt-restore-of-another"
+    other.mkdir(0o700)
+    os.chown(other, 65534, 65534)
+    command = [*CKPT, "restore", "--trust-image", URL]
+    with socket.create_server(("127.0.0.1", 0)) as silent, nobody_left():
+        waits = {
+            **os.environ,
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{silent.getsockname()[1]}",
+        }
+        with (
+            subprocess.Popen(command, env=waits, stderr=subprocess.PIPE, text=True) as killed,
+            silent.accept()[0],
+        ):
+            (left,) = set(scratch.iterdir()) - {other}
+            with (
+                subprocess.Popen(command, env=waits, stderr=subprocess.PIPE, text=True) as fetches,
+                silent.accept()[0],
+            ):
+                (used,) = set(scratch.iterdir()) - {other, left}
+                (fetcher,) = children(killed.pid)
+                killed.kill()
+                assert killed.wait(60) == -signal.SIGKILL
+                assert os.waitpid(fetcher, 0)[1] == signal.SIGKILL, "it goes with it"
+                refused(34, "restore", "--trust-image", "--at", "9", URL)
+                assert set(scratch.iterdir()) == {other, used}
+                fetches.send_signal(signal.SIGINT)
+                assert fetches.wait(60) == 130
+                assert fetches.stderr.read() == "ckpt: interrupted\n"
+    assert list(scratch.iterdir()) == [other]
 
 
 def test_troubles_have_their_codes(tmp_path, monkeypatch):
