@@ -45,8 +45,10 @@ def check_host(record: SysvRecord, _features: Features) -> Iterator[Finding]:
 
 
 def _is_left_behind(here: Listed, segment: SegmentRecord) -> bool:
+    # Of one that has no key any more: a restore was killed between making and removing it.
+    keys = (segment.permissions.key, segment.first_key)
     return (
-        here.permissions.key == segment.permissions.key
+        here.permissions.key in keys
         and here.fields["size"] == segment.size_bytes
         and here.fields["nattch"] == 0
     )
@@ -58,6 +60,8 @@ class _Segment:
     def __init__(self, record: SegmentRecord) -> None:
         """Make it, still empty."""
         self._record = record
+        self._goes_by_itself = bool(record.permissions.mode & SHM_DEST)
+        """With the last who has it attached; so nothing stays if we are killed."""
         self._done = False
         _make_room(record)
         self._id = _made(
@@ -66,11 +70,15 @@ class _Segment:
             lambda flags: _get_segment(record, flags),
             sysvipc.remove_segment,
         )
-        self._address: RemoteAddr | None = None
+        self._address: RemoteAddr | None = sysvipc.shmat(self._id)
+        if self._goes_by_itself:
+            # It can still be attached by its id, as long as it is there.
+            sysvipc.remove_segment(self._id)
 
     def fill(self) -> None:
         """Give it its content, its owner and its mode."""
-        address = self._address = sysvipc.shmat(self._id)
+        assert self._address is not None
+        address = self._address
         for one in self._record.data:
             raw = zlib.decompressobj().decompress(one.packed, one.len_bytes)
             sysvipc.write_attached(address, one.offset_bytes, raw)
@@ -79,15 +87,14 @@ class _Segment:
     def let_go(self) -> None:
         """Leave it to the processes, which have it attached by now."""
         self._done = True
-        if self._record.permissions.mode & SHM_DEST:
-            sysvipc.remove_segment(self._id)
         self._detach()
 
     def close(self) -> None:
         """Detach and remove it if nobody got it."""
         if not self._done:
-            with contextlib.suppress(OSError):
-                sysvipc.remove_segment(self._id)
+            if not self._goes_by_itself:
+                with contextlib.suppress(OSError):
+                    sysvipc.remove_segment(self._id)
             self._detach()
 
     def _detach(self) -> None:

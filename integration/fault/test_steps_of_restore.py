@@ -7,6 +7,7 @@ before, and a restore must work; where the tree was let go, it is whole.
 
 import itertools
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from integration.errors.refusals import children
 from integration.fault.test_failing_restore import outside, reap
 from integration.harness import Restored, become_subreaper, dump
 from integration.process.test_killed_restore import end_all, name_of, restorer
-from integration.workloads.driver import Program
+from integration.workloads.driver import Program, descendants, end_orphans
 
 become_subreaper()
 
@@ -31,6 +32,10 @@ CASES = [("s_threads", HERE)]
 if EVERY:
     CASES += [(name, HERE) for name in ("s_files", "s_memory", "s_sysv", "s_shared_tree")]
     CASES += [("s_registers", NEW_PIDS)]
+
+
+REFUSED = 77
+"""Exit code of a restore that failed as planned."""
 
 
 def host(folder, pid):
@@ -45,12 +50,16 @@ def end_at(one, point, action):
     """Look at what a restore has left that ended there; end that."""
     what = f"{point}={action}"
     stay = one.left()
+    # Else it ended before that step, of something that one before it had left behind.
+    assert one.exit_code == (-signal.SIGKILL if action == "kill" else REFUSED), what
     if action == "kill" and point in RUNS:
         assert one.dialogue.line() == "ok", what
     else:
         assert [name_of(pid) for pid in stay] == [], what
+    others = {pid for one_of_us in stay for pid in descendants(one_of_us)}
     # The first of a pid namespace last.
     end_all(reversed(stay))
+    end_orphans(others)
     assert children(os.getpid()) <= one.others, what
 
 
@@ -59,8 +68,8 @@ def restore_until(image, options, planned):
     try:
         restore(image, None, options)
     except NotPermitted:
-        os._exit(0)
-    os._exit(1)
+        os._exit(REFUSED)
+    os._exit(0)
 
 
 @pytest.mark.parametrize(("program", "options"), CASES)

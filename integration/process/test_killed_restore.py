@@ -49,10 +49,12 @@ class Restorer:
     pipes: list[int]
     others: set[int]
     """Our children before it."""
+    exit_code: int | None = None
+    """How it ended, negative by a signal."""
 
     def left(self):
         """Return the processes that stay, each one the program and whole; reap those that end."""
-        os.waitpid(self.pid, 0)
+        self.exit_code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         stay = []
         # Told before anyone is looked at: who is still under construction will never answer.
         self.dialogue.tell("check")
