@@ -58,19 +58,22 @@ class Restorer:
         stay = []
         # Told before anyone is looked at: who is still under construction will never answer.
         self.dialogue.tell("check")
-        # The first of a pid namespace ends only when the others in it were waited for.
-        for pid in sorted(children(os.getpid()) - self.others, reverse=True):
-            pidfd = os.pidfd_open(pid)
-            try:
-                ready = select.select([pidfd, self.pipes[2]], [], [], ANSWER_S)[0]
-                assert ready, f"{name_of(pid)} ({pid}) neither ends nor answers"
-                if pidfd in ready:
-                    os.waitpid(pid, 0)
-                else:
-                    stay.append(pid)
-            finally:
-                os.close(pidfd)
+        # Those below one that ends become ours then.
+        while new := children(os.getpid()) - self.others - set(stay):
+            # The first of a pid namespace ends only when the others in it were waited for.
+            stay += [pid for pid in sorted(new, reverse=True) if self._stays(pid)]
         return sorted(stay)
+
+    def _stays(self, pid):
+        pidfd = os.pidfd_open(pid)
+        try:
+            ready = select.select([pidfd, self.pipes[2]], [], [], ANSWER_S)[0]
+            assert ready, f"{name_of(pid)} ({pid}) neither ends nor answers"
+            if pidfd in ready:
+                os.waitpid(pid, 0)
+            return pidfd not in ready
+        finally:
+            os.close(pidfd)
 
 
 def name_of(pid):
