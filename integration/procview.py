@@ -52,6 +52,29 @@ def view(pid: int) -> dict[str, Any]:
     }
 
 
+def view_at_rest(pid: int) -> dict[str, Any]:
+    """Return the view of a process whose threads have come to where they wait.
+
+    It may say that it is ready while one of them is on its way into ppoll, with another mask. A
+    process that never rests is waited for in vain, for some seconds.
+    """
+    pidfd = pidfd_open(Pid(pid))
+    try:
+        for _ in range(_LOOKS):
+            if _is_at_rest(pid) or select.select([pidfd], [], [], _LOOK_EVERY_S)[0]:
+                break
+    finally:
+        os.close(pidfd)
+    return view(pid)
+
+
+def _is_at_rest(pid: int) -> bool:
+    """Tell whether each thread waits in a system call, or has ended."""
+    tasks = Path("/proc", str(pid), "task").iterdir()
+    # Else it says that it is running, or -1.
+    return all((task / "syscall").read_text()[0].isdigit() for task in tasks)
+
+
 def _status(task: Path) -> dict[str, str]:
     lines = (task / "status").read_text().splitlines()
     fields = dict(line.split(":", 1) for line in lines)

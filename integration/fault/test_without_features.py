@@ -16,7 +16,7 @@ from integration.errors.refusals import nobody_left, refused, untouched
 from integration.fault.stepping import compare_newest
 from integration.harness import Restored, become_subreaper, ckpt
 from integration.live.sweeping import Sweeper
-from integration.procview import lasting_differences, view
+from integration.procview import lasting_differences, view_at_rest
 from integration.trackers.truth import settle_on_one_cpu
 from integration.workloads.driver import Program, descendants
 
@@ -55,7 +55,7 @@ def test_it_is_done_another_way(feature, tmp_path, monkeypatch, promise):
         for pid in (target.pid, *descendants(target.pid)):
             settle_on_one_cpu(pid)
         dump(target.pid, image)
-        before = view(target.pid)
+        before = view_at_rest(target.pid)
         done = ckpt(
             *("dump", "--pid", target.pid, "--incremental", "--json", image), env=without(feature)
         )
@@ -63,7 +63,7 @@ def test_it_is_done_another_way(feature, tmp_path, monkeypatch, promise):
         assert json.loads(done.stdout)["tracker"] == tracker
         if program not in NEVER_STILL:
             compare_newest(image, target.pid)
-        assert view(target.pid) == before
+        assert lasting_differences(before, target.pid) == []
         assert target.ask("check") == "ok"
     monkeypatch.setenv(fault.VARIABLE, f"without-{feature}")
     with Restored(image) as back:
@@ -113,9 +113,11 @@ def test_who_shares_what_is_not_guessed(tmp_path):
 )
 def test_what_cannot_be_read_is_refused(feature, word, tmp_path):
     image = tmp_path / "image"
-    with Program("s_threads", cwd=tmp_path) as target, untouched(target.pid):
+    with Program("s_threads", cwd=tmp_path) as target:
+        before = view_at_rest(target.pid)
         message = refused(MISSING, "dump", "--pid", target.pid, image, env=without(feature))
         assert f"system call to {word}" in message
+        assert lasting_differences(before, target.pid) == []
         assert not image.exists()
 
 
