@@ -18,7 +18,7 @@ from ckpt import fault
 from ckpt.engine.fill import fill
 from ckpt.engine.growing import Growing, end_leader
 from ckpt.engine.guard import Lazy, Server, start_server, watching
-from ckpt.engine.inheriting import NOTHING, Inheritance, inheritance, plan_fill, stored
+from ckpt.engine.inheriting import NOTHING, Inheritance, inheritance, plan_fill, stored_pages
 from ckpt.engine.prefilling import Prefilled
 from ckpt.engine.rebuilding import Rebuilding, in_order, run_in_rounds
 from ckpt.engine.records import ProcessImage, ThreadImage, TreeImage
@@ -56,7 +56,7 @@ class Part:
 
     image: ProcessImage
     at_once: ResolvedRuns
-    """What is filled before it runs."""
+    """What is filled before it runs; what is there of one that is prefilled may not be in it."""
     lazy: Lazy | None = None
     """What is filled while it runs."""
     inherited: Mapping[str, RemoteFd] = attrs.Factory(dict)
@@ -64,6 +64,8 @@ class Part:
     """What it has of its maker's memory when it is born."""
     prefilled: Prefilled | None = None
     """What is there of its memory already."""
+    wanted: Spans = attrs.Factory(lambda self: stored_pages(self.at_once), takes_self=True)
+    """All pages that have content before it runs."""
     embryo: Embryo = attrs.field(init=False)
 
 
@@ -130,11 +132,12 @@ class Building:
             part.embryo = embryo
             if part.prefilled:
                 part.prefilled.embryo = embryo
-                part.prefilled.rescue(image.resources["memory"], part.at_once)
+                part.prefilled.rescue(image.resources["memory"], part.wanted)
             maker = self.parts.get(embryo.maker) if embryo.maker else None
             # What is filled only later is nothing yet that a child could keep.
             if maker and maker.image.owns(MEMORY) and not (part.lazy or maker.lazy):
-                part.inheritance = inheritance(maker.image.resources["memory"], maker.at_once)
+                memory = maker.image.resources["memory"]
+                part.inheritance = inheritance(memory, maker.at_once, maker.wanted)
         self._restore_processes(parts, Stage.MEMORY)
         fault.reach("restore-mapped")
         for _, embryo in born:
@@ -192,11 +195,11 @@ class Building:
         embryo, vmas = part.embryo, part.image.resources["memory"].vmas
         if part.lazy is None:
             pages = (
-                part.prefilled.plan_rest(part.at_once, keep)
+                part.prefilled.plan_rest(part.wanted, keep)
                 if part.prefilled
-                else plan_fill(part.at_once, keep, part.inheritance)
+                else plan_fill(part.at_once, part.wanted, keep, part.inheritance)
             )
-            all_bytes = total_bytes(stored(part.at_once))
+            all_bytes = total_bytes(part.wanted)
             if pages is None:
                 self.late_bytes += all_bytes
                 fill(embryo, self.reader, part.at_once, vmas)
@@ -206,7 +209,10 @@ class Building:
             self.ahead_bytes += all_bytes - late_bytes
             if pages.drop:
                 embryo.run_checked("dropping memory", [drop(*span) for span in pages.drop])
-            fill(embryo, self.reader, part.at_once.clip(iter_ranges(pages.write)), vmas, pages.over)
+            rest = part.at_once.clip(iter_ranges(pages.write))
+            if total_bytes(stored_pages(rest)) < late_bytes:
+                raise RestoreFailed("filling memory", "pages of it are nowhere")
+            fill(embryo, self.reader, rest, vmas, pages.over)
             if part.prefilled:
                 part.prefilled.put_back()
             return

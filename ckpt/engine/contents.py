@@ -19,11 +19,13 @@ from collections.abc import Iterable, Iterator
 import attrs
 
 from ckpt.engine.copying import CHUNK_BYTES, Copy, DropEqual, Pool
+from ckpt.engine.pages import IN_PARENT, build_file_runs
+from ckpt.engine.stream import Copies
 from ckpt.image.reader import PageReader
-from ckpt.image.runs import Fate, RunTable, RunTableBuilder
+from ckpt.image.runs import RunTable
 from ckpt.kernel.libc import readable_address
 from ckpt.resources.content import ContentKind, ContentRecord, Found
-from ckpt.tracker.spans import Spans, subtract
+from ckpt.tracker.spans import Spans, join, subtract
 from ckpt.units import AddrRange, Fd, RemoteAddr
 
 
@@ -54,7 +56,7 @@ class ContentCopy:
         self._held: list[mmap.mmap] = []
         self._room: tuple[mmap.mmap, int] | None = None
         """The buffer that is being filled, and how far it is."""
-        self._fates: dict[str, list[tuple[int, int, Fate, int]]] = {}
+        self._copies: dict[str, Copies] = {}
 
     def read(self, found: Iterable[Found]) -> None:
         """Read every file that was found.
@@ -71,7 +73,7 @@ class ContentCopy:
             if record.kind == ContentKind.DIRECTORY:
                 continue
             self._pages[record.space] = -(-record.size_bytes // self._page_size)
-            self._fates[record.space] = []
+            self._copies[record.space] = []
             if self._parent is not None and record.space in self._parent.manifest.spaces:
                 self._drops[record.space] = DropEqual(self._parent, record.space)
             fd = _open_quietly(one.opened_at)
@@ -115,14 +117,14 @@ class ContentCopy:
         for one in self._read:
             view = memoryview(one.buffer)[one.at : one.at + one.end - one.start]
             whole = [(one.start, one.end)]
-            fates = self._fates[one.space]
+            copies = self._copies[one.space]
             kept = self._differing(one, view)
-            fates += [(start, end, Fate.PARENT, 0) for start, end in subtract(whole, kept)]
+            copies += [(start, end, IN_PARENT) for start, end in subtract(whole, kept)]
             if kept:
                 len_bytes = sum(end - start for start, end in kept)
                 source = self._copy.store_other(one.space, kept, bytes(view[:len_bytes]))
                 for start, end in kept:
-                    fates.append((start, end, Fate.DATA, source))
+                    copies.append((start, end, source))
                     source += (end - start) // self._page_size
         for buffer in self._held:
             self._pool.give_back(buffer)()
@@ -139,17 +141,17 @@ class ContentCopy:
 
     def tables(self) -> dict[str, RunTable]:
         """Return the run table of each page space; everything has been stored."""
-        return {space: self._build(space, n_pages) for space, n_pages in self._pages.items()}
+        return {
+            space: build_file_runs(n_pages, sorted(self._copies[space]), self._page_size)
+            for space, n_pages in self._pages.items()
+        }
 
-    def _build(self, space: str, n_pages: int) -> RunTable:
-        builder = RunTableBuilder(self._page_size)
-        at = 0
-        for start, end, fate, source in sorted(self._fates[space]):
-            builder.add(at, (start - at) // self._page_size, Fate.ZERO)
-            builder.add(start, (end - start) // self._page_size, fate, source)
-            at = end
-        builder.add(at, n_pages - at // self._page_size, Fate.ZERO)
-        return builder.build()
+    def held(self) -> dict[str, Spans]:
+        """Return the pages of each page space that are no holes; everything has been stored."""
+        return {
+            space: join((start, end) for start, end, _ in copies)
+            for space, copies in self._copies.items()
+        }
 
 
 def _open_quietly(path: str) -> Fd:

@@ -121,7 +121,6 @@ class Copy:
             spans += kept
             self._read.append(_Chunk(buffer, len_bytes, pool))
             self.store_all()
-        self.stream.keep_up(space, self.page_size)
         self._sink.drain()
         return join(spans)
 

@@ -25,7 +25,6 @@ from ckpt.engine.layout import choose_arena, spans_of
 from ckpt.engine.prefilling import Prefilled, prefilled
 from ckpt.engine.records import TreeImage
 from ckpt.errors import RestoreFailed
-from ckpt.image.runs import ResolvedRuns
 from ckpt.kernel.arch import NR
 from ckpt.kernel.clone3 import CloneFlag
 from ckpt.kernel.features import Features
@@ -33,7 +32,7 @@ from ckpt.kernel.pidfd import pidfd_open
 from ckpt.process.remote import call
 from ckpt.process.seed import ClockOffsets, Nursery, plant
 from ckpt.resources.registry import stays_in_ours
-from ckpt.tracker.spans import intersect, join
+from ckpt.tracker.spans import Spans, intersect, join
 from ckpt.units import AddrRange, Fd, Pid
 
 _US_AT = Fd(3)
@@ -92,9 +91,7 @@ class Ground:
         """
         return n_fds + int(_US_AT)
 
-    def begin(
-        self, tree: TreeImage, fds: Mapping[Fd, Fd], wanted: Mapping[Pid, ResolvedRuns]
-    ) -> None:
+    def begin(self, tree: TreeImage, fds: Mapping[Fd, Fd], wanted: Mapping[Pid, Spans]) -> None:
         """Have the embryos take descriptors of ours, that they could not be born with.
 
         State:  only those are left of them that are what they must be; `prefilled` has the memory
@@ -126,7 +123,7 @@ class Ground:
             if pid != root.number:
                 embryo.run_checked(step, [call(NR.unshare, CloneFlag.FILES)])
 
-    def _follow(self, now: Family, wanted: Mapping[Pid, ResolvedRuns]) -> None:
+    def _follow(self, now: Family, wanted: Mapping[Pid, Spans]) -> None:
         changes = plan_changes(self._family, now, list(self.nursery.embryos))
         self.prefilled = {pid: one for pid, one in self.prefilled.items() if pid in wanted}
         for pid in changes.moved:

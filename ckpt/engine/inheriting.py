@@ -26,33 +26,38 @@ class Inheritance:
 
     mapped: Sequence[Mapping] = ()
     runs: ResolvedRuns | None = None
-    """What it was filled with."""
+    """What it was filled with, or a part of that."""
+    pages: Spans = attrs.Factory(list)
+    """All pages that it has."""
 
 
 NOTHING = Inheritance()
 """Of the seed, or where memory is filled only later."""
 
 
-def inheritance(memory: MemoryRecord, filled: ResolvedRuns) -> Inheritance:
+def inheritance(memory: MemoryRecord, filled: ResolvedRuns, pages: Spans) -> Inheritance:
     """Return what a child has of a process under construction."""
-    return Inheritance(inheritable(memory), filled)
+    return Inheritance(inheritable(memory), filled, pages)
 
 
-def plan_fill(wanted: ResolvedRuns, keep: Spans, inherited: Inheritance) -> Pages | None:
+def plan_fill(
+    stored: ResolvedRuns, wanted: Spans, keep: Spans, inherited: Inheritance
+) -> Pages | None:
     """Return which pages must go, and which must be written; None: all, and there is nothing.
 
     Args:
-        wanted: all that the process has stored.
+        stored: all that the process has stored.
+        wanted: the pages of that.
         keep: inherited mappings that stay.
         inherited: what was in them.
     """
     if inherited.runs is None or not keep:
         return None
-    right = same_pages(inherited.runs, wanted)
-    return plan_pages(keep, stored(inherited.runs), right, stored(wanted))
+    right = same_pages(inherited.runs, stored)
+    return plan_pages(keep, inherited.pages, right, wanted)
 
 
-def stored(runs: ResolvedRuns) -> Spans:
+def stored_pages(runs: ResolvedRuns) -> Spans:
     """Return the pages that the image holds the content of."""
     size, data = runs.page_size, int(Fate.DATA)
     found: Spans = []

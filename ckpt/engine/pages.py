@@ -113,6 +113,28 @@ class Held:
         return copied, subtract(self.pages, copied)
 
 
+IN_PARENT = -1
+"""Instead of an ordinal in the stream."""
+
+
+def build_file_runs(n_pages: int, copies: Copies, page_size: int) -> RunTable:
+    """Return the run table of the content of a file; what no copy has is a hole.
+
+    Args:
+        n_pages: how many the file has.
+        copies: ascending by offset; `IN_PARENT` those that the parent holds.
+        page_size: in bytes.
+    """
+    builder = RunTableBuilder(page_size)
+    whole = (0, n_pages * page_size)
+    if copies:
+        starts, ends, sources = zip(*copies, strict=True)
+        builder.fill(whole, Fate.ZERO, starts, ends, sources)
+    else:
+        builder.add_pages(*whole, Fate.ZERO)
+    return builder.build()
+
+
 def build_runs(memory: MemoryRecord, copies: Copies, parent: Spans, page_size: int) -> RunTable:
     """Return the run table of one address space: every page of every mapping has a fate.
 
@@ -125,7 +147,7 @@ def build_runs(memory: MemoryRecord, copies: Copies, parent: Spans, page_size: i
     builder = RunTableBuilder(page_size)
     pieces = copies
     if parent:
-        pieces = sorted([*copies, *((start, end, _IN_PARENT) for start, end in parent)])
+        pieces = sorted([*copies, *((start, end, IN_PARENT) for start, end in parent)])
     index = 0
     for vma in memory.vmas:
         if vma.special:
@@ -146,14 +168,10 @@ def build_runs(memory: MemoryRecord, copies: Copies, parent: Spans, page_size: i
     return builder.build()
 
 
-_IN_PARENT = -1
-"""Instead of an ordinal in the stream."""
-
-
 def _cut(piece: tuple[int, int, int], start: int, end: int, page_size: int) -> tuple[int, int, int]:
     """Return what of a piece lies between two addresses."""
     first, last, source = piece
     start, end = max(first, start), min(last, end)
-    if source != _IN_PARENT:
+    if source != IN_PARENT:
         source += (start - first) // page_size
     return start, end, source

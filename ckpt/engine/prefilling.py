@@ -17,10 +17,8 @@ from collections.abc import Sequence
 
 import attrs
 
-from ckpt.engine.inheriting import stored
 from ckpt.engine.rebuilding import Rebuilding, run_in_rounds
 from ckpt.errors import RestoreFailed
-from ckpt.image.runs import ResolvedRuns
 from ckpt.kernel import process_vm
 from ckpt.kernel.features import Features
 from ckpt.process.seed import Embryo
@@ -109,7 +107,7 @@ class Prefilled:
         if process_vm.writev(self.embryo.pid, pieces, raw) < wanted:
             raise RestoreFailed("filling memory ahead", f"no page at {pieces[0][0]:#x} and after")
 
-    def rescue(self, record: MemoryRecord, wanted: ResolvedRuns) -> None:
+    def rescue(self, record: MemoryRecord, wanted: Spans) -> None:
         """Read what is there, and will have to be mapped anew.
 
         Args:
@@ -117,17 +115,15 @@ class Prefilled:
             wanted: its pages.
         """
         keep = plan_remapping(self.mapped, mappings_of(record)).keep
-        # As a rule nothing: then nobody looks at what is wanted, which is long.
-        if lost := subtract(self.there, keep):
-            self._read(intersect(lost, stored(wanted)))
+        self._read(intersect(subtract(self.there, keep), wanted))
 
-    def move_out(self, wanted: ResolvedRuns) -> None:
+    def move_out(self, wanted: Spans) -> None:
         """Read all that is there: the process will be made anew, and its memory written again.
 
         Args:
             wanted: its pages, as they must be in the end.
         """
-        self._read(intersect(self.there, stored(wanted)))
+        self._read(intersect(self.there, wanted))
         self.mapped, self._room, self._filled, self._new = [], [], [], []
 
     def _read(self, spans: Spans) -> None:
@@ -138,11 +134,10 @@ class Prefilled:
                 raise RestoreFailed("filling memory ahead", f"no page at {start:#x} and after")
             self.rescued.append((start, bytes(content)))
 
-    def plan_rest(self, wanted: ResolvedRuns, keep: Spans) -> Pages:
+    def plan_rest(self, wanted: Spans, keep: Spans) -> Pages:
         """Return which pages must go, and which must come from frames that were kept."""
-        pages = stored(wanted)
-        right = intersect(self.there, pages)
-        plan = plan_pages(keep, self.there, right, pages)
+        right = intersect(self.there, wanted)
+        plan = plan_pages(keep, self.there, right, wanted)
         ours = join((start, start + len(content)) for start, content in self.rescued)
         return attrs.evolve(plan, write=subtract(plan.write, ours))
 

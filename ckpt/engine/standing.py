@@ -146,7 +146,7 @@ def standing(building: Building, site: Site, ground: Ground | None = None) -> It
         for pid, part in building.parts.items():
             part.inherited = inherited(pid)
         if ground is not None:
-            ground.begin(tree, fds, {pid: part.at_once for pid, part in building.parts.items()})
+            ground.begin(tree, fds, {pid: part.wanted for pid, part in building.parts.items()})
             for pid, prefilled in ground.prefilled.items():
                 building.parts[pid].prefilled = prefilled
             building.build(ground.nursery)

@@ -97,10 +97,11 @@ class Stream:
             firsts.append((firsts[-1] if firsts else 0) + n_bytes // page_size)
         return firsts[index]
 
-    def keep_up(self, space: str, page_size: int) -> None:
+    def keep_up(self, page_size: int) -> None:
         """Find out what will be asked for, while there is time."""
-        self.covered(space)
-        self.newest(space, page_size)
+        for space in self._spaces:
+            self.covered(space)
+            self.newest(space, page_size)
 
     def covered(self, space: str) -> Spans:
         """Return all that was copied of an address space, or that another one's copies stand for.

@@ -30,8 +30,10 @@ class Taken:
     tree: Tree
     """Of the capture."""
     image: TreeImage
+    held: Mapping[str, Spans]
+    """The pages of each page space that have content in the stream, or in the parent generation."""
     spaces: Callable[[], Mapping[str, RunTable]]
-    """Tells where each page of each page space is in the stream; that is some work."""
+    """Tells where each of them is; that is the more work the more often memory was written."""
     left: tuple[tuple[str, Pid, Spans], ...] = ()
     """Page space, process, and its pages that were not copied (see `Taking.leave`)."""
 

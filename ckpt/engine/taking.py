@@ -258,6 +258,7 @@ class Taking:
             if captured is None:
                 image = settle(image)
             spaces = partial(self._build_tables, image, contents)
+            held = {space: one.held.pages for space, one in self._of_spaces(image).items()}
             if numbers is not None:
                 image = renumber(image, numbers)
             fault.reach("dump-settled")
@@ -265,7 +266,7 @@ class Taking:
                 (one.member.space, one.member.pid, intersect(one.scan.populated, one.left))
                 for one in parts
             )
-            yield Taken(frozen, tree, image, spaces, tuple(left))
+            yield Taken(frozen, tree, image, held | contents.held(), spaces, tuple(left))
 
     def preview(self) -> TreeImage:
         """Stop the tree for a moment and return all but its memory; nothing is copied.
@@ -451,13 +452,18 @@ class Taking:
             member.held.add(copied)
 
     def _build_tables(self, image: TreeImage, contents: ContentCopy) -> dict[str, RunTable]:
-        members = {one.number: one for one in self.members.by_pid.values()}
+        processes = {process.pid: process for process in image.processes}
         memory = {
-            members[process.pid].space: self._build_runs(process, members[process.pid])
-            for process in image.processes
-            if process.has_memory
+            space: self._build_runs(processes[member.number], member)
+            for space, member in self._of_spaces(image).items()
         }
         return memory | contents.tables()
+
+    def _of_spaces(self, image: TreeImage) -> dict[str, Member]:
+        """Return whose memory each page space is; the numbers are ours."""
+        members = {one.number: one for one in self.members.by_pid.values()}
+        having = [members[process.pid] for process in image.processes if process.has_memory]
+        return {member.space: member for member in having}
 
     def _build_runs(self, process: ProcessImage, member: Member) -> RunTable:
         """Return where each page of a process is."""

@@ -22,6 +22,7 @@ from ckpt.errors import HostFull, ImageCorrupt, ImageUnusable
 from ckpt.image.chain import Chain
 from ckpt.image.format import (
     MANIFEST_NAME,
+    MAX_MANIFEST_BYTES,
     SEALED_VERSION,
     TEMPORARY_PREFIX,
     Manifest,
@@ -33,6 +34,7 @@ from ckpt.image.format import (
 )
 from ckpt.image.newest import write_newest
 from ckpt.image.pages import EncodedFrame, FrameTable, seal_encoded
+from ckpt.image.runs import RunTable
 from ckpt.image.sealing import Seal
 from ckpt.units import GenerationNo
 
@@ -103,18 +105,23 @@ class Arriving:
             self._has_hole = False
 
     def commit(
-        self, encoded: bytes, name: str, records: Mapping[str, object] | None = None
+        self,
+        encoded: bytes,
+        name: str,
+        spaces: Mapping[str, RunTable],
+        records: Mapping[str, object] | None = None,
     ) -> Manifest:
         """Take the manifest, and make the generation one that can be read.
 
         Args:
             encoded: what `encode_manifest` made, capped by the caller.
             name: what to call it in messages.
+            spaces: the run tables, made of what came.
             records: that belong into it; None: it has them, or nobody will ask.
 
         Raises:
             ImageCorrupt, ImageVersion: it is damaged, or tells of other frames than came.
-            HostFull, ImageUnusable: it cannot be written.
+            HostFull, ImageUnusable: it cannot be written, or its page table is too long.
         """
         manifest = decode_manifest(encoded, name)
         came = () if not len(self._came) else (PageFile(self._came_bytes, self._came),)
@@ -122,6 +129,9 @@ class Arriving:
             raise ImageCorrupt(name, "it tells of other page frames than came")
         if (manifest.chain_id, manifest.generation) != (self._chain.chain_id, NUMBER):
             raise ImageCorrupt(name, "it belongs to another chain")
+        if any(table.page_size != manifest.page_size for table in spaces.values()):
+            raise ImageCorrupt(name, "its pages have another size than those that came")
+        manifest = attrs.evolve(manifest, spaces=spaces)
         if records is not None:
             manifest = attrs.evolve(manifest, records=dict(records))
         if self._sealed is not None:
@@ -131,9 +141,10 @@ class Arriving:
                 sealed=self._sealed,
                 page_files=(PageFile(self._size_bytes, self._frames),) if came else (),
             )
-        if records is not None or self._sealed is not None:
-            encoded, digest = encode_manifest(manifest)
-            manifest = attrs.evolve(manifest, digest=digest)
+        encoded, digest = encode_manifest(manifest)
+        if len(encoded) > MAX_MANIFEST_BYTES:
+            raise ImageUnusable(name, f"its page table would take {len(encoded)} bytes")
+        manifest = attrs.evolve(manifest, digest=digest)
         self._end_hole()
         self._store.close_file(self._fd)
         self._fd = -1

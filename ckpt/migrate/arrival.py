@@ -14,7 +14,7 @@ has the last words.
 import contextlib
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -61,6 +61,7 @@ from ckpt.migrate.messages import (
     Go,
     Offer,
     Pages,
+    PagesOf,
     Prepared,
     Purpose,
     Ready,
@@ -72,12 +73,14 @@ from ckpt.migrate.messages import (
 )
 from ckpt.migrate.session import Session
 from ckpt.migrate.shortage import shortage_untold
+from ckpt.migrate.tables import build_tables, unpack_held
 from ckpt.migrate.taking import Taking
 from ckpt.process.seed import ClockOffsets
 from ckpt.process.tree import read_boot_id
 from ckpt.process.uninterrupted import uninterrupted
 from ckpt.resources.base import RestoreOptions
 from ckpt.resources.registry import entered
+from ckpt.tracker.spans import Spans
 from ckpt.units import Pid
 
 _NOT_EMPTY = "has generations already, and what arrives begins a chain; name another directory"
@@ -257,6 +260,8 @@ def _lies_of(work: _Work) -> Iterator[None]:
         yield
     except CkptError as error:
         raise ProtocolError(peer=work.channel.peer, reason=error.message()) from error
+    except ValueError as error:
+        raise ProtocolError(peer=work.channel.peer, reason=str(error)) from error
 
 
 L = TypeVar("L", Tree, Departed, State)
@@ -310,10 +315,12 @@ def _built(
             if state is None:
                 raise _Kept
             with _lies_of(work):
+                held = unpack_held(state.held)
+                tables = build_tables(tree, held, taking.there, taking.kept)
                 records = encode_tree(tree) if work.options.image_dir else None
-                taking.arriving.commit(state.manifest, "what came", records)
+                taking.arriving.commit(state.manifest, "what came", tables, records)
             reader = PageReader(work.chain, NUMBER, threads=count_free_threads())
-            parts = _parts(work, tree, reader, state)
+            parts = _parts(work, tree, reader, state.missing, held)
             building = Building(tree, parts, reader, features, work.warnings.append)
             with work.channel.kept_alive():
                 stands = stack.enter_context(standing(building, site, ground))
@@ -322,10 +329,21 @@ def _built(
             yield stands
 
 
-def _parts(work: _Work, tree: TreeImage, reader: PageReader, state: State) -> dict[Pid, Part]:
+def _parts(
+    work: _Work,
+    tree: TreeImage,
+    reader: PageReader,
+    missing: Sequence[PagesOf],
+    held: Mapping[str, Spans],
+) -> dict[Pid, Part]:
     if work.late is not None:
-        return work.late.parts(tree, reader, state.missing)
-    return {one.pid: part_at_once(one, reader) for one in tree.processes}
+        return work.late.parts(tree, reader, missing)
+    parts = {one.pid: part_at_once(one, reader) for one in tree.processes}
+    for part in parts.values():
+        if part.image.has_memory:
+            # Most of it is in place already, and in no table.
+            part.wanted = held[part.image.space]
+    return parts
 
 
 # ---- the last words

@@ -36,7 +36,7 @@ from ckpt.migrate.messages import (
     Complete,
     Done,
     KeepAlive,
-    Missing,
+    PagesOf,
     Purpose,
     Running,
     WhatNow,
@@ -92,7 +92,7 @@ class Late:
         return self._resumed.get_nowait()
 
     def parts(
-        self, tree: TreeImage, reader: PageReader, missing: Sequence[Missing]
+        self, tree: TreeImage, reader: PageReader, missing: Sequence[PagesOf]
     ) -> dict[Pid, Part]:
         """Return what is to be built, with the pages that come later.
 
@@ -112,7 +112,7 @@ class Late:
             raise ProtocolError(peer=self.peer, reason="pages are missing of nobody's memory")
         return parts
 
-    def _part(self, process: ProcessImage, reader: PageReader, said: Missing) -> Part:
+    def _part(self, process: ProcessImage, reader: PageReader, said: PagesOf) -> Part:
         try:
             spans = unpack_spans(said.spans)
             lazy, others = split_mappings(process.resources["memory"].vmas, spans)

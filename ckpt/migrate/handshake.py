@@ -36,8 +36,8 @@ from ckpt.migrate.channel import Channel
 from ckpt.migrate.messages import Challenge, Hello, Proof, Purpose, Refusal, Welcome
 from ckpt.migrate.tls import is_about_certificates
 
-OLDEST_VERSION = 2
-NEWEST_VERSION = 2
+OLDEST_VERSION = 3
+NEWEST_VERSION = 3
 
 NONCE_BYTES = 32
 KEY_BYTES = 32

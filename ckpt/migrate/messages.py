@@ -155,22 +155,25 @@ class RoundEnds(Message):
 
 
 @attrs.frozen
-class Missing:
-    """Pages that were not sent, and can be fetched."""
+class PagesOf:
+    """Some pages of a page space."""
 
     space: str
     spans: bytes
-    """See `spans.pack_spans`; the manifest calls them zero."""
+    """See `spans.pack_spans`."""
 
 
 @message(22, max_field_bytes=MAX_FIELD_BYTES)
 @attrs.frozen
 class State(Message):
-    """S: all pages were sent but those missing; what each page space is made of."""
+    """S: all pages were sent but those missing; which of them count."""
 
     manifest: bytes
-    """Without records."""
-    missing: tuple[Missing, ...] = ()
+    """Without records, and without page spaces: D knows which frame was the last with a page."""
+    missing: tuple[PagesOf, ...] = ()
+    """What was not sent, and can be fetched."""
+    held: tuple[PagesOf, ...] = ()
+    """Of every page space, all other pages that have content."""
 
 
 @message(23)

@@ -32,7 +32,6 @@ from ckpt.engine.taking import Taking
 from ckpt.errors import HookFailed, NotMoved, TreeLost
 from ckpt.image.format import FORMAT_VERSION, Kind, Manifest, PageFile, encode_manifest
 from ckpt.image.pipeline import PRESSED_LEVEL, Compression
-from ckpt.image.runs import RunTable
 from ckpt.kernel.features import Features, probe_features
 from ckpt.migrate.carrying import Carrier
 from ckpt.migrate.channel import Channel
@@ -42,9 +41,9 @@ from ckpt.migrate.handover import NobodyKnows, ask_again, hand_over, say_abort, 
 from ckpt.migrate.messages import (
     Accepted,
     Departed,
-    Missing,
     Offer,
     Options,
+    PagesOf,
     Ready,
     RoundEnds,
     State,
@@ -138,7 +137,6 @@ class _Work:
     def manifest(
         self,
         records: Mapping[str, object],
-        spaces: Mapping[str, RunTable] | None = None,
         files: tuple[PageFile, ...] = (),
     ) -> bytes:
         """Return a part of what is said of a tree, encoded as the manifest of a generation."""
@@ -159,7 +157,7 @@ class _Work:
                 "boot_id": read_boot_id(),
             },
             records=records,
-            spaces=spaces or {},
+            spaces={},
             page_files=files,
         )
         return encode_manifest(manifest)[0]
@@ -225,11 +223,11 @@ def migrate(
             contextlib.ExitStack() as at_last,
         ):
             departing.finish()
-            spaces = taken.spaces()
             sender.flush()
             files = (PageFile(sender.n_bytes, sender.frames),) if len(sender.frames) else ()
-            missing = tuple(Missing(space, pack_spans(s)) for space, _, s in taken.left if s)
-            channel.send(State(work.manifest({}, spaces, files), missing))
+            missing = tuple(PagesOf(space, pack_spans(s)) for space, _, s in taken.left if s)
+            held = tuple(PagesOf(space, pack_spans(s)) for space, s in taken.held.items())
+            channel.send(State(work.manifest({}, files), missing, held))
             serving = at_last.enter_context(
                 Serving(dialer, [Kept(*left) for left in taken.left], options.compression)
             )

@@ -18,6 +18,7 @@ from typing import Self
 from ckpt.engine.ground import Ground
 from ckpt.engine.prefilling import Piece, Prefilled
 from ckpt.engine.records import space_name
+from ckpt.engine.stream import Copied, Stream
 from ckpt.errors import ProtocolError
 from ckpt.image.arriving import Arriving
 from ckpt.image.pages import EncodedFrame, decode_frame
@@ -25,6 +26,7 @@ from ckpt.image.workers import Pending, Workers
 from ckpt.migrate.buffers import FrameBuffers
 from ckpt.migrate.channel import Channel
 from ckpt.migrate.messages import Pages
+from ckpt.tracker.spans import Spans
 
 _THREADS = 2
 _FRAMES = 16
@@ -51,6 +53,8 @@ class Taking:
         """For `Channel.receive`."""
         self._workers = Workers(_THREADS)
         self._pending: deque[Pending[None]] = deque()
+        self.kept = Stream()
+        """What the frames hold that were kept; of the others only how many pages."""
 
     def take(self, pages: Pages) -> None:
         """Take one frame.
@@ -64,6 +68,7 @@ class Taking:
         parts = self._plan(places)
         ahead_bytes = sum(len_bytes for _, pieces in parts for _, _, len_bytes in pieces)
         keep = ahead_bytes < n_bytes or self._keeps
+        self._note(places if keep else [("", 0, n_bytes)])
         self.arriving.append(pages.frame, n_bytes // mmap.PAGESIZE, keep=keep)
         if not parts:
             self._buffers.give_back(pages.frame.stored)
@@ -71,6 +76,17 @@ class Taking:
         while self._pending and self._pending[0].is_done:
             self._pending.popleft().wait()
         self._pending.append(self._workers.submit(partial(self._put, pages.frame, parts, n_bytes)))
+
+    def _note(self, places: list[tuple[str, int, int]]) -> None:
+        """Note what is in the stream next; an entry is of one space, and ascending."""
+        spans: Spans = []
+        last: tuple[str, int] | None = None
+        for space, start, end in places:
+            if last is None or space != last[0] or start < last[1]:
+                spans = []
+                self.kept.append(Copied(space, spans))
+            spans.append((start, end))
+            last = space, end
 
     def _plan(self, places: list[tuple[str, int, int]]) -> _Parts:
         """Return what of a frame is put in place ahead."""
@@ -97,13 +113,21 @@ class Taking:
             self._buffers.give_back(frame.stored)
 
     def finish(self) -> None:
-        """Wait until all is in place.
+        """Wait until all is in place, and be ready to be asked where it is.
 
         Raises:
             RestoreFailed, ProtocolError: some of it could not be put there.
         """
         while self._pending:
             self._pending.popleft().wait()
+        self.kept.keep_up(mmap.PAGESIZE)
+
+    @property
+    def there(self) -> dict[str, Spans]:
+        """Return what is in place of each page space, and need not be read from frames."""
+        if self._keeps:
+            return {}
+        return {space: room.there for space, room in self._rooms.items()}
 
     def _iter_places(self, pages: Pages) -> Iterator[tuple[str, int, int]]:
         if len(pages.places) % _PLACE_BYTES:

@@ -5,7 +5,7 @@ from array import array
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckpt.engine.inheriting import Inheritance, plan_fill, same_pages, stored
+from ckpt.engine.inheriting import Inheritance, plan_fill, same_pages, stored_pages
 from ckpt.image.runs import Fate, ResolvedRuns
 from ckpt.tracker.spans import join, subtract
 
@@ -38,6 +38,11 @@ def spans_of(pages):
     return join((at * PAGE, (at + 1) * PAGE) for at in pages)
 
 
+def plan_fill_of(child, kept, parent):
+    inherited = Inheritance((), parent, stored_pages(parent))
+    return plan_fill(child, stored_pages(child), kept, inherited)
+
+
 @given(page_spaces(), page_spaces())
 def test_the_same_page_of_the_same_generation_is_the_same(left, right):
     same = {at for at, page in left.items() if page[0] is Fate.DATA and right.get(at) == page}
@@ -47,17 +52,17 @@ def test_the_same_page_of_the_same_generation_is_the_same(left, right):
 @given(page_spaces())
 def test_a_child_that_has_written_nothing_is_given_nothing(pages):
     runs = runs_of(pages)
-    plan = plan_fill(runs, spans_of(pages), Inheritance((), runs))
+    plan = plan_fill_of(runs, spans_of(pages), runs)
     assert plan is None if not pages else (plan.write, plan.drop, plan.over) == ([], [], [])
 
 
 @given(page_spaces(), page_spaces())
 def test_what_is_not_kept_is_written(parent, child):
     kept = [(0, 8 * PAGE)]
-    plan = plan_fill(runs_of(child), kept, Inheritance((), runs_of(parent)))
-    outside = subtract(stored(runs_of(child)), kept)
+    plan = plan_fill_of(runs_of(child), kept, runs_of(parent))
+    outside = subtract(stored_pages(runs_of(child)), kept)
     assert subtract(outside, plan.write) == []
 
 
 def test_who_inherits_nothing_is_filled_wholly():
-    assert plan_fill(runs_of({}), [(0, PAGE)], Inheritance()) is None
+    assert plan_fill(runs_of({}), [], [(0, PAGE)], Inheritance()) is None

@@ -76,7 +76,7 @@ def test_the_newest_copy_counts(rounds, wanted, keeps_up):
     for copied in rounds:
         stream.append(Copied("mm-1", spans_of(copied)))
         if keeps_up:
-            stream.keep_up("mm-1", PAGE)
+            stream.keep_up(PAGE)
     copies = find_newest(stream, "mm-1", spans_of(held), PAGE)
     assert copies == sorted(copies)
     found = {

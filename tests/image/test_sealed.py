@@ -148,7 +148,8 @@ def arrive(source, chain, *, keep=True):
             for frame, n_pages in zip(stored_frames(source, manifest), table.n_pages, strict=True):
                 arriving.append(frame, n_pages, keep=keep)
         told = attrs.evolve(manifest, chain_id=chain.chain_id)
-        committed = arriving.commit(encode_manifest(told)[0], "what came", {"came": 1})
+        told, tables = attrs.evolve(told, spaces={}), told.spaces
+        committed = arriving.commit(encode_manifest(told)[0], "what came", tables, {"came": 1})
         here = PageReader(chain, 0)
         for space in manifest.spaces:
             assert pages_by_frames(here, space) == pages_by_frames(reader, space)

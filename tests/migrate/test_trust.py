@@ -192,14 +192,14 @@ def test_nobody_listens(paired):
         Dialer(address, paired.token).open()
 
 
-@pytest.mark.parametrize(("oldest", "newest"), [(3, 4), (0, 1), (4, 3), (-1, -1)])
+@pytest.mark.parametrize(("oldest", "newest"), [(4, 5), (0, 2), (5, 4), (-1, -1)])
 def test_versions_without_a_common_one_are_told_apart(paired, monkeypatch, oldest, newest):
     dialer = dialer_to(paired)
     monkeypatch.setattr(handshake, "OLDEST_VERSION", oldest)
     monkeypatch.setattr(handshake, "NEWEST_VERSION", newest)
     with pytest.raises(PeerVersion) as raised:
         dialer.open()
-    assert raised.value.theirs == "2"
+    assert raised.value.theirs == "3"
 
 
 # Certificates of an authority.
