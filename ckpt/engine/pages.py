@@ -18,7 +18,7 @@ from ckpt.image.runs import Fate, RunTable, RunTableBuilder
 from ckpt.kernel.procfs import maps
 from ckpt.resources.memory import KERNEL_VMAS, MemoryRecord, iter_own_vmas
 from ckpt.tracker.base import Scan
-from ckpt.tracker.spans import Own, Spans, intersect, join, subtract
+from ckpt.tracker.spans import Own, Spans, intersect, join, subtract, unite
 from ckpt.units import Pid
 
 
@@ -91,7 +91,7 @@ class Held:
 
     def add(self, copied: Spans) -> None:
         """Note pages that were copied after the last scan."""
-        self.pages = join([*self.pages, *copied])
+        self.pages = unite(self.pages, copied)
 
     def forget(self, spans: Spans) -> None:
         """Believe no more that these are held."""

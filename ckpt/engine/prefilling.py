@@ -27,7 +27,7 @@ from ckpt.resources.mapping_calls import bear
 from ckpt.resources.memory import MEMORY, MemoryRecord, mappings_of
 from ckpt.resources.remapping import Mapping, Pages, plan_pages, plan_remapping
 from ckpt.resources.vmas import PROT_READ, PROT_WRITE, VmaRecord
-from ckpt.tracker.spans import Spans, intersect, join, near, subtract
+from ckpt.tracker.spans import Spans, intersect, join, near, subtract, unite
 from ckpt.units import AddrRange, RemoteAddr
 
 Piece = tuple[RemoteAddr, int, int]
@@ -56,7 +56,7 @@ class Prefilled:
     def there(self) -> Spans:
         """All pages that were put there."""
         if self._new:
-            self._filled = join([*self._filled, *self._new])
+            self._filled = unite(self._filled, join(self._new))
             self._new = []
         return self._filled
 

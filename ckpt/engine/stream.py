@@ -14,7 +14,7 @@ from collections.abc import Iterable
 
 import attrs
 
-from ckpt.tracker.spans import Spans, intersect, join, subtract, total_bytes
+from ckpt.tracker.spans import Spans, intersect, join, subtract, total_bytes, unite
 
 Copies = list[tuple[int, int, int]]
 """Where copied pages are: start and end of their addresses, ordinal of the first in the stream;
@@ -112,7 +112,7 @@ class Stream:
         new = known.entries[known.n_covered :]
         if new:
             pieces = [span for index in new for span in self._entries[index].spans]
-            known.covered = join([*known.covered, *pieces])
+            known.covered = unite(known.covered, join(pieces))
             known.n_covered = len(known.entries)
         return known.covered
 

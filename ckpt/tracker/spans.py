@@ -4,8 +4,9 @@ A span list is `[(start, end), ...]`, ascending, disjoint, no empty range. Each 
 pass over both lists: a little Python per range, none per page.
 """
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
+from itertools import chain
 
 import attrs
 
@@ -30,52 +31,98 @@ class Own:
 def intersect(left: Spans, right: Spans) -> Spans:
     """Return what is in both."""
     result: Spans = []
-    i = j = 0
-    while i < len(left) and j < len(right):
-        left_start, left_end = left[i]
-        right_start, right_end = right[j]
-        start = left_start if left_start > right_start else right_start
-        end = left_end if left_end < right_end else right_end
-        if start < end:
-            result.append((start, end))
-        if left_end < right_end:
-            i += 1
-        else:
-            j += 1
+    append = result.append
+    others = chain(right, _END)
+    start, end = next(others)
+    for left_start, left_end in left:
+        while end <= left_start:
+            start, end = next(others)
+        while start < left_end:
+            append(
+                (
+                    start if start > left_start else left_start,
+                    end if end < left_end else left_end,
+                )
+            )
+            if end > left_end:
+                break
+            start, end = next(others)
     return result
 
 
 def subtract(left: Spans, right: Spans) -> Spans:
     """Return what is in `left` and not in `right`."""
+    if not right:
+        return list(left)
     result: Spans = []
-    j = 0
+    append = result.append
+    others = chain(right, _END)
+    start, end = next(others)
     for left_start, left_end in left:
-        start = left_start
-        while j < len(right) and right[j][1] <= start:
-            j += 1
-        k = j
-        while k < len(right) and right[k][0] < left_end:
-            if right[k][0] > start:
-                result.append((start, right[k][0]))
-            start = max(start, right[k][1])
-            k += 1
-        if start < left_end:
-            result.append((start, left_end))
+        at = left_start
+        while end <= at:
+            start, end = next(others)
+        while start < left_end:
+            if start > at:
+                append((at, start))
+            at = end
+            if end >= left_end:
+                break
+            start, end = next(others)
+        if at < left_end:
+            append((at, left_end))
     return result
 
 
 def join(pieces: Iterable[tuple[int, int]]) -> Spans:
     """Return the sorted, disjoint form of any ranges; neighbours become one."""
     result: Spans = []
+    append = result.append
+    at, until = 0, -1
     for start, end in sorted(pieces):
         if start >= end:
             continue
-        if result and start <= result[-1][1]:
-            if end > result[-1][1]:
-                result[-1] = (result[-1][0], end)
-        else:
-            result.append((start, end))
+        if start > until:
+            if until >= 0:
+                append((at, until))
+            at, until = start, end
+        elif end > until:
+            until = end
+    if until >= 0:
+        append((at, until))
     return result
+
+
+def unite(left: Spans, right: Spans) -> Spans:
+    """Return what is in either; quick if one of them is short."""
+    if len(left) < len(right):
+        left, right = right, left
+    if not right:
+        return list(left)
+    if len(right) * _FEW > len(left):
+        return join([*left, *right])
+    result: Spans = []
+    at = 0
+    for first, last in right:
+        start, end = first, last
+        behind = bisect_left(left, (start,), at)
+        result += left[at:behind]
+        at = behind
+        if result and result[-1][1] >= start:
+            start, before = result.pop()
+            end = max(before, end)
+        while at < len(left) and left[at][0] <= end:
+            end = max(end, left[at][1])
+            at += 1
+        result.append((start, end))
+    result += left[at:]
+    return result
+
+
+_END = ((1 << 65, 1 << 65),)
+"""Behind all addresses."""
+_FEW = 8
+"""So many times longer one list must be for the other one's ranges to be looked up in it."""
 
 
 def near(spans: Spans, wanted: Spans) -> Spans:

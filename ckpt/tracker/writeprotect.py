@@ -41,7 +41,7 @@ from ckpt.process.task import Task
 from ckpt.process.userfault import make_inside_each
 from ckpt.tracker.base import Scan, TrackerName
 from ckpt.tracker.populated import iter_ranges, opened_pagemap, scan_written
-from ckpt.tracker.spans import Own, Spans, intersect, join, subtract
+from ckpt.tracker.spans import Own, Spans, intersect, join, subtract, unite
 from ckpt.units import AddrRange, Fd, Pid, RemoteAddr
 
 _DENSE_BYTES = 1 << 21
@@ -127,7 +127,7 @@ class WriteProtect:
         """See `base.Tracker.collect`."""
         dense = [
             (start, end)
-            for start, end in intersect(own.anonymous, likely)
+            for start, end in intersect(_dense(own.anonymous), _dense(likely))
             if end - start >= _DENSE_BYTES
         ]
         sparse = Own(subtract(own.anonymous, dense), own.mapped)
@@ -142,9 +142,9 @@ class WriteProtect:
 
         def order() -> tuple[Spans, Spans]:
             whole = subtract(dense, odd)
-            unwritten = join([*seen.unwritten, *whole])
             spans = join((start, end) for start, end, _ in written)
-            return join([*seen.populated, *whole]), subtract(unwritten, spans)
+            unwritten = subtract(unite(seen.unwritten, whole), spans)
+            return unite(seen.populated, whole), unwritten
 
         return Scan(order)
 
@@ -223,6 +223,11 @@ def _find_stale(fd: Fd, own: Own) -> Spans:
         )
         stale += [(start, end) for start, end, _ in regions]
     return join(stale)
+
+
+def _dense(spans: Spans) -> Spans:
+    """Return those that can have a dense part; of many scattered pages that is quick to see."""
+    return [span for span in spans if span[1] - span[0] >= _DENSE_BYTES]
 
 
 def _ask_dense(fd: Fd, dense: Spans, n_threads: int) -> tuple[list[Region], Spans]:
@@ -321,8 +326,11 @@ def _look(fd: Fd, own: Own) -> _Seen:
             unwritten.append((start, end))
     populated += pagemap.drop_markers(fd, in_swap)
     exists = join(populated)
-    # MADV_DONTNEED of a private file mapping leaves a marker that looks protected: no page.
-    return _Seen(exists, intersect(join(unwritten), exists), join(unwatched))
+    protected = join(unwritten)
+    if in_swap:
+        # MADV_DONTNEED of a private file mapping leaves a marker that looks protected: no page.
+        protected = intersect(protected, exists)
+    return _Seen(exists, protected, join(unwatched))
 
 
 def create_inside(pid: Pid, arena: Arena, task: Task) -> WriteProtect:

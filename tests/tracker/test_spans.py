@@ -5,7 +5,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckpt.tracker.spans import intersect, join, subtract, total_bytes
+from ckpt.tracker.spans import intersect, join, subtract, total_bytes, unite
 
 LIMIT = 60
 
@@ -54,6 +54,14 @@ def test_intersect(left, right):
     both = intersect(left, right)
     assert plain(both) == plain(left) & plain(right)
     assert is_canonical(both)
+
+
+@given(operands, operands)
+def test_unite(left, right):
+    for few in (right, right[:1], right[-1:]):
+        for both in (unite(left, few), unite(few, left)):
+            assert plain(both) == plain(left) | plain(few)
+            assert is_canonical(both)
 
 
 @given(operands, operands)
