@@ -61,14 +61,14 @@ def view_at_rest(pid: int) -> dict[str, Any]:
     pidfd = pidfd_open(Pid(pid))
     try:
         for _ in range(_LOOKS):
-            if _is_at_rest(pid) or select.select([pidfd], [], [], _LOOK_EVERY_S)[0]:
+            if is_at_rest(pid) or select.select([pidfd], [], [], _LOOK_EVERY_S)[0]:
                 break
     finally:
         os.close(pidfd)
     return view(pid)
 
 
-def _is_at_rest(pid: int) -> bool:
+def is_at_rest(pid: int) -> bool:
     """Tell whether each thread waits in a system call, or has ended."""
     tasks = Path("/proc", str(pid), "task").iterdir()
     # Else it says that it is running, or -1.

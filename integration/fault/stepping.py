@@ -27,6 +27,7 @@ from ckpt.tracker.epoch import read_epoch, read_void
 from ckpt.tracker.populated import opened_pagemap, scan_populated
 from ckpt.tracker.spans import intersect, subtract
 from ckpt.units import addr_range
+from integration.procview import is_at_rest
 
 KILLED = -signal.SIGKILL
 NOT_PERMITTED, HOST_FULL = 12, 13
@@ -57,7 +58,8 @@ def ending_of(action):
 
 def settle(pid):
     """Wait until a program that has answered waits for its next command, and changes nothing."""
-    while not Path(f"/proc/{pid}/syscall").read_text().startswith(f"{int(NR.read)} 0x0 "):
+    reading = f"{int(NR.read)} 0x0 "
+    while not (Path(f"/proc/{pid}/syscall").read_text().startswith(reading) and is_at_rest(pid)):
         os.sched_yield()
 
 
