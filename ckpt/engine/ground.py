@@ -13,6 +13,7 @@ whose leader has a terminal to take first (`growing`). Neighbour: `standing` goe
 """
 
 import contextlib
+import fcntl
 import os
 import resource
 from collections.abc import Collection, Iterator, Mapping
@@ -30,8 +31,8 @@ from ckpt.kernel.clone3 import CloneFlag
 from ckpt.kernel.features import Features
 from ckpt.kernel.pidfd import pidfd_open
 from ckpt.process.remote import call
-from ckpt.process.seed import ClockOffsets, Nursery, plant
-from ckpt.resources.registry import stays_in_ours
+from ckpt.process.seed import ClockOffsets, Embryo, Nursery, plant
+from ckpt.resources.registry import highest_fd, stays_in_ours
 from ckpt.tracker.spans import Spans, intersect, join
 from ckpt.units import AddrRange, Fd, Pid
 
@@ -138,6 +139,27 @@ class Ground:
                 reap(parent, pid, place.exit_signal)
 
 
+def _likely_fds(tree: TreeImage) -> int:
+    """Return how many descriptors there may be at last, ours of the same files and those to be.
+
+    A table that threads share grows only when all processors have seen that (20 ms in the kernel,
+    `expand_fdtable`): ours and the embryos' are as wide as they will be before the tree stands
+    still.
+    """
+    n_there = sum(highest_fd([process.resources]) + 1 for process in tree.processes)
+    return min(2 * n_there + _ROOM_FDS, _MOST_FDS)
+
+
+_ROOM_FDS, _MOST_FDS = 256, 1 << 16
+
+
+def _widen(embryo: Embryo, n_fds: int) -> None:
+    """Have an embryo's table hold so many; that it cannot is no failure."""
+    reply = embryo.run([call(NR.fcntl, _US_AT, fcntl.F_DUPFD_CLOEXEC, n_fds - 1)])[0]
+    if reply.ok:
+        embryo.run([call(NR.close, reply.value)])
+
+
 @contextlib.contextmanager
 def prepared(
     tree: TreeImage, features: Features, offsets: ClockOffsets | None
@@ -161,9 +183,13 @@ def prepared(
     # Its numbers for what it inherits will lie above those that the tree has, however many.
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    n_fds = min(hard, _likely_fds(tree))
     us = pidfd_open(Pid(os.getpid()))
     try:
+        with contextlib.suppress(OSError):
+            os.close(fcntl.fcntl(us, fcntl.F_DUPFD_CLOEXEC, n_fds - 1))
         with plant(tree.root.pid, {_US_AT: us}, offsets, arena_at) as nursery:
+            _widen(nursery.root, n_fds)
             growing = Growing(tree, nursery)
             growing.grow_ahead()
             # Whoever was born later would have a copy of all.

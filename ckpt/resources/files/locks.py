@@ -32,7 +32,7 @@ import attrs
 
 from ckpt.errors import RestoreFailed
 from ckpt.kernel.arch import NR
-from ckpt.kernel.procfs.fdinfo import FileLock
+from ckpt.kernel.procfs.fdinfo import FdInfo, FileLock
 from ckpt.process.remote import Call, In, InOut, Reply, call
 from ckpt.resources.base import Restore, expect
 from ckpt.resources.files.open_file import OpenFile, Problem
@@ -96,6 +96,11 @@ def problem(file: OpenFile) -> Problem | None:
     if not refused:
         return None
     return Problem(f"holds {' and '.join(refused)} on the file, which is not supported")
+
+
+def has_lease(info: FdInfo) -> bool:
+    """Tell whether a lease is held through a descriptor."""
+    return any(lock.kind == _LEASE for lock in info.locks)
 
 
 def _refuse(lock: FileLock) -> str:

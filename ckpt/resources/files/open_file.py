@@ -16,6 +16,8 @@ O_LARGEFILE = 0o100000
 STANDARD_STREAMS = (0, 1, 2)
 LINKS = "links of files"
 """Key of `Stopped.notes`: descriptor -> what /proc/PID/fd shows, of the frozen process."""
+LEASES = "leases"
+"""Key of `Tree.notes`: whether a descriptor of the frozen tree has a lease."""
 
 
 Slot = tuple[Pid, RemoteFd]

@@ -4,7 +4,7 @@ A resource of its own, restored late: an owner may be a thread, and threads are 
 descriptors. O_ASYNC is set here too, since it is the owner that it alarms.
 
 Kernel: fcntl(2) F_SETOWN_EX, F_SETSIG, F_SETFL with O_ASYNC, asked and set inside the process. Only
-pipes, sockets, terminals and the like are asked, and where leases are held (/proc/locks) all files:
+pipes, sockets, terminals and the like are asked, and where leases are held (fdinfo) all files:
 nothing else ever sends such a signal, and an owner that a program has set there without effect is
 lost.
 
@@ -39,7 +39,7 @@ from ckpt.resources.base import (
     Tree,
     expect,
 )
-from ckpt.resources.files.open_file import LINKS
+from ckpt.resources.files.open_file import LEASES, LINKS
 from ckpt.units import Fd, Pid, RemoteFd
 
 _F_SETOWN_EX, _F_GETOWN_EX = 15, 16
@@ -89,22 +89,26 @@ def _read_links(pid: Pid) -> dict[RemoteFd, str]:
     return links
 
 
-def _list_signalling(links: Mapping[RemoteFd, str], tree: Tree) -> list[RemoteFd]:
+def _list_signalling(links: Mapping[RemoteFd, str], *, leases: bool) -> list[RemoteFd]:
     """Return the descriptors that can send a signal at all."""
-    if _hold_leases(tree):
+    if leases:
         return list(links)
     return [fd for fd, link in links.items() if link.startswith(_CAN_SIGNAL)]
 
 
 def _hold_leases(tree: Tree) -> bool:
-    """Tell whether somebody of the tree has asked for a lease."""
+    """Tell whether somebody of a tree that runs has asked for a lease.
+
+    The kernel lets all lockers of the host wait for that, and waits for all its processors itself
+    (10 ms): of a tree that stands still `LEASES` tells it.
+    """
     if tree.claim(_LEASES):
         tree.notes[_LEASES] = _read_leases(tree)
     leases: bool = tree.notes[_LEASES]
     return leases
 
 
-_LEASES = "leases"
+_LEASES = "leases of a tree that runs"
 
 
 def _read_leases(tree: Tree) -> bool:
@@ -137,7 +141,7 @@ def _read_owners(tree: Tree) -> set[tuple[int, int]]:
 def look(target: Target) -> Iterator[Finding]:
     """Name every descriptor that alarms somebody else."""
     pid = target.pid
-    fds = _list_signalling(_read_links(pid), target.tree)
+    fds = _list_signalling(_read_links(pid), leases=_hold_leases(target.tree))
     if not fds:
         return
     own = _list_owners(target.tree)
@@ -170,7 +174,7 @@ def _read_owner(pidfd: Fd, fd: RemoteFd, pid: Pid) -> tuple[int, int]:
 def capture(stopped: Stopped) -> Capture[OwnersRecord]:
     """Ask inside: pids are those that the process itself knows."""
     links = stopped.notes.get(LINKS) or _read_links(stopped.pid)
-    fds = _list_signalling(links, stopped.tree)
+    fds = _list_signalling(links, leases=stopped.tree.notes.get(LEASES, True))
     replies = yield [one for fd in fds for one in _plan_asking(fd)]
     return Later(lambda: _record_of(fds, replies))
 

@@ -38,7 +38,7 @@ from ckpt.resources.files.external import EXTERNAL
 from ckpt.resources.files.fd_table import FdTable, FdTables
 from ckpt.resources.files.kind import AnyKind
 from ckpt.resources.files.kinds import classify
-from ckpt.resources.files.open_file import LINKS, OpenFile, Problem, Slot
+from ckpt.resources.files.open_file import LEASES, LINKS, OpenFile, Problem, Slot
 from ckpt.resources.files.placing import Source, plan_sources, prepare, restore
 from ckpt.units import Pid
 
@@ -115,7 +115,8 @@ def _read_tables(tree: Tree) -> FdTables:
     """Return what all processes of the frozen tree have open; read once in a capture."""
     if tree.claim(_NOW):
         looked: _Looked | None = tree.notes.get(_NAME)
-        tree.notes[_NOW] = FdTables(tree.pids, looked.tables if looked else None, tree=tree)
+        read = tree.notes[_NOW] = FdTables(tree.pids, looked.tables if looked else None, tree=tree)
+        tree.notes[LEASES] = any(locks.has_lease(file.info) for file in read.files)
     tables: FdTables = tree.notes[_NOW]
     return tables
 
