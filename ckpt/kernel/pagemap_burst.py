@@ -72,10 +72,8 @@ class ScanBurst(BurstWithRoom):
                     raise TargetGone(pagemap.pid_behind(self._fd))
                 raise OSError(-n_found, os.strerror(-n_found))
             first = at + _ARG.size
-            regions: list[Region] = [
-                _REGION.unpack_from(memory, first + index * _REGION.size)
-                for index in range(n_found)
-            ]
+            told = memoryview(memory)[first : first + n_found * _REGION.size]
+            regions: list[Region] = list(_REGION.iter_unpack(told))
             (walk_end,) = struct.unpack_from("<Q", memory, at + _WALK_END)
             if walk_end < span.end:
                 rest = AddrRange(RemoteAddr(walk_end), span.end)

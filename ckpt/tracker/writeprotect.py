@@ -14,6 +14,7 @@ Kernel: userfaultfd(2), ioctl_userfaultfd(2), Documentation/admin-guide/mm/pagem
 
 import contextlib
 import os
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import chain
@@ -305,10 +306,6 @@ def _protect(fd: Fd, own: Own) -> list[Region]:
 
 def _look(fd: Fd, own: Own) -> _Seen:
     """Return which pages exist, and what is known of them."""
-    populated: Spans = []
-    unwritten: Spans = []
-    unwatched: Spans = []
-    in_swap: Spans = []
     burst = ScanBurst(fd)
     for span, absent in _iter_absent(own):
         burst.scan(
@@ -318,19 +315,22 @@ def _look(fd: Fd, own: Own) -> _Seen:
             category_anyof_mask=PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
             return_mask=PAGE_IS_WPALLOWED | PAGE_IS_WRITTEN | PAGE_IS_SWAPPED,
         )
+    # One step for each range, of which there may be very many.
+    found: defaultdict[int, Spans] = defaultdict(list)
     for start, end, categories in chain.from_iterable(burst.collect()):
-        (in_swap if categories & PAGE_IS_SWAPPED else populated).append((start, end))
-        if not categories & PAGE_IS_WPALLOWED:
-            unwatched.append((start, end))
-        elif not categories & PAGE_IS_WRITTEN:
-            unwritten.append((start, end))
-    populated += pagemap.drop_markers(fd, in_swap)
-    exists = join(populated)
-    protected = join(unwritten)
-    if in_swap:
+        found[categories].append((start, end))
+
+    def those(mask: int, wanted: int) -> Spans:
+        alike = [spans for categories, spans in found.items() if categories & mask == wanted]
+        return join(chain.from_iterable(alike))
+
+    exists = those(PAGE_IS_SWAPPED, 0)
+    protected = those(PAGE_IS_WPALLOWED | PAGE_IS_WRITTEN, PAGE_IS_WPALLOWED)
+    if in_swap := those(PAGE_IS_SWAPPED, PAGE_IS_SWAPPED):
+        exists = unite(exists, join(pagemap.drop_markers(fd, in_swap)))
         # MADV_DONTNEED of a private file mapping leaves a marker that looks protected: no page.
         protected = intersect(protected, exists)
-    return _Seen(exists, protected, join(unwatched))
+    return _Seen(exists, protected, those(PAGE_IS_WPALLOWED, 0))
 
 
 def create_inside(pid: Pid, arena: Arena, task: Task) -> WriteProtect:
