@@ -16,6 +16,8 @@ def test_a_generation_replaced_by_hand_is_not_built_on(tmp_path):
         dump(first.pid, image)
         dump(first.pid, image)
         shutil.rmtree(image / "gen-000001")
+        # Else its number would not be given again.
+        (image / "newest").unlink()
         with Program("tracker_cases", "t_write", cwd=tmp_path) as other:
             assert dump(other.pid, image)["generation"] == 1
         result = dump(first.pid, image)
