@@ -63,11 +63,12 @@ def untouched(pid):
 
 def children(pid):
     """Return the pids of a process's children."""
-    return {
-        int(child)
-        for task in Path(f"/proc/{pid}/task").iterdir()
-        for child in (task / "children").read_text().split()
-    }
+    found = set()
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        # A thread of ours may end meanwhile: its children are another one's then.
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            found |= {int(child) for child in (task / "children").read_text().split()}
+    return found
 
 
 @contextlib.contextmanager

@@ -33,7 +33,7 @@ def test_one_that_is_killed_meanwhile_does_not_keep_the_others_from_it():
         child = int(work.stdout.readline())
         root = Pid(work.pid)
         with freeze_tree(root, ptrace.Option.NONE) as frozen:
-            taken = Taken(frozen, Tree(tuple(frozen.processes)), TreeImage((), ()), {})
+            taken = Taken(frozen, Tree(tuple(frozen.processes)), TreeImage((), ()), {}, dict)
             taken.tree.at_kill.append(lambda: os.kill(child, signal.SIGKILL))
             taken.doom()
             await_state(child, "Z")
