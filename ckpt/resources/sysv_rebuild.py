@@ -60,8 +60,6 @@ class _Segment:
     def __init__(self, record: SegmentRecord) -> None:
         """Make it, still empty."""
         self._record = record
-        self._goes_by_itself = bool(record.permissions.mode & SHM_DEST)
-        """With the last who has it attached; so nothing stays if we are killed."""
         self._done = False
         _make_room(record)
         self._id = _made(
@@ -70,15 +68,15 @@ class _Segment:
             lambda flags: _get_segment(record, flags),
             sysvipc.remove_segment,
         )
-        self._address: RemoteAddr | None = sysvipc.shmat(self._id)
-        if self._goes_by_itself:
-            # It can still be attached by its id, as long as it is there.
-            sysvipc.remove_segment(self._id)
+        self._address: RemoteAddr | None = None
 
     def fill(self) -> None:
-        """Give it its content, its owner and its mode."""
-        assert self._address is not None
-        address = self._address
+        """Attach it, and give it its content, its owner and its mode."""
+        address = self._address = sysvipc.shmat(self._id)
+        if self._record.permissions.mode & SHM_DEST:
+            # It goes with the last who has it attached, so nothing stays if we are killed; till
+            # then it can still be attached by its id.
+            sysvipc.remove_segment(self._id)
         for one in self._record.data:
             raw = zlib.decompressobj().decompress(one.packed, one.len_bytes)
             sysvipc.write_attached(address, one.offset_bytes, raw)
@@ -92,9 +90,8 @@ class _Segment:
     def close(self) -> None:
         """Detach and remove it if nobody got it."""
         if not self._done:
-            if not self._goes_by_itself:
-                with contextlib.suppress(OSError):
-                    sysvipc.remove_segment(self._id)
+            with contextlib.suppress(OSError):
+                sysvipc.remove_segment(self._id)
             self._detach()
 
     def _detach(self) -> None:
